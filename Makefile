@@ -1,0 +1,26 @@
+# `make study` and `make test` set up everything they need in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: study test
+.DELETE_ON_ERROR:
+
+study: $(INSTALLED)
+	$(BIN)/plainres train experiment=digits
+	$(BIN)/plainres report runs/digits
+
+test: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=auto --cov --cov-fail-under=95
+
+# pip works from outside on .venv, so that Debian's python3 suffices, whose venv has no pip to put there
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "plainres needs Python 3.11 or newer; $(PYTHON) is %d.%d: make PYTHON=python3.12" % v[:2])'
+	$(PYTHON) -m venv --without-pip .venv
+	$(PYTHON) -m pip --python $(BIN)/python install -r requirements.lock
+	$(PYTHON) -m pip --python $(BIN)/python install --no-build-isolation --no-deps -e .
+	@touch $@

@@ -1,0 +1,173 @@
+"""The batches of a run: images in their order, augmented, normalised, on the device.
+
+Nothing here has a state of its own: which images a step sees, and how, follows from the number of steps done. So a run
+can go on from any step, on any number of devices, and see what it would have seen.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from plainres.data import Images, Source, Split
+from plainres.errors import InputError
+from plainres.randomness import draws, order, shift_right
+
+Batch = tuple[Tensor, Tensor]  # images (N, C, H, W) float32 in channels_last order, targets (N,) int64
+
+EVALUATION_BATCH = 512  # images; in evaluation mode the result does not depend on it
+
+
+class Pixels:
+    """The images of a split on a device, as what a network takes: zero mean and unit variance in each channel."""
+
+    def __init__(self, split: Split, mean: Tensor, std: Tensor, device: torch.device) -> None:
+        # the device of the batches' index decides where a batch is made; Lightning moves it on if need be
+        home = device if _fits(split.images, device) else torch.device("cpu")
+        self.images, self.targets = split.images.to(home), split.targets.to(home)
+        self.mean, self.scale = mean.to(home), 1 / std.clamp(min=1e-6).to(home)
+
+    def batch(self, index: Tensor) -> Batch:
+        """The images at `index` (N,) as they are."""
+        index = index.to(self.images.device)
+        return self._normalised(self.images[index]), self.targets[index]
+
+    def augmented(self, index: Tensor, random: Tensor, pad: int, flip: bool) -> Batch:
+        """The images at `index` (N,), each cropped at random from its padded self and, if `flip`, perhaps mirrored.
+
+        He et al. 2015, section 4.2: `pad` pixels on each side (here zeros after normalisation), then a crop of the
+        original size. `random` (N,) has the random bits of each image.
+        """
+        index, random = index.to(self.images.device), random.to(self.images.device)
+        _, height, width, _ = self.images.shape
+        offsets = 2 * pad + 1
+        top = (random >> 1) % offsets
+        left = shift_right(random, 32) % offsets
+        rows = torch.arange(-pad, height - pad, device=index.device) + top[:, None]
+        columns = torch.arange(-pad, width - pad, device=index.device) + left[:, None]
+        if flip:
+            columns = torch.where((random & 1).bool()[:, None], columns.flip(1), columns)
+        crops = self.images[
+            index[:, None, None], rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]
+        ]
+        images = self._normalised(crops)
+        if pad:
+            inside_rows = (rows >= 0) & (rows < height)
+            inside_columns = (columns >= 0) & (columns < width)
+            images *= (inside_rows[:, None, :, None] & inside_columns[:, None, None, :]).to(images.dtype)
+        return images, self.targets[index]
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        """(N, H, W, C) uint8 -> (N, C, H, W) float32, channels_last without a copy."""
+        return pixels.float().sub_(self.mean).mul_(self.scale).permute(0, 3, 1, 2)
+
+
+def _fits(images: Tensor, device: torch.device) -> bool:
+    """Whether a GPU can hold the images and still has half of its free memory for the training."""
+    return device.type != "cuda" or images.nbytes < torch.cuda.mem_get_info(device)[0] / 2
+
+
+class TrainingBatches:
+    """The batches of one epoch after another; the last images of an epoch, too few for a batch, are left out.
+
+    `position` tells the number of optimizer steps done, from which the epoch and the place in it follow. Each of
+    `world_size` processes gets its contiguous part of every global batch.
+    """
+
+    def __init__(
+        self,
+        pixels: Pixels,
+        source: Source,
+        batch_size: int,
+        seed: int,
+        position: Callable[[], int],
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.pixels, self.source, self.batch_size, self.seed = pixels, source, batch_size, seed
+        self.position, self.rank, self.world_size = position, rank, world_size
+
+    def __len__(self) -> int:
+        return len(self.pixels.targets) // self.batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, start = divmod(self.position(), len(self))
+        permutation = order(self.seed, epoch, len(self.pixels.targets))
+        share = self.batch_size // self.world_size
+        for step in range(start, len(self)):
+            first = step * self.batch_size + self.rank * share
+            index = permutation[first : first + share]
+            if self.source.pad or self.source.flip:
+                random = draws(self.seed, epoch, index)
+                yield self.pixels.augmented(index, random, self.source.pad, self.source.flip)
+            else:
+                yield self.pixels.batch(index)
+
+
+class EvaluationBatches:
+    """Every image once, as it is; each of `world_size` processes gets its part, which may differ by one in size."""
+
+    def __init__(self, pixels: Pixels, rank: int = 0, world_size: int = 1) -> None:
+        self.pixels = pixels
+        self.index = torch.arange(len(pixels.targets)).tensor_split(world_size)[rank]
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.index) / EVALUATION_BATCH)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start in range(0, len(self.index), EVALUATION_BATCH):
+            yield self.pixels.batch(self.index[start : start + EVALUATION_BATCH])
+
+
+class ImageBatches(pl.LightningDataModule):
+    """The loaders of a run: training batches, and the test and training sets for evaluation."""
+
+    def __init__(self, images: Images, source: Source, batch_size: int, seed: int) -> None:
+        super().__init__()
+        if batch_size > len(images.train):
+            raise InputError(
+                f"optim.batch_size is {batch_size}, but there are only {len(images.train)} training images"
+            )
+        self.images, self.source, self.batch_size, self.seed = images, source, batch_size, seed
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The number of whole batches in the training set."""
+        return len(self.images.train) // self.batch_size
+
+    def setup(self, stage: str) -> None:
+        """Bring the images to the device of this process."""
+        assert self.trainer is not None
+        device = self.trainer.strategy.root_device
+        mean, std = self.images.channel_statistics
+        self.training = Pixels(self.images.train, mean, std, device)
+        self.test = Pixels(self.images.test, mean, std, device)
+
+    def train_dataloader(self) -> TrainingBatches:
+        """The training batches, beginning where the trainer stands."""
+        trainer = self.trainer
+        assert trainer is not None
+        return TrainingBatches(
+            self.training,
+            self.source,
+            self.batch_size,
+            self.seed,
+            lambda: trainer.global_step,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+        )
+
+    def val_dataloader(self) -> EvaluationBatches:
+        """The test set."""
+        return self._evaluation(self.test)
+
+    def evaluation_of_training_set(self) -> EvaluationBatches:
+        """The training set, unaugmented and whole."""
+        return self._evaluation(self.training)
+
+    def _evaluation(self, pixels: Pixels) -> EvaluationBatches:
+        assert self.trainer is not None
+        return EvaluationBatches(pixels, self.trainer.global_rank, self.trainer.world_size)

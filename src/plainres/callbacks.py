@@ -1,0 +1,98 @@
+"""What is kept of a training and what is shown of it: the curves and the progress bar."""
+
+import csv
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from tqdm import tqdm
+
+COLUMNS: tuple[str, ...] = ("epoch", "step", "lr", "train/loss", "train/error", "test/loss", "test/error")
+
+
+class Curves(Logger):
+    """Keeps the curves as metrics.csv, a row for each epoch; errors in percent.
+
+    A row is appended in one write. Rows beyond `step`, from where the run goes on, were written by an interrupted
+    training after its last checkpoint; they are dropped, for they will be written again.
+    """
+
+    def __init__(self, file: Path, step: int) -> None:
+        super().__init__()
+        self.file, self.step = file, step
+
+    @property
+    def name(self) -> str:
+        """The name of the file."""
+        return self.file.name
+
+    @property
+    def version(self) -> str:
+        """There is one."""
+        return ""
+
+    @rank_zero_only
+    def begin(self) -> None:
+        """Write the header, and what is kept of an interrupted training."""
+        kept: list[dict[str, str]] = []
+        if self.file.exists():
+            with self.file.open(newline="") as lines:
+                kept = [row for row in csv.DictReader(lines) if None not in row.values()]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row for row in kept if int(row["step"]) <= self.step)
+        self.file.write_text(text.getvalue())
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append a row."""
+        text = io.StringIO()
+        csv.DictWriter(text, COLUMNS, lineterminator="\n").writerow({**metrics, "step": step})
+        with self.file.open("a") as file:
+            file.write(text.getvalue())
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: config.yaml has them."""
+
+
+class Progress(Callback):
+    """One bar for the whole run: the share done, the time left, the latest errors."""
+
+    def __init__(self, name: str, steps: int) -> None:
+        self.name, self.steps = name, steps
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the bar where the run begins or goes on."""
+        self.bar = tqdm(
+            total=self.steps,
+            initial=trainer.global_step,
+            desc=self.name,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.2 if sys.stderr.isatty() else 30,  # a log file is not flooded
+            disable=not trainer.is_global_zero,
+        )
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move on; tqdm limits how often the screen is touched."""
+        self.bar.update()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show what the evaluation found."""
+        evaluated = getattr(pl_module, "evaluated", {})
+        if "test/error" in evaluated:
+            self.bar.set_postfix_str(f"test error {evaluated['test/error']:.2f} %", refresh=False)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave the line on the screen."""
+        if stage == "fit" and hasattr(self, "bar"):
+            self.bar.close()

@@ -1,0 +1,129 @@
+"""The command line. What a command needs is imported when it is called, so that `plainres --help` is instant."""
+
+import argparse
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from plainres.errors import InputError
+
+HELP = """\
+plainres puts one change to a deep network, the shortcut, on a test bench.
+
+  plainres train [OVERRIDES]        train one network, or a study: see plainres train --help
+  plainres report FOLDER            compare the finished runs of a study: table, verdict, figures, page
+  plainres describe [OVERRIDES]     a network layer by layer; --json for programs
+
+  plainres train experiment=digits && plainres report runs/digits
+
+An override is group=choice or path.to.key=value, as in model/shortcut=plain model.depth=56.
+--debug shows the traceback of an error. Tab completion: eval "$(plainres train -sc install=bash)"
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit code: 0, 1 if a run failed, 2 if what was asked for cannot be done."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given or os.environ.get("HYDRA_FULL_ERROR") == "1"
+    command, rest = (given[0], [word for word in given[1:] if word != "--debug"]) if given else ("--help", [])
+    try:
+        if command in ("--help", "-h", "help"):
+            print(HELP, end="")
+            return 0
+        if command in ("-sc", "--shell-completion"):  # how the shell asks for completions, whatever the command
+            return _complete([command, *rest])
+        if command not in COMMANDS:
+            raise InputError(f"there is no command {command!r}; there are {', '.join(COMMANDS)}")
+        return COMMANDS[command](rest)
+    except (InputError, OSError) as error:
+        if debug:
+            traceback.print_exc()
+        print(f"plainres: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        traceback.print_exc()
+        print(f"plainres: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("plainres: stopped; the same command goes on", file=sys.stderr)
+        return 130
+
+
+def _train(arguments: list[str]) -> int:
+    from plainres.compose import compose
+    from plainres.runs import Run
+
+    configs = compose(arguments)
+    runs = [Run.of(config) for config in configs]
+    if len(runs) > 1:
+        from plainres.sweep import sweep
+
+        return 1 if sweep(runs) else 0
+    for run in runs:
+        if run.finished:
+            print(f"{run.name} is finished already", file=sys.stderr)
+        else:
+            from plainres.build import check
+
+            check(run.config)  # before the seconds that the import of Lightning takes
+            from plainres.train import launch
+
+            launch(run)
+        result = Run.of(run.config).result
+        print(
+            f"train error {result['train_error']:.2f} % (running), {result['train_error_eval']:.2f} % (eval); "
+            f"test error {result['test_error']:.2f} %"
+        )
+        print(run.folder)
+    return 0
+
+
+def _report(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser("plainres report", description="Compare the finished runs of a study.")
+    parser.add_argument("folder", type=Path, help="the folder of the study's runs, for example runs/digits")
+    from plainres.report import write
+
+    print(write(parser.parse_args(arguments).folder))
+    return 0
+
+
+def _describe(arguments: list[str]) -> int:
+    import torch
+
+    from plainres.build import architecture_of, source_of
+    from plainres.compose import compose
+    from plainres.describe import describe
+
+    descriptions = {}
+    for config in compose([argument for argument in arguments if argument != "--json"]):
+        source = source_of(config)
+        model = config.model
+        name = f"{config.shortcut}, depth {model['depth']}, width {model['width']}, on {config.choices['data']}"
+        if name not in descriptions:
+            with torch.device("meta"):
+                descriptions[name] = describe(architecture_of(config, source), source.shape)
+    if "--json" in arguments:
+        from dataclasses import asdict
+
+        found = [{"network": name, **asdict(description)} for name, description in descriptions.items()]
+        print(json.dumps(found[0] if len(found) == 1 else found, indent=2))
+    else:
+        print("\n\n".join(f"{name}\n{description}" for name, description in descriptions.items()))
+    return 0
+
+
+def _complete(arguments: list[str]) -> int:
+    """Let Hydra complete what stands behind the name of our command."""
+    from plainres.compose import compose
+
+    line = os.environ.get("COMP_LINE", "")
+    os.environ["COMP_LINE"] = re.sub(r"^(\S+)\s+(train|describe)(?=\s)", r"\1", line)
+    compose(arguments)
+    return 0
+
+
+COMMANDS = {"train": _train, "report": _report, "describe": _describe}

@@ -1,0 +1,138 @@
+"""The typed root of the configuration: what one run is made of.
+
+Every node is either declared here or instantiated, its signature then being its schema. Hydra composes a `Config`
+from conf/ (see `plainres.compose`); after that nothing is a DictConfig any more.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from plainres.errors import InputError
+
+PRECISIONS = ("32-true", "bf16-mixed")
+
+
+def _at_least(least: float, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not value >= least:
+            raise InputError(f"{name.replace('__', '.')} is {value}; it must be at least {least}")
+
+
+@dataclass
+class Warmup:
+    """A small learning rate until the net has begun to learn (He et al. 2015, section 4.2, for 110 layers)."""
+
+    lr: float = MISSING
+    until_train_error: float = MISSING  # percent
+
+    def __post_init__(self) -> None:
+        _at_least(0, optim__warmup__lr=self.lr, optim__warmup__until_train_error=self.until_train_error)
+
+
+@dataclass
+class Recipe:
+    """How a network is trained: SGD with momentum, weight decay on all weights, a learning rate that drops in steps.
+
+    Raises:
+        InputError: a value is out of its range, or not exactly one of `epochs` and `steps` is given.
+    """
+
+    batch_size: int = MISSING  # images of one step, over all devices
+    epochs: int | None = MISSING
+    steps: int | None = MISSING
+    lr: float = MISSING
+    momentum: float = MISSING
+    weight_decay: float = MISSING
+    milestones: list[float] = MISSING  # shares of all steps, in (0, 1), ascending
+    gamma: float = MISSING
+    warmup: Warmup | None = None
+
+    def __post_init__(self) -> None:
+        _at_least(1, optim__batch_size=self.batch_size, optim__epochs=self.epochs, optim__steps=self.steps)
+        _at_least(
+            0,
+            optim__momentum=self.momentum,
+            optim__weight_decay=self.weight_decay,
+            optim__gamma=self.gamma,
+        )
+        if not self.lr > 0:
+            raise InputError(f"optim.lr is {self.lr}; it must be above 0")
+        if (self.epochs is None) == (self.steps is None):
+            raise InputError(
+                f"optim.epochs is {self.epochs} and optim.steps is {self.steps}; "
+                "give the length in one of the two and set the other to null"
+            )
+        if sorted(self.milestones) != self.milestones or not all(0 < m < 1 for m in self.milestones):
+            raise InputError(
+                f"optim.milestones is {self.milestones}; they are shares of the steps, ascending, between 0 and 1"
+            )
+
+    def length(self, steps_per_epoch: int) -> int:
+        """The number of optimizer steps of the whole run."""
+        return self.steps if self.steps is not None else (self.epochs or 0) * steps_per_epoch
+
+    def lr_factor(self, step: int, length: int) -> float:
+        """What `lr` is multiplied with in optimizer step `step` (0-based) of `length`, warm-up aside."""
+        return self.gamma ** sum(step >= int(share * length) for share in self.milestones)
+
+
+@dataclass
+class Devices:
+    """Where a run computes. No part of a run's identity."""
+
+    accelerator: str = MISSING  # cpu or gpu
+    devices: int = MISSING  # one process each
+    threads: int = MISSING  # of each process, on the CPU
+
+    def __post_init__(self) -> None:
+        if self.accelerator not in ("cpu", "gpu"):
+            raise InputError(f"trainer.accelerator is {self.accelerator!r}; it must be cpu or gpu")
+        _at_least(1, trainer__devices=self.devices, trainer__threads=self.threads)
+
+
+@dataclass
+class CheckpointTimes:
+    """When a run is saved besides the end of training."""
+
+    every_minutes: float = MISSING
+
+    def __post_init__(self) -> None:
+        _at_least(0, checkpoint__every_minutes=self.every_minutes)
+
+
+@dataclass
+class Config:
+    """One run.
+
+    `model` is a recipe of a network factory `(in_channels, classes) -> nn.Module` with the keys depth, width and
+    shortcut; `data` of a `plainres.data.Source`. Both are plain dictionaries for `hydra.utils.instantiate`.
+    """
+
+    model: Any = MISSING
+    data: Any = MISSING
+    optim: Recipe = MISSING
+    trainer: Devices = MISSING
+    checkpoint: CheckpointTimes = MISSING
+    study: str = MISSING
+    runs: str = MISSING
+    seed: int = MISSING
+    precision: str = MISSING
+    choices: dict[str, str] = field(default_factory=dict)  # the option taken from each group: {"data": "digits"}
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise InputError(f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
+        _at_least(0, seed=self.seed)
+        devices = self.trainer.devices
+        if self.optim.batch_size % devices:
+            raise InputError(
+                f"optim.batch_size is {self.optim.batch_size}; the {devices} devices share it evenly, "
+                f"so it must be a multiple of {devices}"
+            )
+
+    @property
+    def shortcut(self) -> str:
+        """The name of the shortcut, as in conf/model/shortcut: the family a run belongs to."""
+        return self.choices["model/shortcut"]

@@ -1,0 +1,346 @@
+"""Where images come from.
+
+A source knows the shape and the classes of its images without loading them. `load` returns both splits as uint8 arrays;
+sources that must download or decode keep a decoded copy on disk, which concurrent runs share.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import joblib
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Generator, Tensor
+from tqdm import tqdm
+
+from plainres.errors import InputError
+
+SPLITS = ("train", "test")
+DECODED_AT_ONCE = 500  # images; enough to keep the threads busy, few enough for a lively bar
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (N, H, W, C), uint8, and their targets (N,), int64, in [0, classes)."""
+
+    images: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def first_per_class(self, count: int | None) -> "Split":
+        """The first `count` images of each class, in their order; everything if None.
+
+        Raises:
+            InputError: a class has fewer.
+        """
+        if count is None:
+            return self
+        keep = []
+        for target, size in enumerate(torch.bincount(self.targets).tolist()):
+            if size < count:
+                raise InputError(f"{count} images per class were asked for, but class {target} has only {size}")
+            keep.append(torch.nonzero(self.targets == target).flatten()[:count])
+        index = torch.cat(keep).sort().values
+        return Split(self.images[index], self.targets[index])
+
+
+@dataclass(frozen=True)
+class Images:
+    """The splits of a data set."""
+
+    train: Split
+    test: Split
+
+    @cached_property
+    def channel_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel (C,) over the training pixels, in units of pixel values.
+
+        From exact counts, so they depend neither on the order of summation nor on the number of threads.
+        """
+        levels = torch.arange(256, dtype=torch.float64)
+        means, deviations = [], []
+        for channel in self.train.images.unbind(-1):
+            share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+            mean = (levels * share).sum()
+            means.append(mean)
+            deviations.append(((levels - mean).square() * share).sum().sqrt())
+        return torch.stack(means).float(), torch.stack(deviations).float()
+
+    def sha256(self) -> str:
+        """A digest of all images and targets, to tell whether two runs saw the same data."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.test):
+            for array in (split.images, split.targets):
+                digest.update(str(tuple(array.shape)).encode())
+                digest.update(array.contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+class Source(Protocol):
+    """Where images come from, and how a training image is augmented: pad, random crop, mirror."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Channels, height, width."""
+        ...
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        ...
+
+    @property
+    def pad(self) -> int:
+        """Zeros on each side before a random crop of the image's size; 0: no crop."""
+        ...
+
+    @property
+    def flip(self) -> bool:
+        """Whether a training image is mirrored left-right with probability 1/2."""
+        ...
+
+    def prepare(self) -> None:
+        """Do once what makes `load` quick: download, decode."""
+        ...
+
+    def load(self) -> Images:
+        """Return both splits."""
+        ...
+
+
+@dataclass(frozen=True)
+class Digits:
+    """scikit-learn's handwritten digits (Alpaydin & Kaynak 1998): 1,500 training and 297 test images, grey, 8x8.
+
+    scikit-learn has no split of its own; this one is a fixed permutation.
+    """
+
+    pad: int
+    flip: bool
+
+    shape: ClassVar = (1, 8, 8)
+    classes: ClassVar = 10
+    train_images: ClassVar = 1500
+
+    def prepare(self) -> None:
+        """Nothing: the images are part of scikit-learn."""
+
+    def load(self) -> Images:
+        """Return both splits; pixel values are 0 to 16."""
+        from sklearn.datasets import load_digits
+
+        bunch: Any = load_digits()
+        images = torch.from_numpy(bunch.images.astype(np.uint8)).unsqueeze(-1)
+        targets = torch.from_numpy(bunch.target.astype(np.int64))
+        order = torch.randperm(len(targets), generator=Generator().manual_seed(0))
+        train, test = order[: self.train_images], order[self.train_images :]
+        return Images(Split(images[train], targets[train]), Split(images[test], targets[test]))
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """Random images with random targets: `train` and `test` of them, of `shape` (C, H, W)."""
+
+    shape: Sequence[int]
+    classes: int
+    train: int
+    test: int
+    pad: int
+    flip: bool
+
+    def __post_init__(self) -> None:
+        if min(*self.shape, self.classes, self.train, self.test) < 1:
+            raise InputError("data.shape, data.classes, data.train and data.test must be at least 1")
+
+    def prepare(self) -> None:
+        """Nothing."""
+
+    def load(self) -> Images:
+        """Return both splits, always the same."""
+        generator = Generator().manual_seed(0)
+        channels, height, width = self.shape
+
+        def draw(count: int) -> Split:
+            images = torch.randint(256, (count, height, width, channels), generator=generator, dtype=torch.uint8)
+            return Split(images, torch.randint(self.classes, (count,), generator=generator))
+
+        return Images(draw(self.train), draw(self.test))
+
+
+@dataclass(frozen=True)
+class HubImages:
+    """A classified image data set of the Hugging Face Hub with the splits train and test.
+
+    `name` is the Hub's name; `path`, if given, a folder that holds the same data set, and then nothing is downloaded.
+    The decoded copy lies under `cache` and is memory-mapped. A copy is made under another name and renamed when it is
+    whole, so that a half-written one is never used.
+    """
+
+    name: str
+    path: str | None
+    cache: str
+    image_column: str
+    label_column: str
+    classes: int
+    shape: Sequence[int]
+    train_per_class: int | None
+    test_per_class: int | None
+    pad: int
+    flip: bool
+
+    def load(self) -> Images:
+        """Return both splits, decoding them first if that has not been done.
+
+        Raises:
+            InputError: as `prepare`, or a class has fewer images than asked for.
+        """
+        self.prepare()
+        folder = self._decoded
+        splits = []
+        for split in SPLITS:
+            # copy-on-write: the pages are shared with other runs, and torch gets the writable array it wants
+            images = np.load(folder / f"{split}_images.npy", mmap_mode="c")
+            splits.append(Split(torch.from_numpy(images), torch.from_numpy(np.load(folder / f"{split}_targets.npy"))))
+        train, test = splits
+        return Images(train.first_per_class(self.train_per_class), test.first_per_class(self.test_per_class))
+
+    def prepare(self) -> None:
+        """Download and decode the data set unless there is a decoded copy.
+
+        Raises:
+            InputError: the folder, the network, a split, a column or the cache is missing, a label is outside the
+                classes, or an image has another shape.
+        """
+        folder = self._decoded
+        if folder.exists():
+            return
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(f"{folder}.lock").acquire()
+        except OSError as error:
+            raise InputError(
+                f"cannot write the cache {folder.parent}: {error.strerror}; set data.cache=FOLDER or PLAINRES_CACHE"
+            ) from error
+        with lock:
+            if folder.exists():  # another run has decoded it meanwhile
+                return
+            unfinished = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            try:
+                self._decode(unfinished)
+                unfinished.rename(folder)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+
+    @property
+    def _decoded(self) -> Path:
+        """The folder of the decoded copy: another one if the data, or what is read of them, is another."""
+        key: list[Any] = [self.name, self.image_column, self.label_column, self.classes, list(self.shape)]
+        if self.path is not None:
+            source = Path(self.path).expanduser().resolve()
+            if not source.is_dir():
+                raise InputError(f"data.path={self.path}: there is no such folder")
+            key.append(str(source))
+            key += [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in sorted(source.rglob("*")) if f.is_file()]
+        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
+        return Path(self.cache).expanduser() / f"{self.name.replace('/', '--')}-{digest}"
+
+    def _decode(self, folder: Path) -> None:
+        """Write <split>_images.npy (N, H, W, C) and <split>_targets.npy of both splits into `folder`."""
+        data = self._read()
+        for split in SPLITS:
+            if split not in data:
+                raise InputError(f"{self._where} has no split {split!r}; it has {', '.join(data) or 'none'}")
+            for column in (self.image_column, self.label_column):
+                if column not in data[split].column_names:
+                    columns = ", ".join(data[split].column_names)
+                    raise InputError(f"{self._where} has no column {column!r}; it has {columns}")
+        total = sum(len(data[split]) for split in SPLITS)
+        channels, height, width = self.shape
+        with tqdm(total=total, desc=f"decoding {self.name}", unit="image", leave=False) as bar:
+            for split in SPLITS:
+                rows = data[split]
+                targets = np.asarray(rows[self.label_column], dtype=np.int64)
+                wrong = np.flatnonzero((targets < 0) | (targets >= self.classes))
+                if wrong.size:
+                    raise InputError(
+                        f"{self._where}: image {wrong[0]} of {split} has the label {targets[wrong[0]]}; "
+                        f"with data.classes={self.classes} labels are 0 to {self.classes - 1}"
+                    )
+                np.save(folder / f"{split}_targets.npy", targets)
+                images = np.lib.format.open_memmap(
+                    folder / f"{split}_images.npy",
+                    mode="w+",
+                    dtype=np.uint8,
+                    shape=(len(rows), height, width, channels),
+                )
+                for start, decoded in self._decode_in_parallel(rows, split):
+                    images[start : start + len(decoded)] = decoded
+                    bar.update(len(decoded))
+                images.flush()
+
+    def _decode_in_parallel(self, rows: Any, split: str) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (index of the first image, images (n, H, W, C)); Pillow decodes without the interpreter's lock."""
+        channels, height, width = self.shape
+
+        def decode(numbered: tuple[int, dict[str, Any]]) -> np.ndarray:
+            from PIL import Image
+
+            index, encoded = numbered
+            file = encoded["path"] if encoded["bytes"] is None else io.BytesIO(encoded["bytes"])
+            with Image.open(file) as image:
+                pixels = np.asarray(image if channels == len(image.getbands()) else image.convert("L"))
+            pixels = pixels.reshape(*pixels.shape[:2], -1)
+            if pixels.shape != (height, width, channels):
+                raise InputError(
+                    f"{self._where}: image {index} of {split} is {pixels.shape[2]}x{pixels.shape[0]}x{pixels.shape[1]} "
+                    f"(channels x height x width); data.shape is {channels}x{height}x{width}"
+                )
+            return pixels
+
+        with ThreadPoolExecutor(joblib.cpu_count()) as pool:
+            for start in range(0, len(rows), DECODED_AT_ONCE):
+                encoded = rows[start : start + DECODED_AT_ONCE][self.image_column]
+                yield start, np.stack(list(pool.map(decode, enumerate(encoded, start))))
+
+    def _read(self) -> Any:
+        """The data set as `datasets` gives it, images still encoded."""
+        import datasets
+        from datasets.exceptions import DatasetNotFoundError, DatasetsError
+
+        print(f"reading {self._where} ...", file=sys.stderr)
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it narrates each of its retries
+        try:
+            data = datasets.load_dataset(self.name if self.path is None else str(Path(self.path).expanduser()))
+        except DatasetNotFoundError as error:
+            raise InputError(f"{self._where}: {str(error).splitlines()[0]}") from error
+        except (ConnectionError, DatasetsError, OSError, ValueError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            hint = "; a copy in a folder is read with data.path=FOLDER" if self.path is None else ""
+            raise InputError(f"{self._where} cannot be read: {reason}{hint}") from error
+        image = datasets.Image(decode=False)
+        return datasets.DatasetDict(
+            {
+                split: rows.cast_column(self.image_column, image) if self.image_column in rows.column_names else rows
+                for split, rows in data.items()
+            }
+        )
+
+    @property
+    def _where(self) -> str:
+        return self.name if self.path is None else self.path

@@ -1,0 +1,134 @@
+"""Figures of a study, as SVG and PNG: curves as in He et al. 2015, Figure 6, and final error by depth.
+
+Runs come as family -> depth (ascending) -> seed -> run. Families have the colours of Okabe and Ito (2008), which
+colour-blind readers can tell apart; within a family, the deeper the darker.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from itertools import cycle, pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter
+
+from plainres.runs import Run
+from plainres.statistics import summarize
+
+Families = Mapping[str, Mapping[int, Mapping[int, Run]]]
+
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "plainres",  # the same runs give the same bytes
+}
+
+
+def save_figures(families: Families, folder: Path) -> None:
+    """Write curves.svg, curves.png, depth.svg and depth.png."""
+    with mpl.rc_context(STYLE):
+        for name, figure in (("curves", curves(families)), ("depth", error_by_depth(families))):
+            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+            figure.savefig(folder / f"{name}.png", dpi=150)
+
+
+def curves(families: Families) -> Figure:
+    """Running training error (dashed) and test error (bold), means over seeds: a panel for each family."""
+    columns = min(len(families), 3)
+    rows = -(-len(families) // columns)
+    figure = Figure(figsize=(max(4.8 * columns, 6), 4.1 * rows))
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    panels: list[Axes] = list(grid.flat)
+    depths = sorted({depth for runs in families.values() for depth in runs})
+    late = 0.0  # the largest error of the second half of training
+    for panel, colour, (family, runs) in zip(panels, cycle(COLOURS), families.items(), strict=False):
+        for depth, by_seed in runs.items():
+            shade = _shade(colour, depths.index(depth), len(depths))
+            for column, style, width in (("train/error", "--", 1.0), ("test/error", "-", 2.0)):
+                steps, errors = _mean_curve(by_seed.values(), column)
+                label = f"{depth} layers" if style == "-" else None
+                dot = "." if len(steps) == 1 else None
+                panel.plot(steps, errors, style, color=shade, linewidth=width, label=label, marker=dot)
+                late = max(late, *(error for step, error in zip(steps, errors, strict=True) if 2 * step >= steps[-1]))
+        panel.set_title(family)
+        panel.set_xlabel("iterations")
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+        panel.set_xlim(left=0)
+        panel.legend(
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.15),
+            ncols=6,
+            handlelength=1.2,
+            columnspacing=1,
+            fontsize=8.5,
+        )
+    for panel in panels[len(families) :]:
+        panel.set_axis_off()
+    top = min(100, max(1.35 * late, 5))
+    panels[0].set_ylim(-0.01 * top, top)  # as in the paper, the first steps, far above, are cut off
+    for row in grid:
+        row[0].set_ylabel("error (%)")
+    styles = [
+        Line2D([], [], color="#444444", linestyle="--", linewidth=1, label="training error"),
+        Line2D([], [], color="#444444", linewidth=2, label="test error"),
+    ]
+    figure.legend(handles=styles, loc="outside lower center", ncols=2)
+    return figure
+
+
+def error_by_depth(families: Families) -> Figure:
+    """Final training error (eval-mode pass) against depth: every seed a dot, the mean with its sample s.d."""
+    figure = Figure(figsize=(6.4, 4.2))
+    axes = figure.subplots()
+    depths = sorted({depth for runs in families.values() for depth in runs})
+    gap = min((b - a for a, b in pairwise(depths)), default=1)
+    apart = min(0.02 * max(depths[-1] - depths[0], 1), 0.6 * gap / len(families))  # families beside each other
+    for i, (family, runs) in enumerate(families.items()):
+        style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+        errors = [[run.result["train_error_eval"] for run in by_seed.values()] for by_seed in runs.values()]
+        summaries = [summarize(values) for values in errors]
+        xs = [depth + apart * (i - (len(families) - 1) / 2) for depth in runs]
+        means, sds = [summary.mean for summary in summaries], [summary.sd or 0 for summary in summaries]
+        axes.errorbar(xs, means, yerr=sds, markersize=7, capsize=4, linewidth=1.5, label=family, **style)
+        for x, values in zip(xs, errors, strict=True):
+            axes.plot(
+                [x] * len(values), values, ".", color=style["color"], mfc="white", mew=0.8, markersize=5, zorder=3
+            )
+    axes.set_xticks(depths)
+    axes.set_xlabel("depth (weighted layers)")
+    axes.set_ylabel("final training error (%)")
+    axes.set_title("Mean and s.d. over seeds; small circles: the seeds", fontweight="normal", fontsize=10)
+    axes.legend(loc="upper left")
+    return figure
+
+
+def _shade(colour: str, i: int, n: int) -> tuple[float, ...]:
+    """The i-th of n shades, from half-way to white to half-way to black."""
+    share = 0.0 if n == 1 else 0.6 - 1.1 * i / (n - 1)
+    target = 1.0 if share > 0 else 0.0
+    return tuple(part + (target - part) * abs(share) for part in to_rgb(colour))
+
+
+def _mean_curve(runs: Iterable[Run], column: str) -> tuple[list[float], list[float]]:
+    values: defaultdict[float, list[float]] = defaultdict(list)
+    for run in runs:
+        for row in run.curve():
+            values[row["step"]].append(row[column])
+    steps = sorted(values)
+    return steps, [summarize(values[step]).mean for step in steps]

@@ -1,0 +1,55 @@
+"""Where a result comes from: versions, commit, device, weights."""
+
+import hashlib
+import platform
+import resource
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+def versions() -> dict[str, str]:
+    """The versions of what determines a result."""
+    packages = ("plainres", "torch", "lightning", "torchmetrics", "hydra-core", "numpy", "scikit-learn")
+    return {"python": platform.python_version()} | {package: version(package) for package in packages}
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that this code runs from, with "-dirty" if it was changed; None outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--match="]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git
+        return None
+    return done.stdout.strip() or None
+
+
+def device_name(device: torch.device) -> str:
+    """The name of the GPU, or of the CPU's kind of machine."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}"
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory this process has held: the GPU's if it trains on one, else resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 2**10  # getrusage counts bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """A digest of all parameters and buffers.
+
+    In the order of their names in the state dict, sorted: name, type, shape, and the values in C order of
+    (out, in, height, width), whatever their order in memory.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()

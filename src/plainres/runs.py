@@ -1,0 +1,154 @@
+"""What identifies a run, where it lives, its record on disk, its state.
+
+A run is identified by what determines its result: model, data, recipe, seed, precision. Its folder is a function of its
+configuration alone, `<runs>/<study>/<shortcut>-<depth>-w<width>-s<seed>-<hash of the identity>`, and holds
+
+    config.yaml    the resolved configuration
+    metrics.csv    the curves, a row for each epoch
+    checkpoints/   step-<number>.ckpt
+    log.txt        what a run of a sweep would have printed
+    result.json    written last, and at once: a run that has one is finished
+"""
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from plainres.config import Config
+from plainres.errors import InputError
+
+NOT_IDENTITY = {"data": ("path", "cache")}  # where the images are found, not which
+REPORT = "report"  # the folder among the runs that holds their report
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """What determines the result of a run, as plain nested values."""
+    parts = asdict(config)
+    parts = {key: parts[key] for key in ("model", "data", "optim", "seed", "precision")}
+    for group, keys in NOT_IDENTITY.items():
+        parts[group] = {key: value for key, value in parts[group].items() if key not in keys}
+    return parts
+
+
+def run_name(config: Config) -> str:
+    """A readable name, unique by the first 8 hexadecimal digits of the identity's SHA-256."""
+    canonical = json.dumps(identity(config), sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
+    model = config.model
+    return f"{config.shortcut}-{model['depth']}-w{model['width']}-s{config.seed}-{digest}"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file that is either there whole or not at all, also after a crash."""
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: its configuration and its folder."""
+
+    config: Config
+    folder: Path
+
+    @classmethod
+    def of(cls, config: Config) -> "Run":
+        """The run that a configuration describes; nothing is touched on disk."""
+        return cls(config, Path(config.runs) / config.study / run_name(config))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Run":
+        """The run kept in a folder.
+
+        Raises:
+            InputError: the folder has no readable config.yaml.
+        """
+        file = folder / "config.yaml"
+        try:
+            config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(file)))
+            assert isinstance(config, Config)
+            run_name(config)
+        except Exception as error:
+            reason = "no such file" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
+            raise InputError(f"{folder} is not the folder of a run: config.yaml: {reason}") from error
+        return cls(config, folder)
+
+    @property
+    def name(self) -> str:
+        """The readable name, a function of the configuration."""
+        return run_name(self.config)
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def log(self) -> Path:
+        """The file that takes what a run of a sweep prints."""
+        return self.folder / "log.txt"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end and left its result."""
+        return (self.folder / "result.json").exists()
+
+    @cached_property
+    def result(self) -> dict[str, Any]:
+        """The record of a finished run.
+
+        Raises:
+            InputError: result.json is damaged.
+        """
+        file = self.folder / "result.json"
+        try:
+            return json.loads(file.read_text())
+        except ValueError as error:
+            raise InputError(f"{file} is damaged ({error}); delete it and repeat the run") from error
+
+    def curve(self) -> list[dict[str, float]]:
+        """The rows of metrics.csv, empty if there are none yet."""
+        file = self.folder / "metrics.csv"
+        if not file.exists():
+            return []
+        whole = file.read_text().splitlines(keepends=True)
+        if whole and not whole[-1].endswith("\n"):  # a row that is being written
+            whole.pop()
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(whole)]
+
+    def prepare(self) -> None:
+        """Make the folder and write config.yaml.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
+        except OSError as error:
+            raise InputError(
+                f"cannot write the run's folder {self.folder}: {error.strerror}; set runs=FOLDER"
+            ) from error
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write result.json, which makes the run a finished one."""
+        write_atomically(self.folder / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def folders_of(runs: Path) -> Iterator[Path]:
+    """The folders directly in a study's folder, without its report, in the order of their names."""
+    for path in sorted(runs.iterdir()):
+        if path.is_dir() and path.name != REPORT:
+            yield path

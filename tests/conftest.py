@@ -1,0 +1,76 @@
+import copy
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from plainres.config import CheckpointTimes, Config, Devices, Recipe
+
+ROOT = Path(__file__).parents[1]
+CIFAR10 = Path(os.environ.get("PLAINRES_CIFAR10", ROOT.parent / "shared" / "data" / "cifar10"))
+
+SHORTCUTS = {"plain": "Plain", "identity": "Identity", "projection": "Projection", "projection_all": "ProjectionAll"}
+
+torch.set_num_threads(1)
+os.environ.setdefault("COVERAGE_FILE", str(ROOT / ".coverage"))  # of the processes that tests start elsewhere
+
+
+@pytest.fixture
+def make_config(tmp_path: Path) -> Callable[..., Config]:
+    """A small configuration, without Hydra: `make_config(depth=14, shortcut="plain", optim={"steps": 5})`."""
+
+    def make(
+        *,
+        shortcut: str = "identity",
+        depth: int = 8,
+        width: int = 4,
+        seed: int = 0,
+        data: dict[str, Any] | None = None,
+        optim: dict[str, Any] | None = None,
+        devices: int = 1,
+        **changes: Any,
+    ) -> Config:
+        factory = {"_target_": f"plainres.shortcuts.{SHORTCUTS[shortcut]}", "_partial_": True}
+        recipe: dict[str, Any] = {
+            "batch_size": 32,
+            "epochs": 2,
+            "steps": None,
+            "lr": 0.05,
+            "momentum": 0.9,
+            "weight_decay": 1e-4,
+            "milestones": [0.5, 0.75],
+            "gamma": 0.1,
+        }
+        synthetic: dict[str, Any] = {
+            "_target_": "plainres.data.Synthetic",
+            "shape": [1, 8, 8],
+            "classes": 10,
+            "train": 100,
+            "test": 30,
+            "pad": 2,
+            "flip": True,
+        }
+        values: dict[str, Any] = {
+            "model": {
+                "_target_": "plainres.networks.CifarNet",
+                "_partial_": True,
+                "depth": depth,
+                "width": width,
+                "shortcut": factory,
+            },
+            "data": copy.deepcopy(data) if data is not None else synthetic,
+            "optim": Recipe(**(recipe | (optim or {}))),
+            "trainer": Devices(accelerator="cpu", devices=devices, threads=1),
+            "checkpoint": CheckpointTimes(every_minutes=5),
+            "study": "test",
+            "runs": str(tmp_path / "runs"),
+            "seed": seed,
+            "precision": "32-true",
+            "choices": {"model/shortcut": shortcut, "data": "synthetic"},
+        }
+        return Config(**(values | changes))
+
+    return make

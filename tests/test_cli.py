@@ -1,0 +1,211 @@
+"""The command line, in this process where its words are the point, in one of its own where the process is."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+from plainres.cli import main
+
+PLAINRES = Path(sys.executable).with_name("plainres")
+SMALL = ["model.depth=8", "model.width=4", "optim.epochs=2", "data=synthetic", "data.train=128", "data.shape=[1,8,8]"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["plainres"])
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [PLAINRES, *arguments], capture_output=True, text=True, check=False, env=os.environ | environment
+    )
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; from plainres.cli import main; main(['--help']); print(sorted(sys.modules))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "plainres train [OVERRIDES]" in said
+    assert not [name for name in ("torch", "hydra", "numpy", "matplotlib", "yaml") if f"'{name}'" in said]
+
+
+def test_help_of_train_lists_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "--help"])
+    said = capsys.readouterr().out
+    assert "model/shortcut: identity, plain, projection, projection_all" in said
+    assert "experiment=digits" in said
+
+
+def test_hydras_own_options_work(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--cfg", "job", "model.depth=32"]) == 0
+    assert "depth: 32" in capsys.readouterr().out
+    info = run("train", "--info", "defaults")
+    assert info.returncode == 0
+    assert "model/shortcut" in info.stdout
+    assert not list(Path.cwd().iterdir())
+
+
+def test_one_run_prints_its_folder_last_and_the_second_time_trains_nothing(tmp_path: Path) -> None:
+    first = run("train", *SMALL)
+    assert first.returncode == 0, first.stderr
+    folder = tmp_path / first.stdout.splitlines()[-1]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoints",
+        "config.yaml",
+        "metrics.csv",
+        "result.json",
+    ]
+    assert "Warning" not in first.stderr
+    assert "GPU available" not in first.stderr
+    written = (folder / "result.json").stat().st_mtime_ns
+    second = run("train", *SMALL)
+    assert second.returncode == 0
+    assert "is finished already" in second.stderr
+    assert second.stdout == first.stdout
+    assert (folder / "result.json").stat().st_mtime_ns == written
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_a_sweep_and_its_report(tmp_path: Path) -> None:
+    sweep = ("train", "-m", *SMALL, "model.depth=8,14", "model/shortcut=plain,identity", "seed=0,1", "study=small")
+    first = run(*sweep)
+    assert first.returncode == 0, first.stderr
+    assert "8 runs, 0 finished, 8 to train" in first.stderr
+    assert "[8/8]" in first.stderr
+    second = run(*sweep)
+    assert second.returncode == 0
+    assert "8 runs, 8 finished, 0 to train" in second.stderr
+    report = run("report", "runs/small")
+    assert report.returncode == 0, report.stderr
+    assert "equal training budget: 4 steps of 64 images" in report.stdout
+    assert report.stdout.rstrip().endswith("runs/small/report/index.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["describe", "data=cifar10", "model.depth=110", "model/shortcut=projection"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("projection, depth 110, width 16, on cifar10\n")
+    assert said.split()[-2:] == ["1,730,714", "253,149,824"]
+    assert main(["describe", "data=cifar10", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["parameters"], found["multiply_adds"]) == (269722, 40551040)
+    assert main(["describe", "-m", "data=cifar10", "model.depth=20,32", "seed=0,1", "--json"]) == 0
+    assert [each["parameters"] for each in json.loads(capsys.readouterr().out)] == [269722, 464154]
+
+
+@pytest.mark.parametrize("command", ["train", "describe"])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.depth=21", "model.depth is 21; it must be 6n+2 with n at least 1: the nearest are 20 and 26"),
+        ("model/shortcut=highway", "there are identity, plain, projection, projection_all"),
+        ("model.dept=20", "there is no option model.dept (did you mean depth?)"),
+        ("sede=1", "there is no option sede (did you mean seed?)"),
+        ("optim.batchsize=1", "there is no option optim.batchsize (did you mean batch_size?)"),
+        ("+model.shortcut.scale=1", "model.shortcut has no option 'scale'"),
+        ("optim.batch_size=0", "optim.batch_size is 0; it must be at least 1"),
+        ("optim.batch_size=many", "Value 'many' of type 'str' could not be converted to Integer"),
+        ("optim.warmup.lr=1", "optim.warmup.lr"),
+        ("model.depth=twenty", "model.depth is 'twenty'; it must be int"),
+        ("data=cifar11", "data=cifar11: there is no such choice; there are cifar10, cifar100, digits, synthetic"),
+        ("precision=16", "precision is '16'; it must be one of 32-true, bf16-mixed"),
+        ("trainer.accelerator=tpu", "trainer.accelerator is 'tpu'; it must be cpu or gpu"),
+        ("depth", "missing EQUAL"),
+    ],
+)
+def test_a_mistake_gets_one_line(
+    command: str, override: str, message: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main([command, override]) == 2
+    said = capfd.readouterr()
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_data_folder(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["train", "data=cifar10", "data.path=nowhere", f"data.cache={tmp_path / 'cache'}"]) == 2
+    assert capfd.readouterr().err == "plainres: data.path=nowhere: there is no such folder\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unwritable_runs_folder(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert main(["train", *SMALL, "runs=file/runs"]) == 2
+    said = capfd.readouterr().err
+    assert "cannot write the run's folder file/runs/" in said
+    assert said.count("\n") == 1
+
+
+def test_a_sweep_with_a_mistake_trains_nothing(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["train", "-m", *SMALL, "model.depth=8,21"]) == 2
+    assert "model.depth is 21" in capfd.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["report", "nowhere"], "nowhere is not a folder"),
+        (["report", "."], "holds no runs"),
+        (["trian"], "there is no command 'trian'; there are train, report, describe"),
+    ],
+)
+def test_other_mistakes(arguments: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    said = capfd.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_the_traceback_is_there_for_who_wants_it() -> None:
+    assert "Traceback" not in run("describe", "model.depth=21").stderr
+    for said in (run("describe", "model.depth=21", "--debug"), run("describe", "model.depth=21", HYDRA_FULL_ERROR="1")):
+        assert said.returncode == 2
+        assert "Traceback" in said.stderr
+        assert said.stderr.splitlines()[-1].startswith("plainres: model.depth is 21")
+
+
+def test_a_shortcut_of_ones_own(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = tmp_path / "conf" / "model" / "shortcut"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("_target_: plainres.shortcuts.Identity\n_partial_: true\n")
+    assert main(["describe", f"--config-dir={tmp_path / 'conf'}", "model/shortcut=mine"]) == 0
+    assert capsys.readouterr().out.startswith("mine, depth 20")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+@pytest.mark.parametrize(
+    ("line", "completions"),
+    [
+        ("plainres train model/shortcut=pro", {"model/shortcut=projection", "model/shortcut=projection_all"}),
+        ("plainres train experiment=dig", {"experiment=digits"}),
+        ("plainres describe model.dep", {"model.depth="}),
+    ],
+)
+def test_tab_completes(line: str, completions: set[str]) -> None:
+    script = f"""
+        PATH={PLAINRES.parent}:$PATH
+        eval "$(plainres train -sc install=bash)"
+        COMP_LINE='{line}' COMP_POINT={len(line)} COMP_WORDS=({line}) COMP_CWORD=2
+        COMP_TYPE=9 COMP_KEY=9
+        hydra_bash_completion
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    said = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert set(said.stdout.split()) == completions, said.stderr
+
+
+def test_the_makefile_runs_the_study_and_its_report() -> None:
+    said = subprocess.run(["make", "-n", "-C", ROOT, "study"], capture_output=True, text=True, check=True).stdout
+    assert said.index("plainres train experiment=digits") < said.index("plainres report runs/digits")

@@ -1,0 +1,87 @@
+"""Every YAML in conf/ is composed, and what it names is made."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import ROOT
+from plainres.build import architecture_of, source_of
+from plainres.compose import compose
+from plainres.config import Config
+from plainres.runs import Run, run_name
+
+CONF = ROOT / "conf"
+SHIPPED = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.rglob("*.yaml"))
+EXPERIMENTS = [path.name for path in SHIPPED if path.parent.name == "experiment"]
+
+
+def make(config: Config) -> None:
+    source = source_of(config)
+    with torch.device("meta"):
+        logits = architecture_of(config, source)(torch.zeros(2, *source.shape))
+    assert logits.shape == (2, source.classes)
+    assert config.optim.length(100) > 0
+
+
+@pytest.mark.parametrize("path", [path for path in SHIPPED if path.parent.name not in ("", "experiment")], ids=str)
+def test_a_choice_is_composed_and_made(path: Path) -> None:
+    (config,) = compose([f"{path.parent}={path.name}"])
+    assert config.choices[str(path.parent)] == path.name
+    make(config)
+
+
+def test_the_default() -> None:
+    (config,) = compose([])
+    assert (config.shortcut, config.model["depth"], config.study) == ("identity", 20, "default")
+    make(config)
+
+
+AXES = {
+    "digits": (30, [8, 20, 32, 44, 56]),
+    "cifar10_degradation": (24, [20, 32, 44, 56]),
+    "cifar10_quick": (18, [8, 20, 56]),
+}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_has_its_axes_ready(experiment: str) -> None:
+    runs, depths = AXES[experiment]
+    configs = compose([f"experiment={experiment}"])
+    assert len({run_name(config) for config in configs}) == len(configs) == runs
+    assert {config.shortcut for config in configs} == {"plain", "identity"}
+    assert sorted({config.model["depth"] for config in configs}) == depths
+    assert {config.study for config in configs} == {experiment}
+    for config in configs[:: runs // 3]:
+        make(config)
+
+
+def test_the_digits_study_has_the_settings_it_was_measured_with() -> None:
+    config = compose(["experiment=digits"])[0]
+    optim = config.optim
+    assert (optim.batch_size, optim.epochs, optim.lr, optim.weight_decay) == (64, 10, 0.05, 1e-4)
+    assert (optim.milestones, optim.gamma, config.model["width"]) == ([0.5, 0.75], 0.1, 8)
+    assert (config.data["pad"], config.data["flip"], config.trainer.threads) == (0, False, 1)
+
+
+def test_he2015_is_the_papers() -> None:
+    (config,) = compose(["optim=he2015_warmup", "data=cifar10"])
+    optim = config.optim
+    assert (optim.batch_size, optim.steps, optim.lr, optim.momentum) == (128, 64000, 0.1, 0.9)
+    assert optim.weight_decay == 1e-4
+    assert optim.warmup is not None
+    assert (optim.warmup.lr, optim.warmup.until_train_error) == (0.01, 80)
+    assert (config.data["pad"], config.data["flip"]) == (4, True)
+
+
+def test_an_axis_of_an_experiment_can_be_overridden() -> None:
+    configs = compose(["experiment=digits", "model.depth=8,14", "seed=7"])
+    assert sorted({config.model["depth"] for config in configs}) == [8, 14]
+    assert {config.seed for config in configs} == {7}
+
+
+def test_a_configuration_survives_its_file(tmp_path: Path) -> None:
+    for config in compose(["-m", "optim=he2015_warmup,digits", "data=cifar100,digits", f"runs={tmp_path}"]):
+        run = Run.of(config)
+        run.prepare()
+        assert Run.read(run.folder).config == config

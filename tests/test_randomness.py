@@ -1,0 +1,50 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plainres.randomness import draws, mix, order
+
+SEEDS = st.integers(0, 2**31)
+
+
+@given(SEEDS, st.integers(0, 500), st.integers(1, 300))
+def test_order_is_a_permutation_and_a_function_of_its_arguments(seed: int, epoch: int, images: int) -> None:
+    found = order(seed, epoch, images)
+    assert torch.equal(found.sort().values, torch.arange(images))
+    assert torch.equal(found, order(seed, epoch, images))
+
+
+def test_epochs_and_seeds_differ() -> None:
+    orders = [tuple(order(seed, epoch, 50).tolist()) for seed in range(5) for epoch in range(5)]
+    assert len(set(orders)) == 25
+
+
+@given(SEEDS, st.integers(0, 500), st.lists(st.integers(0, 10**6), min_size=1, unique=True))
+def test_draws_depend_on_the_index_alone_not_on_its_neighbours(seed: int, epoch: int, indices: list[int]) -> None:
+    together = draws(seed, epoch, torch.tensor(indices))
+    alone = torch.cat([draws(seed, epoch, torch.tensor([index])) for index in indices])
+    assert torch.equal(together, alone)
+    assert (together >= 0).all()
+    assert (together < 2**62).all()
+
+
+def test_draws_are_uniform_and_independent_of_the_epoch_before() -> None:
+    index = torch.arange(20000)
+    first, second = draws(0, 0, index), draws(0, 1, index)
+    for bit in (0, 1, 20, 33, 61):
+        ones = (first >> bit) & 1
+        assert abs(ones.double().mean() - 0.5) < 0.02
+        assert abs((ones ^ (second >> bit) & 1).double().mean() - 0.5) < 0.02
+    assert torch.bincount((first >> 1) % 9, minlength=9).double().std() / (20000 / 9) < 0.05
+
+
+def test_mix_is_fixed_for_all_time() -> None:
+    assert mix("order", 0, 0) == 4876581156571347824
+    assert mix("a", 1) != mix("a", 2) != mix("b", 2)
+
+
+def test_nothing_is_drawn_from_global_state() -> None:
+    before = torch.get_rng_state()
+    order(0, 0, 10)
+    draws(0, 0, torch.arange(10))
+    assert torch.equal(before, torch.get_rng_state())

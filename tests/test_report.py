@@ -1,0 +1,353 @@
+"""The report, from small study folders written here: no network is trained."""
+
+import csv
+import random
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plainres import report
+from plainres.config import CheckpointTimes, Config, Devices, Recipe
+from plainres.errors import InputError
+from plainres.runs import Run, write_atomically
+
+EPOCHS, STEPS = 10, 230
+EXPECTED = {  # training error by depth, about as in the digits study: mean, s.d.
+    "plain": {8: (0.0, 0.0), 20: (0.96, 0.1), 32: (11.6, 1.5), 44: (43.0, 12.0), 56: (59.0, 6.0)},
+    "identity": {8: (0.0, 0.0), 20: (0.0, 0.0), 32: (0.02, 0.03), 44: (0.02, 0.03), 56: (0.07, 0.07)},
+}
+
+
+def a_run(folder: Path, shortcut: str, depth: int, seed: int, **changes: Any) -> Run:
+    """A run that has not started; `changes`: width, epochs, shortcut parameters."""
+    recipe = Recipe(64, changes.pop("epochs", EPOCHS), None, 0.05, 0.9, 1e-4, [0.5, 0.75], 0.1)
+    model = {"_target_": "plainres.networks.CifarNet", "_partial_": True, "depth": depth}
+    model["width"] = changes.pop("width", 8)
+    model["shortcut"] = {"_target_": f"plainres.shortcuts.{shortcut.title()}", "_partial_": True, **changes}
+    run = Run.of(
+        Config(
+            model=model,
+            data={"_target_": "plainres.data.Digits", "pad": 0, "flip": False},
+            optim=recipe,
+            trainer=Devices(accelerator="cpu", devices=1, threads=1),
+            checkpoint=CheckpointTimes(every_minutes=5),
+            study=folder.name,
+            runs=str(folder.parent),
+            seed=seed,
+            precision="32-true",
+            choices={"model/shortcut": shortcut},
+        )
+    )
+    run.prepare()
+    return run
+
+
+def train(run: Run, epochs: int, error: float) -> None:
+    noise = random.Random(run.name)
+    rows = ["epoch,step,lr,train/loss,train/error,test/loss,test/error"]
+    for epoch in range(1, epochs + 1):
+        now = error + (90 - error) * 0.55**epoch
+        test = min(100, now + 2 + noise.random())
+        rows.append(f"{epoch},{epoch * 23},0.05,{now / 40},{now},{now / 30},{test}")
+    write_atomically(run.folder / "metrics.csv", "\n".join(rows) + "\n")
+
+
+def finish(run: Run, error: float, **changes: Any) -> Run:
+    epochs = run.config.optim.epochs or 0
+    train(run, epochs, error)
+    model = run.config.model
+    result = {
+        "name": run.name,
+        "study": run.config.study,
+        "shortcut": run.config.shortcut,
+        "seed": run.config.seed,
+    }
+    result |= {
+        "depth": model["depth"],
+        "width": model["width"],
+        "train_error": error + 0.5,
+        "train_loss": error / 40,
+    }
+    result |= {
+        "train_error_eval": error,
+        "train_loss_eval": error / 50,
+        "test_error": error + 2,
+        "test_loss": 0.1,
+    }
+    result |= {
+        "best_test_error": error + 1,
+        "best_test_error_epoch": 9,
+        "steps": epochs * 23,
+        "epochs": epochs,
+    }
+    result |= {
+        "batch_size": 64,
+        "parameters": model["depth"] * 1000,
+        "multiply_adds": model["depth"] * 100_000,
+    }
+    result |= {"weights_sha256": "ab", "data_sha256": "cd", "wall_time_s": 1.5, "peak_memory_mib": 300}
+    result |= {"versions": {"python": "3.12.1", "torch": "2.13.0"}, "git_commit": None, "device": "cpu"}
+    run.finish(result | changes)
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "runs" / "digits"
+
+
+@pytest.fixture
+def study(folder: Path) -> Path:
+    """Plain and identity at 5 depths over 3 seeds, all finished."""
+    for shortcut, depths in EXPECTED.items():
+        for depth, (mean, sd) in depths.items():
+            for seed, aside in enumerate((-1, 0, 1)):
+                finish(a_run(folder, shortcut, depth, seed), mean + aside * sd)
+    return folder
+
+
+@pytest.fixture
+def few(folder: Path) -> Path:
+    """Plain and identity at depth 8 over 3 seeds, all finished."""
+    for shortcut in EXPECTED:
+        for seed in range(3):
+            finish(a_run(folder, shortcut, 8, seed), seed)
+    return folder
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def told(folder: Path) -> str:
+    """The terminal text, without writing a report."""
+    return report.text(report.read(folder))
+
+
+def line(text: str, *words: str) -> str:
+    """The first line that has all the words."""
+    return next(line for line in text.splitlines() if all(word in line for word in words))
+
+
+def test_the_terminal_text_has_table_and_verdict(study: Path):
+    text = report.write(study)
+    assert line(text, "44", "44,000").split()[:4] == ["44", "3", "43.00", "(12.00)"]
+    assert "equal training budget: 230 steps of 64 images" in text
+    assert "degrades: deeper is worse" in line(text, "plain: 56 minus 8", "+59.00", "[+44.10, +73.90]", "3 seeds")
+    assert "no difference that these runs support" in line(text, "identity: 56 minus 8")
+    assert "equal in every seed" in line(text, "depth 8 ")
+    assert "plain is worse" in line(text, "depth 20", "+0.96")
+    assert "not all of them at once" in text
+    assert "chosen on the test set" in text
+    assert text.endswith(f"Report: {study / 'report' / 'index.html'}\n")
+    assert "Missing" not in text
+    assert "not used" not in text
+    assert text.isascii()
+    assert max(map(len, text.splitlines()[:-1])) <= 110
+
+
+def test_tables_and_figures_are_written(study: Path):
+    report.write(study)
+    table = rows(study / "report" / "table.csv")
+    assert [(row["family"], row["depth"]) for row in table] == [(f, str(d)) for f in EXPECTED for d in EXPECTED[f]]
+    assert float(table[3]["train_error_eval_mean"]) == pytest.approx(43)
+    assert float(table[3]["train_error_eval_sd"]) == pytest.approx(12)
+    results = rows(study / "report" / "results.csv")
+    assert len(results) == 30
+    assert len({row["folder"] for row in results}) == 30
+    assert results[0]["versions"] == "python 3.12.1; torch 2.13.0"
+    for name in ("curves", "depth"):
+        assert (study / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (study / "report" / f"{name}.svg").read_text()
+    assert not list((study / "report").glob("*.tmp*"))
+
+
+def test_the_page_is_self_contained(study: Path):
+    report.write(study)
+    page = (study / "report" / "index.html").read_text()
+    assert "degrades: deeper is worse" in page
+    assert "Student&#39;s 95 % interval" in page
+    assert page.count("data:image/svg+xml;base64,") == 2
+    assert "<script" not in page
+    assert "http" not in page
+    for link in re.findall(r'href="([^"]+)"', page):
+        assert (study / "report" / link).exists()
+    assert page.count('href="../') == 30  # every run is linked to its folder
+
+
+def test_the_same_runs_give_the_same_bytes(few: Path):
+    files = []
+    for _ in range(2):
+        report.write(few)
+        files.append({file.name: file.read_bytes() for file in (few / "report").iterdir()})
+    assert files[0] == files[1]
+    assert len(files[0]) == 7
+
+
+def test_an_unfinished_sweep_names_what_is_missing(folder: Path):
+    for shortcut in ("plain", "identity"):
+        for depth, seed in ((8, 0), (8, 1), (20, 0)):
+            finish(a_run(folder, shortcut, depth, seed), depth + seed)
+    interrupted, waiting = a_run(folder, "plain", 20, 1), a_run(folder, "plain", 20, 2)
+    train(interrupted, 4, 20)
+    text = report.write(folder)
+    page = (folder / "report" / "index.html").read_text()
+    assert "at step 92" in line(text, interrupted.name)
+    assert "not started" in line(text, waiting.name)
+    assert "no run of depth 20" in line(text, "identity, seed 1")
+    assert interrupted.name in page
+    assert waiting.name in page
+    assert "1 seed (unpaired: 1)" in line(text, "plain: 20 minus 8", "one seed: no interval, no claim")
+
+
+def test_a_torn_curve_of_an_unfinished_run_is_told(few: Path):
+    run = a_run(few, "plain", 8, 3)
+    (run.folder / "metrics.csv").write_text("epoch,step,lr,train/loss\n1,23\n")
+    assert "metrics.csv is damaged" in line(told(few), run.name)
+
+
+def test_folders_that_are_of_no_use_are_named(few: Path):
+    run = Run.read(next(few.glob("plain-8-w8-s0-*")))
+    shutil.copytree(run.folder, few / "a-copy")
+    (few / "notes").mkdir()
+    (few / "odd & <b>").mkdir()
+    (few / "loose.txt").write_text("")
+    text = report.write(few)
+    page = (few / "report" / "index.html").read_text()
+    assert f"the same run as {run.name}" in line(text, "a-copy")
+    assert "not the folder of a run: config.yaml: no such file" in line(text, "notes")
+    assert "odd &amp; &lt;b&gt;" in page
+    assert "<b>" not in page
+    assert "loose.txt" not in text
+    assert len(rows(few / "report" / "results.csv")) == 6
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("result.json", '{"name": "pl', "result.json is damaged"),
+        ("result.json", "[]", "result.json is damaged"),
+        ("result.json", "{}", "result.json is damaged (KeyError"),
+        ("metrics.csv", "", "metrics.csv ends at step 0"),
+        ("metrics.csv", "epoch,step\n1,23\n", "metrics.csv is damaged"),
+        ("metrics.csv", "epoch,step,train/error,test/error\n1,23,x,5\n", "metrics.csv is damaged"),
+        ("metrics.csv", "epoch,step,train/error,test/error\n23,4", "metrics.csv ends at step 0"),
+        ("config.yaml", "seed: [", "not the folder of a run"),
+    ],
+)
+def test_a_damaged_record_is_named_and_not_used(few: Path, file: str, content: str, message: str):
+    run = Run.read(next(few.glob("plain-8-w8-s0-*")))
+    (run.folder / file).write_text(content)
+    text = told(few)
+    assert message in line(text, run.name)
+    assert "2 seeds (unpaired: 0)" in line(text, "depth 8", "seeds (")
+
+
+def test_an_error_that_is_no_number_is_damage(few: Path):
+    run = finish(a_run(few, "plain", 8, 3), 1, test_error=float("nan"))
+    assert "damaged (test_error not finite)" in line(told(few), run.name)
+
+
+def test_a_copied_record_does_not_count_as_another_seed(few: Path):
+    run = a_run(few, "plain", 8, 3)
+    for file in ("result.json", "metrics.csv"):
+        shutil.copy(next(few.glob("plain-8-w8-s0-*")) / file, run.folder)
+    assert "result.json is of the run ['plain', 8, 0]" in line(told(few), run.name)
+
+
+def test_other_differences_make_other_families(folder: Path):
+    for shortcut in ("plain", "identity"):
+        for width in (8, 16):
+            for seed in (0, 1):
+                finish(a_run(folder, shortcut, 20, seed, width=width), width + seed)
+    study = report.read(folder)
+    assert [family.label for family in study.families] == [
+        *("plain (width 16)", "plain (width 8)"),
+        *("identity (width 16)", "identity (width 8)"),
+    ]
+    assert list(study.comparisons) == [
+        "Training error, plain (width 16) minus identity (width 16)",
+        "Training error, plain (width 8) minus identity (width 8)",
+    ]
+
+
+def test_a_parameter_of_one_shortcut_is_no_difference_to_plain(folder: Path):
+    finish(a_run(folder, "plain", 20, 0), 5)
+    for rate in (0.1, 0.5):
+        finish(a_run(folder, "dropout", 20, 0, rate=rate), 5)
+    study = report.read(folder)
+    assert [family.label for family in study.families] == ["plain", "dropout (rate 0.1)", "dropout (rate 0.5)"]
+    assert len(study.comparisons) == 2
+
+
+def test_across_training_budgets_nothing_is_claimed(folder: Path):
+    for seed in range(3):
+        finish(a_run(folder, "plain", 20, seed), 40 + seed)
+        finish(a_run(folder, "identity", 20, seed, epochs=20), 2 * seed)
+    text = told(folder)
+    assert "Training budgets differ (230 steps of 64 images, or 460 steps of 64 images)" in text
+    assert "All runs are at an equal" not in text
+    assert "unequal training budgets" in line(text, "depth 20", "3 seeds")
+    assert "is worse" not in text
+
+
+def test_on_different_data_nothing_is_claimed(folder: Path):
+    for seed in range(3):
+        finish(a_run(folder, "plain", 20, seed), 40 + seed)
+        finish(a_run(folder, "identity", 20, seed), 2 * seed, data_sha256="ef")
+    text = told(folder)
+    assert "saw different data" in " ".join(text.split())
+    assert "different training data: no claim" in line(text, "depth 20", "3 seeds")
+
+
+def test_one_run_is_reported_without_a_claim(folder: Path):
+    finish(a_run(folder, "identity", 20, 0, epochs=1), 5)
+    text = report.write(folder)
+    assert "1 finished run of identity; depth 20; seed 0." in text
+    assert "Nothing to compare" in text
+
+
+def test_no_folder(tmp_path: Path):
+    with pytest.raises(InputError, match="is not a folder"):
+        report.write(tmp_path / "nowhere")
+
+
+def test_an_empty_folder(tmp_path: Path):
+    with pytest.raises(InputError, match="holds no runs; `plainres train` makes some"):
+        report.write(tmp_path)
+
+
+def test_a_folder_of_other_things(tmp_path: Path):
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(InputError, match=r"holds no runs \(only photos\)"):
+        report.write(tmp_path)
+
+
+def test_a_folder_of_studies(tmp_path: Path):
+    a_run(tmp_path / "digits", "plain", 8, 0)
+    a_run(tmp_path / "cifar10_quick", "plain", 8, 0)
+    with pytest.raises(InputError, match="holds the studies cifar10_quick, digits: name one of them"):
+        report.write(tmp_path)
+
+
+def test_a_single_runs_folder(folder: Path):
+    run = a_run(folder, "plain", 8, 0)
+    with pytest.raises(InputError, match=f"is a single run; give the folder of its study, {folder}"):
+        report.write(run.folder)
+
+
+def test_nothing_finished(folder: Path):
+    run = a_run(folder, "plain", 8, 0)
+    with pytest.raises(InputError, match=f"has no finished run; repeat .*{run.name}: not finished"):
+        report.write(folder)
+    assert not (folder / "report").exists()
+
+
+def test_a_report_that_cannot_be_written(few: Path):
+    (few / "report").write_text("")
+    with pytest.raises(InputError, match="cannot write the report"):
+        report.write(few)

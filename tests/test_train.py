@@ -1,0 +1,221 @@
+"""Runs from their configuration to their record, in this process, in others, on two devices."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+
+from plainres.build import check, network_of, source_of
+from plainres.checkpoints import AtomicCheckpointIO, newest
+from plainres.config import Config
+from plainres.errors import InputError
+from plainres.runs import Run
+from plainres.sweep import _train_quietly
+from plainres.train import launch, train
+
+Make = Callable[..., Config]
+
+
+def trained(config: Config) -> Run:
+    run = Run.of(config)
+    train(run)
+    return run
+
+
+def weights(run: Run) -> str:
+    return Run(run.config, run.folder).result["weights_sha256"]
+
+
+def test_the_record(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    run = trained(make_config(shortcut="projection", depth=14, seed=3))
+    result = run.result
+    assert (result["shortcut"], result["depth"], result["width"], result["seed"]) == ("projection", 14, 4, 3)
+    assert (result["steps"], result["epochs"], result["batch_size"]) == (6, 2, 32)
+    curve = run.curve()
+    assert [row["step"] for row in curve] == [3, 6]
+    assert result["train_error"] == curve[-1]["train/error"]
+    assert result["test_error"] == curve[-1]["test/error"]
+    assert result["best_test_error"] == min(row["test/error"] for row in curve)
+    assert 0 <= result["train_error_eval"] <= 100
+    assert result["parameters"] == sum(p.numel() for p in network_of(run.config, source_of(run.config)).parameters())
+    assert result["versions"]["torch"] == torch.__version__
+    assert result["peak_memory_mib"] > 100
+    assert result["wall_time_s"] > 0
+    assert len(result["weights_sha256"]) == len(result["data_sha256"]) == 64
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-000000006.ckpt"]
+    assert "6/6" in capfd.readouterr().err
+
+
+def test_the_final_evaluation_is_of_the_final_weights_on_every_image(make_config: Make) -> None:
+    run = trained(make_config())
+    source = source_of(run.config)
+    images, network = source.load(), network_of(run.config, source)
+    state = torch.load(run.checkpoints / "step-000000006.ckpt", weights_only=True)["state_dict"]
+    network.load_state_dict({key.removeprefix("network."): value for key, value in state.items()})
+    mean, std = images.channel_statistics
+    for split, error in ((images.train, "train_error_eval"), (images.test, "test_error")):
+        logits = network.eval()(((split.images - mean) / std).permute(0, 3, 1, 2))
+        assert run.result[error] == 100 * (logits.argmax(1) != split.targets).sum().item() / len(split)
+
+
+def test_one_configuration_gives_one_result_wherever_it_is_trained(make_config: Make, tmp_path: Path) -> None:
+    """Alone, after others in one process, in a process of a pool, in one of its own; memory, time and place aside."""
+    config = make_config(depth=14, seed=5)
+    alone = weights(trained(config))
+    trained(make_config(shortcut="plain", depth=8, seed=1, runs=str(tmp_path / "others")))
+    torch.rand(17)  # and whatever else a process has done
+    after_others = trained(make_config(depth=14, seed=5, runs=str(tmp_path / "after")))
+    fresh, pooled = (Run.of(make_config(depth=14, seed=5, runs=str(tmp_path / name))) for name in ("fresh", "pooled"))
+    fresh.prepare()
+    subprocess.run([sys.executable, "-m", "plainres.train", fresh.folder], check=True, capture_output=True)
+    other = Run.of(make_config(shortcut="projection", seed=2, runs=str(tmp_path / "pooled")))
+    with ProcessPoolExecutor(1, mp_context=get_context("forkserver")) as pool:
+        for run in (other, pooled):
+            run.prepare()
+            assert pool.submit(_train_quietly, run.folder).result() is None
+    assert weights(after_others) == weights(fresh) == weights(pooled) == alone
+    assert trained(make_config(depth=14, seed=6)).result["weights_sha256"] != alone
+    rows = [run.curve() for run in (Run.of(config), after_others, fresh, pooled)]
+    assert all(curve == rows[0] for curve in rows)
+
+
+def test_training_draws_nothing_from_global_state(make_config: Make) -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    trained(make_config(shortcut="projection_all"))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_an_interrupted_run_goes_on_from_its_newest_checkpoint(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(optim={"epochs": 4})
+    config.checkpoint.every_minutes = 0
+    whole = trained(config)
+    assert sorted(path.name for path in whole.checkpoints.iterdir()) == ["step-000000009.ckpt", "step-000000012.ckpt"]
+    interrupted = Run.of(make_config(optim={"epochs": 4}, runs=str(tmp_path / "interrupted")))
+    interrupted.prepare()
+    (whole.checkpoints / "step-000000009.ckpt").rename(interrupted.checkpoints / "step-000000009.ckpt")
+    # what the killed process had written: an epoch more than its checkpoint, and half of a row
+    (interrupted.folder / "metrics.csv").write_text((whole.folder / "metrics.csv").read_text() + "5,15,0.")
+    train(interrupted)
+    assert weights(interrupted) == weights(whole)
+    assert interrupted.curve() == whole.curve()
+
+
+def test_a_length_in_steps_ends_in_mid_epoch(make_config: Make) -> None:
+    run = trained(make_config(optim={"epochs": None, "steps": 7}))
+    assert [row["step"] for row in run.curve()] == [3, 6, 7]
+    assert run.result["steps"] == 7
+    assert run.result["test_error"] == run.curve()[-1]["test/error"]
+
+
+def test_bf16(make_config: Make) -> None:
+    run = trained(make_config(precision="bf16-mixed"))
+    assert weights(run) != weights(trained(make_config()))
+
+
+def test_two_processes_share_every_batch(make_config: Make, tmp_path: Path) -> None:
+    """DistributedDataParallel over gloo: the images of each step are those of one process."""
+    alone = trained(make_config(optim={"epochs": 3}))
+    run = Run.of(make_config(optim={"epochs": 3}, devices=2, runs=str(tmp_path / "ddp")))
+    launch(run)
+    assert run.name == alone.name
+    assert run.result["devices"] == 2
+    # each process normalises by its half of the batch: close to the run on one device, but not equal
+    assert run.result["train_loss"] == pytest.approx(alone.result["train_loss"], rel=0.1)
+    assert [row["step"] for row in run.curve()] == [3, 6, 9]
+    assert run.result["data_sha256"] == alone.result["data_sha256"]
+
+
+def test_a_process_of_several_that_fails(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    run = Run.of(make_config(devices=2, optim={"batch_size": 200}))
+    with pytest.raises(RuntimeError, match="a process of the run"):
+        launch(run)
+    assert "there are only 100 training images" in capfd.readouterr().err
+    assert not run.finished
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depth": 21}, "model.depth is 21"),
+        ({"data": {"_target_": "plainres.data.Nowhere"}}, "data._target_=plainres.data.Nowhere: there is no such"),
+        ({"data": {"_target_": "plainres.data.Digits", "pda": 0}}, "data has no option 'pda'; Digits takes pad, flip"),
+        ({"data": {"_target_": "plainres.data.Digits", "pad": 0}}, "data lacks flip, which Digits needs"),
+        ({"data": {"_target_": "plainres.data.Digits", "pad": "4", "flip": False}}, "data.pad is '4'; it must be int"),
+        ({"data": {"_target_": "plainres.data.Digits", "pad": 0, "flip": 1}}, "data.flip is 1; it must be bool"),
+    ],
+)
+def test_what_cannot_be_made_is_named(make_config: Make, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check(make_config(**changes))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("depht", 20, "model has no option 'depht'; CifarNet takes in_channels, classes, depth, width, shortcut"),
+        ("depth", "twenty", "model.depth is 'twenty'; it must be int"),
+        ("depth", True, "model.depth is True; it must be int"),
+    ],
+)
+def test_a_model_that_does_not_fit_its_signature(make_config: Make, key: str, value: object, message: str) -> None:
+    config = make_config()
+    config.model[key] = value
+    with pytest.raises(InputError, match=message):
+        check(config)
+
+
+def test_options_of_a_shortcut_are_checked(make_config: Make) -> None:
+    config = make_config()
+    config.model["shortcut"]["scale"] = 0.5
+    with pytest.raises(InputError, match=r"model.shortcut has no option 'scale'; Identity takes"):
+        check(config)
+
+
+def test_a_batch_larger_than_the_data(make_config: Make) -> None:
+    run = Run.of(make_config(optim={"batch_size": 101}))
+    with pytest.raises(InputError, match="batch_size is 101, but there are only 100 training images"):
+        train(run)
+    assert not run.folder.exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu(make_config: Make) -> None:
+    config = make_config()
+    config.trainer.accelerator = "gpu"
+    with pytest.raises(InputError, match="no GPU that torch can use; trainer=cpu"):
+        train(Run.of(config))
+
+
+def test_devices_share_a_batch_evenly(make_config: Make) -> None:
+    with pytest.raises(InputError, match="must be a multiple of 3"):
+        make_config(devices=3)
+
+
+def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "checkpoints" / "step-000000001.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"x": torch.ones(3)}, path)
+    assert newest(path.parent) == path
+
+    def fail(_: int) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        AtomicCheckpointIO().save_checkpoint({"x": torch.zeros(3)}, path.with_name("step-000000002.ckpt"))
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert torch.load(path, weights_only=True)["x"].sum() == 3
+
+
+def test_the_configuration_on_disk_is_plain(make_config: Make) -> None:
+    run = Run.of(make_config())
+    run.prepare()
+    text = (run.folder / "config.yaml").read_text()
+    assert "!!" not in text
+    assert json.dumps(run.config.model["shortcut"]["_target_"]).strip('"') in text
