@@ -43,6 +43,8 @@ def make_config(tmp_path: Path) -> Callable[..., Config]:
             "weight_decay": 1e-4,
             "milestones": [0.5, 0.75],
             "gamma": 0.1,
+            "warmup_lr": None,
+            "warmup_until": 80.0,
         }
         synthetic: dict[str, Any] = {
             "_target_": "plainres.data.Synthetic",

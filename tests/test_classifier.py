@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import Logger
 
 from plainres.batches import ImageBatches
 from plainres.classifier import WARMUP_WINDOW, Classifier, LossAndError
-from plainres.config import Recipe, Warmup
+from plainres.config import Recipe
 from plainres.data import Synthetic
 from plainres.errors import InputError
 from plainres.networks import CifarNet
@@ -28,6 +28,8 @@ def recipe(**changes: Any) -> Recipe:
         "weight_decay": 1e-4,
         "milestones": [0.5, 0.75],
         "gamma": 0.1,
+        "warmup_lr": None,
+        "warmup_until": 80.0,
     }
     return Recipe(**(values | changes))
 
@@ -112,11 +114,10 @@ def test_he2015_drops_at_32k_and_48k() -> None:
 
 def test_warmup_lasts_until_the_error_is_small_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("plainres.classifier.WARMUP_WINDOW", 4)
-    warmup = Warmup(lr=0.01, until_train_error=101)  # every error is below: ends at the first look
-    _, rows = fit(recipe(steps=8, warmup=warmup, milestones=[]))
+    # every error is below 101 %: the warm-up ends at the first look
+    _, rows = fit(recipe(steps=8, warmup_lr=0.01, warmup_until=101, milestones=[]))
     assert [row["lr"] for row in rows] == pytest.approx([0.01, 0.1])
-    never = Warmup(lr=0.01, until_train_error=0)
-    classifier, rows = fit(recipe(steps=8, warmup=never, milestones=[]))
+    classifier, rows = fit(recipe(steps=8, warmup_lr=0.01, warmup_until=0, milestones=[]))
     assert [row["lr"] for row in rows] == pytest.approx([0.01, 0.01])
     assert classifier.warming_up
 
@@ -127,14 +128,13 @@ def test_warmup_measures_the_error_of_its_window(monkeypatch: pytest.MonkeyPatch
     error = rows[0]["train/error"]
     assert not plain.warming_up
     for threshold, warming_up in ((error, True), (error + 0.01, False)):
-        warmup = Warmup(lr=0.01, until_train_error=threshold)
-        classifier, _ = fit(recipe(steps=4, warmup=warmup, milestones=[]))
+        classifier, _ = fit(recipe(steps=4, warmup_lr=0.01, warmup_until=threshold, milestones=[]))
         assert classifier.warming_up is warming_up
     assert WARMUP_WINDOW == 100
 
 
 def test_the_warmup_is_part_of_a_checkpoint() -> None:
-    classifier = Classifier(CifarNet(1, 10, 8, 4, Identity), recipe(warmup=Warmup(0.01, 80)), 10, 4)
+    classifier = Classifier(CifarNet(1, 10, 8, 4, Identity), recipe(warmup_lr=0.01), 10, 4)
     classifier.warmup_wrong = torch.tensor(7)
     checkpoint: dict[str, Any] = {}
     classifier.on_save_checkpoint(checkpoint)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -114,7 +115,7 @@ def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
         ("+model.shortcut.scale=1", "model.shortcut has no option 'scale'"),
         ("optim.batch_size=0", "optim.batch_size is 0; it must be at least 1"),
         ("optim.batch_size=many", "Value 'many' of type 'str' could not be converted to Integer"),
-        ("optim.warmup.lr=1", "optim.warmup.lr"),
+        ("optim.steps.x=1", "optim.steps.x=1"),
         ("model.depth=twenty", "model.depth is 'twenty'; it must be int"),
         ("data=cifar11", "data=cifar11: there is no such choice; there are cifar10, cifar100, digits, synthetic"),
         ("precision=16", "precision is '16'; it must be one of 32-true, bf16-mixed"),
@@ -176,12 +177,20 @@ def test_the_traceback_is_there_for_who_wants_it() -> None:
         assert said.stderr.splitlines()[-1].startswith("plainres: model.depth is 21")
 
 
-def test_a_shortcut_of_ones_own(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    folder = tmp_path / "conf" / "model" / "shortcut"
-    folder.mkdir(parents=True)
-    (folder / "mine.yaml").write_text("_target_: plainres.shortcuts.Identity\n_partial_: true\n")
-    assert main(["describe", f"--config-dir={tmp_path / 'conf'}", "model/shortcut=mine"]) == 0
-    assert capsys.readouterr().out.startswith("mine, depth 20")
+def test_the_readmes_shortcut_of_ones_own(tmp_path: Path) -> None:
+    blocks = dict(re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
+    assert set(blocks) == {"mine.py", "conf/model/shortcut/halved.yaml"}
+    for name, text in blocks.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    sweep = ("-m", *SMALL, "model/shortcut=plain,identity,halved", "study=own")
+    trained = run("train", "--config-dir=conf", *sweep, PYTHONPATH=".")
+    assert trained.returncode == 0, trained.stderr
+    assert "halved-8-w4-s0" in trained.stderr
+    report = run("report", "runs/own")
+    assert "Training error, plain minus halved" in report.stdout
+    weights = [json.loads(file.read_text())["weights_sha256"] for file in tmp_path.glob("runs/own/*/result.json")]
+    assert len(set(weights)) == 3
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")

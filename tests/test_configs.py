@@ -65,12 +65,11 @@ def test_the_digits_study_has_the_settings_it_was_measured_with() -> None:
 
 
 def test_he2015_is_the_papers() -> None:
-    (config,) = compose(["optim=he2015_warmup", "data=cifar10"])
+    (config,) = compose(["optim=he2015", "data=cifar10", "optim.warmup_lr=0.01"])
     optim = config.optim
     assert (optim.batch_size, optim.steps, optim.lr, optim.momentum) == (128, 64000, 0.1, 0.9)
     assert optim.weight_decay == 1e-4
-    assert optim.warmup is not None
-    assert (optim.warmup.lr, optim.warmup.until_train_error) == (0.01, 80)
+    assert (optim.warmup_lr, optim.warmup_until) == (0.01, 80)
     assert (config.data["pad"], config.data["flip"]) == (4, True)
 
 
@@ -81,7 +80,7 @@ def test_an_axis_of_an_experiment_can_be_overridden() -> None:
 
 
 def test_a_configuration_survives_its_file(tmp_path: Path) -> None:
-    for config in compose(["-m", "optim=he2015_warmup,digits", "data=cifar100,digits", f"runs={tmp_path}"]):
+    for config in compose(["-m", "optim=he2015,digits", "data=cifar100,digits", f"runs={tmp_path}"]):
         run = Run.of(config)
         run.prepare()
         assert Run.read(run.folder).config == config

@@ -43,7 +43,7 @@ def test_what_does_not_determine_it_is_no_part_of_it(make_config: Make) -> None:
 
 
 def test_the_name_is_fixed_for_all_time(make_config: Make) -> None:
-    assert run_name(make_config()) == "identity-8-w4-s0-88f9f1ee"
+    assert run_name(make_config()) == "identity-8-w4-s0-96b79b12"
 
 
 def test_a_run_is_read_back(make_config: Make) -> None:

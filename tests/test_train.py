@@ -107,6 +107,19 @@ def test_an_interrupted_run_goes_on_from_its_newest_checkpoint(make_config: Make
     assert interrupted.curve() == whole.curve()
 
 
+@pytest.mark.parametrize("optim", [{"epochs": 2}, {"epochs": None, "steps": 7}])
+def test_a_run_killed_between_its_last_step_and_its_result(make_config: Make, optim: dict[str, int | None]) -> None:
+    run = trained(make_config(optim=optim))
+    result, curve = run.result, run.curve()
+    (run.folder / "result.json").unlink()
+    again = trained(make_config(optim=optim))
+    assert again.curve() == curve
+    aside = {"wall_time_s", "peak_memory_mib"}
+    assert {k: v for k, v in again.result.items() if k not in aside} == {
+        k: v for k, v in result.items() if k not in aside
+    }
+
+
 def test_a_length_in_steps_ends_in_mid_epoch(make_config: Make) -> None:
     run = trained(make_config(optim={"epochs": None, "steps": 7}))
     assert [row["step"] for row in run.curve()] == [3, 6, 7]

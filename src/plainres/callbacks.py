@@ -2,7 +2,6 @@
 
 import csv
 import io
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
-from tqdm import tqdm
+
+from plainres.progress import bar
 
 COLUMNS: tuple[str, ...] = ("epoch", "step", "lr", "train/loss", "train/error", "test/loss", "test/error")
 
@@ -70,15 +70,8 @@ class Progress(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the bar where the run begins or goes on."""
-        self.bar = tqdm(
-            total=self.steps,
-            initial=trainer.global_step,
-            desc=self.name,
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=0.2 if sys.stderr.isatty() else 30,  # a log file is not flooded
-            disable=not trainer.is_global_zero,
-        )
+        shown = trainer.is_global_zero
+        self.bar = bar(self.name, "step", self.steps, initial=trainer.global_step, disable=not shown)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 KEPT = 2  # the newest checkpoints that stay on disk
@@ -40,8 +40,11 @@ def newest(folder: Path) -> Path | None:
     return max(folder.glob("step-*.ckpt"), default=None)
 
 
-class Checkpoints(Callback):
-    """Saves at the first epoch's end after `every_minutes`, and at the end of training; keeps the newest KEPT."""
+class Checkpoints(Checkpoint):
+    """Saves at the first epoch's end after `every_minutes`, and at the end of training; keeps the newest KEPT.
+
+    Lightning calls its kind last, so the row of an epoch is written before the checkpoint that will not repeat it.
+    """
 
     def __init__(self, folder: Path, every_minutes: float) -> None:
         self.folder, self.every_minutes = folder, every_minutes

@@ -69,7 +69,7 @@ class Classifier(pl.LightningModule):
         self.evaluations = nn.ModuleList(LossAndError() for _ in EVALUATED)
         self.evaluated: dict[str, float] = {}  # what the last evaluation found
         self.lr = 0.0  # of the last step
-        self.warming_up = recipe.warmup is not None
+        self.warming_up = recipe.warmup_lr is not None
         self.warmup_wrong: Tensor | int = 0  # images of this process misjudged since the warm-up last looked
 
     def forward(self, images: Tensor) -> Tensor:
@@ -82,8 +82,8 @@ class Classifier(pl.LightningModule):
         optimizer = SGD(self.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
 
         def factor(step: int) -> float:
-            if self.warming_up and recipe.warmup is not None:
-                return recipe.warmup.lr / recipe.lr
+            if self.warming_up and recipe.warmup_lr is not None:
+                return recipe.warmup_lr / recipe.lr
             return recipe.lr_factor(step, self.steps)
 
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
@@ -125,10 +125,9 @@ class Classifier(pl.LightningModule):
 
     def _end_warmup_if_learning(self) -> None:
         """End the warm-up if the error of the last WARMUP_WINDOW steps is small enough (He et al. 2015, 4.2)."""
-        assert self.recipe.warmup is not None
         wrong = self.trainer.strategy.reduce(torch.as_tensor(self.warmup_wrong, device=self.device), reduce_op="sum")
         error = 100 * int(wrong) / (WARMUP_WINDOW * self.recipe.batch_size)
-        self.warming_up = error >= self.recipe.warmup.until_train_error
+        self.warming_up = error >= self.recipe.warmup_until
         self.warmup_wrong = 0
 
     def on_train_epoch_start(self) -> None:

@@ -14,10 +14,10 @@ from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
-from tqdm import tqdm
 
 from plainres.config import Config
 from plainres.errors import InputError
+from plainres.progress import bar
 
 ConfigStore.instance().store(name="schema", node=Config)
 
@@ -35,14 +35,14 @@ def compose(arguments: Sequence[str]) -> list[Config]:
         InputError: an override, a choice or a YAML file is wrong.
     """
     collected: list[tuple[DictConfig, dict[str, str]]] = []
-    bar = tqdm(desc="composing the runs", unit="run", leave=False, delay=1, disable=None)
+    composing = bar("composing the runs", "run", leave=False, delay=1, disable=None)
 
     @hydra.main(version_base="1.3", config_path="pkg://plainres.conf", config_name="config")
     def collect(composed: DictConfig) -> None:
         choices = HydraConfig.get().runtime.choices.items()
         OmegaConf.resolve(composed)
         collected.append((composed, {k: v for k, v in choices if v is not None and not k.startswith("hydra/")}))
-        bar.update()
+        composing.update()
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its errors itself, and exits
     try:
@@ -56,7 +56,7 @@ def compose(arguments: Sequence[str]) -> list[Config]:
         known = isinstance(error, HydraException | OmegaConfBaseException)
         raise InputError(_one_line(error) if known else f"{' '.join(arguments)}: {_first_lines(error)}") from error
     finally:
-        bar.close()
+        composing.close()
 
 
 def _typed(composed: DictConfig, choices: dict[str, str]) -> Config:

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from filelock import FileLock
 from torch import Generator, Tensor
-from tqdm import tqdm
 
 from plainres.errors import InputError
+from plainres.progress import bar
 
 SPLITS = ("train", "test")
 DECODED_AT_ONCE = 500  # images; enough to keep the threads busy, few enough for a lively bar
@@ -272,7 +272,7 @@ class HubImages:
                     raise InputError(f"{self._where} has no column {column!r}; it has {columns}")
         total = sum(len(data[split]) for split in SPLITS)
         channels, height, width = self.shape
-        with tqdm(total=total, desc=f"decoding {self.name}", unit="image", leave=False) as bar:
+        with bar(f"decoding {self.name}", "image", total, leave=False) as decoded:
             for split in SPLITS:
                 rows = data[split]
                 targets = np.asarray(rows[self.label_column], dtype=np.int64)
@@ -289,9 +289,9 @@ class HubImages:
                     dtype=np.uint8,
                     shape=(len(rows), height, width, channels),
                 )
-                for start, decoded in self._decode_in_parallel(rows, split):
-                    images[start : start + len(decoded)] = decoded
-                    bar.update(len(decoded))
+                for start, some in self._decode_in_parallel(rows, split):
+                    images[start : start + len(some)] = some
+                    decoded.update(len(some))
                 images.flush()
 
     def _decode_in_parallel(self, rows: Any, split: str) -> Iterator[tuple[int, np.ndarray]]:

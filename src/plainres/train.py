@@ -82,7 +82,6 @@ def train(run: Run) -> None:
         ],
         plugins=[AtomicCheckpointIO()],
         default_root_dir=run.folder,
-        enable_checkpointing=False,  # Lightning's own; ours is above
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
