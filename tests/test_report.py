@@ -23,7 +23,7 @@ EXPECTED = {  # training error by depth, about as in the digits study: mean, s.d
 
 def a_run(folder: Path, shortcut: str, depth: int, seed: int, **changes: Any) -> Run:
     """A run that has not started; `changes`: width, epochs, shortcut parameters."""
-    recipe = Recipe(64, changes.pop("epochs", EPOCHS), None, 0.05, 0.9, 1e-4, [0.5, 0.75], 0.1)
+    recipe = Recipe(64, changes.pop("epochs", EPOCHS), None, 0.05, 0.9, 1e-4, [0.5, 0.75], 0.1, None, 80.0)
     model = {"_target_": "plainres.networks.CifarNet", "_partial_": True, "depth": depth}
     model["width"] = changes.pop("width", 8)
     model["shortcut"] = {"_target_": f"plainres.shortcuts.{shortcut.title()}", "_partial_": True, **changes}

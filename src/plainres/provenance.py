@@ -18,14 +18,17 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {package: version(package) for package in packages}
 
 
-def git_commit() -> str | None:
-    """The commit of the checkout that this code runs from, with "-dirty" if it was changed; None outside of one."""
+def _git_commit() -> str | None:
+    """The commit of the checkout that this code lies in, with "-dirty" if it was changed; None outside of one."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--match="]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:  # no git
         return None
     return done.stdout.strip() or None
+
+
+GIT_COMMIT = _git_commit()  # now, for the files may change while what was imported trains
 
 
 def device_name(device: torch.device) -> str:

@@ -21,7 +21,7 @@ from plainres.classifier import Classifier
 from plainres.data import Source
 from plainres.describe import describe
 from plainres.errors import InputError
-from plainres.provenance import device_name, git_commit, peak_memory_mib, versions, weights_sha256
+from plainres.provenance import GIT_COMMIT, device_name, peak_memory_mib, versions, weights_sha256
 from plainres.runs import Run
 
 
@@ -131,7 +131,7 @@ def _result(run: Run, classifier: Classifier, data: ImageBatches, source: Source
         "device": device_name(classifier.device),
         "devices": config.trainer.devices,
         "versions": versions(),
-        "git_commit": git_commit(),
+        "git_commit": GIT_COMMIT,
     }
 
 
