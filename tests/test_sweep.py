@@ -1,5 +1,9 @@
+import contextlib
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,6 +70,51 @@ def test_a_process_that_dies_costs_its_own_run_only(
     monkeypatch.setattr(sweep_module, "_train_quietly", _killed)
     assert sweep([Run.of(make_config(seed=seed)) for seed in range(3)]) == 3
     assert capfd.readouterr().err.count("FAILED: its process died") == 3
+
+
+def _processes_of(session: int) -> set[int]:
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.getsid(int(process.name)) == session and "Z" not in (process / "stat").read_text().split(") ")[1][:1]:
+                found.add(int(process.name))
+    return found
+
+
+def _wait_until(condition: Callable[[], object], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_sweep_that_is_stopped_leaves_no_process_behind(tmp_path: Path, how: signal.Signals) -> None:
+    command = ["train", "-m", "data=synthetic", "data.train=1000", "optim.epochs=1000", "seed=0,1,2", "study=long"]
+    sweep = subprocess.Popen(
+        [Path(sys.executable).with_name("plainres"), *command],
+        cwd=tmp_path,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        _wait_until(lambda: list(tmp_path.glob("runs/long/*/metrics.csv")), 120)
+        assert len(_processes_of(sweep.pid)) > 2
+        if how is signal.SIGINT:
+            os.killpg(sweep.pid, how)  # as a terminal does
+        else:
+            sweep.send_signal(how)
+        _, said = sweep.communicate(timeout=30)
+        _wait_until(lambda: not _processes_of(sweep.pid), 20)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(sweep.pid, signal.SIGKILL)
+    if how is signal.SIGINT:
+        assert sweep.returncode == 130
+        assert said.splitlines()[-1] == "plainres: stopped; the same command goes on"
+        assert "Traceback" not in said
 
 
 def test_cost_follows_multiply_adds_and_images(make_config: Make) -> None:

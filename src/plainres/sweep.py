@@ -5,9 +5,11 @@ another left behind.
 """
 
 import multiprocessing
+import multiprocessing.connection
 import multiprocessing.context
 import os
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -183,12 +185,21 @@ def _outcome(future: Future[str | None]) -> str | None:
         return "its process died: killed, or out of memory"
 
 
+def _end_with_the_sweep() -> None:
+    """Wait for the end of the process that sweeps, however it comes, and end this one: nobody waits for it any more."""
+    sweeping = multiprocessing.parent_process()
+    assert sweeping is not None
+    multiprocessing.connection.wait([sweeping.sentinel])
+    os._exit(1)
+
+
 def _train_quietly(folder: Path) -> str | None:
     """Train the run in `folder`, in a process of its own; what it prints goes into its log. Return why it failed."""
     import traceback
 
     from plainres.train import launch
 
+    threading.Thread(target=_end_with_the_sweep, daemon=True).start()
     run = Run.read(folder)
     with run.log.open("a") as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
