@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -46,9 +48,9 @@ def test_help_of_train_lists_the_choices(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_hydras_own_options_work(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--cfg", "job", "model.depth=32"]) == 0
+    assert main(["train", "model.depth=32", "--cfg", "job"]) == 0
     assert "depth: 32" in capsys.readouterr().out
-    info = run("train", "--info", "defaults")
+    info = run("train", "model.depth=32", "--info", "defaults")
     assert info.returncode == 0
     assert "model/shortcut" in info.stdout
     assert not list(Path.cwd().iterdir())
@@ -76,7 +78,7 @@ def test_one_run_prints_its_folder_last_and_the_second_time_trains_nothing(tmp_p
 
 
 def test_a_sweep_and_its_report(tmp_path: Path) -> None:
-    sweep = ("train", "-m", *SMALL, "model.depth=8,14", "model/shortcut=plain,identity", "seed=0,1", "study=small")
+    sweep = ("train", *SMALL, "model.depth=8,14", "model/shortcut=plain,identity", "seed=0,1", "study=small", "-m")
     first = run(*sweep)
     assert first.returncode == 0, first.stderr
     assert "8 runs, 0 finished, 8 to train" in first.stderr
@@ -121,6 +123,12 @@ def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
         ("precision=16", "precision is '16'; it must be one of 32-true, bf16-mixed"),
         ("trainer.accelerator=tpu", "trainer.accelerator is 'tpu'; it must be cpu or gpu"),
         ("depth", "missing EQUAL"),
+        ("~model.depth", "model lacks depth"),
+        ("model.shortcut=plain", "it is chosen with a slash, model/shortcut=plain"),
+        ("model.depth=8,20", "to train each of several values, add -m"),
+        ("optim.lr=inf", "optim.lr is inf; it must be above 0 and finite"),
+        ("study=../x", "study is '../x'; it must be the name of a folder"),
+        ("runs=", "runs is empty"),
     ],
 )
 def test_a_mistake_gets_one_line(
@@ -169,6 +177,40 @@ def test_other_mistakes(arguments: list[str], message: str, capfd: pytest.Captur
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_says_how_to_go_on(how: signal.Signals, tmp_path: Path) -> None:
+    command = [PLAINRES, "train", *SMALL, "optim.epochs=10000"]
+    stopped = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("runs/default/*/metrics.csv")):
+        assert stopped.poll() is None
+        time.sleep(0.1)
+    time.sleep(1)
+    stopped.send_signal(how)
+    _, said = stopped.communicate(timeout=60)
+    assert stopped.returncode == 128 + how
+    assert "the same command goes on" in said.splitlines()[-1]
+    assert "Traceback" not in said
+    assert not list(tmp_path.glob("runs/default/*/result.json"))
+
+
+def test_a_yaml_file_with_a_mistake_is_named_with_its_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "conf" / "optim" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("defaults: [digits]\nlr: 0.1: 2\n")
+    assert main(["train", f"--config-dir={tmp_path / 'conf'}", "optim=mine"]) == 2
+    assert f"{file}, line 2: mapping values are not allowed here" in capfd.readouterr().err
+
+
+def test_a_damaged_record_is_not_a_finished_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *SMALL]) == 0
+    (record,) = tmp_path.glob("runs/default/*/result.json")
+    record.write_text("{}")
+    capfd.readouterr()
+    for command in (["train", *SMALL], ["train", "-m", *SMALL, "seed=0,1"]):
+        assert main(command) == 2
+        assert "result.json is damaged (it lacks" in capfd.readouterr().err
+
+
 def test_the_traceback_is_there_for_who_wants_it() -> None:
     assert "Traceback" not in run("describe", "model.depth=21").stderr
     for said in (run("describe", "model.depth=21", "--debug"), run("describe", "model.depth=21", HYDRA_FULL_ERROR="1")):
@@ -197,6 +239,7 @@ def test_the_readmes_shortcut_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "completions"),
     [
+        ("plainres tr", {"train"}),
         ("plainres train model/shortcut=pro", {"model/shortcut=projection", "model/shortcut=projection_all"}),
         ("plainres train experiment=dig", {"experiment=digits"}),
         ("plainres describe model.dep", {"model.depth="}),
@@ -206,7 +249,7 @@ def test_tab_completes(line: str, completions: set[str]) -> None:
     script = f"""
         PATH={PLAINRES.parent}:$PATH
         eval "$(plainres train -sc install=bash)"
-        COMP_LINE='{line}' COMP_POINT={len(line)} COMP_WORDS=({line}) COMP_CWORD=2
+        COMP_LINE='{line}' COMP_POINT={len(line)} COMP_WORDS=({line}) COMP_CWORD={len(line.split()) - 1}
         COMP_TYPE=9 COMP_KEY=9
         hydra_bash_completion
         printf '%s\\n' "${{COMPREPLY[@]}}"

@@ -82,8 +82,17 @@ def test_synthetic() -> None:
     assert images.train.images.shape == (20, 4, 5, 3)
     assert len(images.test) == 9
     assert images.train.targets.max() < 7
-    with pytest.raises(InputError, match="at least 1"):
-        Synthetic([3, 4, 5], 7, 0, 9, 0, False)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"train": 0}, "data.train is 0; it must be at least 1"),
+        ({"shape": [3, 4]}, r"data.shape is \[3, 4\]; it must be \[channels, height, width\]"),
+        ({"shape": [3, 4.5, 4]}, "whole numbers"),
+        ({"classes": 0}, "data.classes is 0"),
+        ({"pad": -1}, "data.pad is -1"),
+    ]
+    for changes, message in wrong:
+        values: dict[str, Any] = {"shape": [3, 4, 5], "classes": 7, "train": 20, "test": 9, "pad": 0, "flip": False}
+        with pytest.raises(InputError, match=message):
+            Synthetic(**(values | changes))
 
 
 def test_channel_statistics_are_those_of_numpy() -> None:
@@ -171,6 +180,8 @@ def test_first_per_class(tmp_path: Path, pixels: dict[str, np.ndarray], labels: 
     assert images.train.targets.tolist() == [0, 1, 2] * 5
     np.testing.assert_array_equal(images.train.images, pixels["train"][:15])
     assert len(images.test) == 6
+    with pytest.raises(InputError, match=r"data.train_per_class is -5; it must be at least 1"):
+        source(tmp_path, train_per_class=-5)
     with pytest.raises(InputError, match="class 1 has only 2"):
         source(tmp_path, test_per_class=3).load()
 
@@ -186,6 +197,7 @@ def test_grey_images() -> None:
         ({"path": "/no/such/folder"}, "data.path=/no/such/folder: there is no such folder"),
         ({"image_column": "picture"}, "no column 'picture'; it has img, label"),
         ({"label_column": "class"}, "no column 'class'; it has img, label"),
+        ({"image_column": "label"}, "column 'label' of train holds no images"),
         ({"classes": 2}, "image 2 of train has the label 2; with data.classes=2 labels are 0 to 1"),
         ({"shape": [3, 6, 6]}, r"image 0 of train is 3x6x5 .* data.shape is 3x6x6"),
     ],

@@ -1,11 +1,12 @@
 import math
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
 from plainres.blocks import BasicBlock
 from plainres.describe import describe
@@ -112,6 +113,18 @@ def test_plain_is_the_residual_branch_alone() -> None:
     block = BasicBlock(4, 8, 2, Plain).eval()
     x = torch.randn(2, 4, 8, 8)
     assert torch.equal(block(x), block.residual(x).relu())
+
+
+@pytest.mark.parametrize("join", [lambda x, fx: x, lambda x, fx: fx.sigmoid() * x, lambda x, fx: (fx + x).exp()])
+def test_a_shortcut_may_return_its_input_or_keep_what_it_returns(join: Callable[[Tensor, Tensor], Tensor]) -> None:
+    class Own(nn.Module):
+        def forward(self, x: Tensor, fx: Tensor) -> Tensor:
+            return join(x, fx)
+
+    block = BasicBlock(4, 4, 1, lambda in_channels, out_channels, stride: Own())
+    x = torch.randn(2, 4, 8, 8, requires_grad=True)
+    block(block(x)).sum().backward()
+    assert x.grad is not None
 
 
 def test_identity_adds_its_input() -> None:

@@ -231,7 +231,7 @@ def test_folders_that_are_of_no_use_are_named(few: Path):
     [
         ("result.json", '{"name": "pl', "result.json is damaged"),
         ("result.json", "[]", "result.json is damaged"),
-        ("result.json", "{}", "result.json is damaged (KeyError"),
+        ("result.json", "{}", "result.json is damaged (it lacks"),
         ("metrics.csv", "", "metrics.csv ends at step 0"),
         ("metrics.csv", "epoch,step\n1,23\n", "metrics.csv is damaged"),
         ("metrics.csv", "epoch,step,train/error,test/error\n1,23,x,5\n", "metrics.csv is damaged"),
@@ -248,7 +248,9 @@ def test_a_damaged_record_is_named_and_not_used(few: Path, file: str, content: s
 
 
 def test_an_error_that_is_no_number_is_damage(few: Path):
-    run = finish(a_run(few, "plain", 8, 3), 1, test_error=float("nan"))
+    run = finish(a_run(few, "plain", 8, 3), 1, test_error=-123.0)
+    record = run.folder / "result.json"
+    record.write_text(record.read_text().replace("-123.0", "NaN"))
     assert "damaged (test_error not finite)" in line(told(few), run.name)
 
 
@@ -295,6 +297,15 @@ def test_across_training_budgets_nothing_is_claimed(folder: Path):
     assert "is worse" not in text
 
 
+def test_across_settings_nothing_is_claimed(folder: Path):
+    for seed in range(3):
+        finish(a_run(folder, "plain", 20, seed, width=8), 40 + seed)
+        finish(a_run(folder, "identity", 20, seed, width=16), 2 * seed)
+    text = told(folder)
+    assert "settings differ (width 16, width 8): no claim" in line(text, "depth 20", "3 seeds")
+    assert "is worse" not in text
+
+
 def test_on_different_data_nothing_is_claimed(folder: Path):
     for seed in range(3):
         finish(a_run(folder, "plain", 20, seed), 40 + seed)
@@ -323,7 +334,7 @@ def test_an_empty_folder(tmp_path: Path):
 
 def test_a_folder_of_other_things(tmp_path: Path):
     (tmp_path / "photos").mkdir()
-    with pytest.raises(InputError, match=r"holds no runs \(only photos\)"):
+    with pytest.raises(InputError, match=r"holds no runs \(photos: not the folder of a run: .*no such file\)"):
         report.write(tmp_path)
 
 

@@ -56,9 +56,10 @@ def test_a_run_is_read_back(make_config: Make) -> None:
     assert found.name == run.folder.name
     assert not found.finished
     assert found.curve() == []
-    found.finish({"test_error": 1.5})
+    record = {"test_error": 1.5, "train_error": 0.5, "train_error_eval": 0.25, "weights_sha256": "ab"}
+    found.finish(record)
     assert found.finished
-    assert found.result == {"test_error": 1.5}
+    assert found.result == record
     assert sorted(path.name for path in run.folder.iterdir()) == ["checkpoints", "config.yaml", "result.json"]
 
 
@@ -102,3 +103,4 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(OSError, match="disk full"):
         write_atomically(file, json.dumps({"new": 1}))
     assert json.loads(file.read_text()) == {"old": 1}
+    assert list(tmp_path.iterdir()) == [file]

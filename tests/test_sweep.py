@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from plainres import sweep as sweep_module
 from plainres.config import Config
 from plainres.errors import InputError
 from plainres.runs import Run
-from plainres.sweep import _costs, _duration, sweep
+from plainres.sweep import _costs, _duration, _train_quietly, sweep
 
 Make = Callable[..., Config]
 
@@ -57,6 +58,23 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(
     assert said.rstrip().splitlines()[-1].startswith(f"failed: {broken.name}: IsADirectoryError")
     assert str(broken.log) in said
     assert "Traceback" in broken.log.read_text()
+
+
+def _terminated(_: Path) -> str | None:
+    raise SystemExit
+
+
+def test_a_run_that_ends_its_process_is_a_failed_one(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    runs = [Run.of(make_config(seed=seed)) for seed in range(2)]
+    monkeypatch.setattr("plainres.train.launch", _terminated)
+    monkeypatch.setattr(threading, "Thread", lambda **_: threading.current_thread())
+    monkeypatch.setattr(threading.current_thread(), "start", lambda: None)
+    runs[0].prepare()
+    monkeypatch.setattr(os, "dup2", lambda *_: None)
+    assert str(_train_quietly(runs[0].folder)).startswith("SystemExit")
+    assert "SystemExit" in capfd.readouterr().err
 
 
 def _killed(_: Path) -> str | None:

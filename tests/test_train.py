@@ -14,7 +14,7 @@ import torch
 from plainres.build import check, network_of, source_of
 from plainres.checkpoints import AtomicCheckpointIO, newest
 from plainres.config import Config
-from plainres.errors import InputError
+from plainres.errors import InputError, RunFailedError
 from plainres.runs import Run
 from plainres.sweep import _train_quietly
 from plainres.train import launch, train
@@ -120,6 +120,48 @@ def test_a_run_killed_between_its_last_step_and_its_result(make_config: Make, op
     }
 
 
+def test_a_run_resumed_before_its_partial_last_epoch_measures_as_if_it_had_not_been(make_config: Make) -> None:
+    config = make_config(optim={"epochs": None, "steps": 7, "warmup_lr": 0.01})
+    config.checkpoint.every_minutes = 0
+    run = trained(config)
+    result, curve = run.result, run.curve()
+    (run.folder / "result.json").unlink()
+    (run.checkpoints / "step-000000007.ckpt").unlink()
+    again = trained(config)
+    assert again.curve() == curve
+    assert again.result["train_error"] == result["train_error"]
+    assert again.result["weights_sha256"] == result["weights_sha256"]
+
+
+def test_a_damaged_checkpoint_is_named_and_passed_over(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    config = make_config()
+    config.checkpoint.every_minutes = 0
+    run = trained(config)
+    digest = weights(run)
+    (run.folder / "result.json").unlink()
+    newest_one = run.checkpoints / "step-000000006.ckpt"
+    newest_one.write_bytes(newest_one.read_bytes()[:1000])
+    assert weights(trained(config)) == digest
+    assert f"{newest_one} is damaged and passed over" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("damage", [b"", b"epoch,step\n1,abc\n", b"\xff\xfe\x00", None])
+def test_curves_that_do_not_reach_the_checkpoint(make_config: Make, damage: bytes | None) -> None:
+    run = trained(make_config())
+    (run.folder / "result.json").unlink()
+    file = run.folder / "metrics.csv"
+    file.unlink() if damage is None else file.write_bytes(damage)
+    with pytest.raises(InputError, match=r"metrics.csv is damaged: it has no row for step 6"):
+        trained(make_config())
+
+
+def test_a_run_that_diverges(make_config: Make) -> None:
+    run = Run.of(make_config(optim={"lr": 1e30}))
+    with pytest.raises(RunFailedError, match=r"the training loss is nan after step 3, .*: the run has diverged"):
+        train(run)
+    assert not run.finished
+
+
 def test_a_length_in_steps_ends_in_mid_epoch(make_config: Make) -> None:
     run = trained(make_config(optim={"epochs": None, "steps": 7}))
     assert [row["step"] for row in run.curve()] == [3, 6, 7]
@@ -132,22 +174,39 @@ def test_bf16(make_config: Make) -> None:
     assert weights(run) != weights(trained(make_config()))
 
 
-def test_two_processes_share_every_batch(make_config: Make, tmp_path: Path) -> None:
-    """DistributedDataParallel over gloo: the images of each step are those of one process."""
-    alone = trained(make_config(optim={"epochs": 3}))
-    run = Run.of(make_config(optim={"epochs": 3}, devices=2, runs=str(tmp_path / "ddp")))
+def linear(config: Config) -> Config:
+    config.model["_target_"] = "linear.Linear"
+    return config
+
+
+def test_two_processes_share_every_batch(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DistributedDataParallel over gloo: without batch normalisation, the mean gradient is that of the whole batch."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    optim = {"epochs": None, "steps": 8, "lr": 0.01}
+    alone = trained(linear(make_config(optim=optim)))
+    run = Run.of(linear(make_config(optim=optim, devices=2, runs=str(tmp_path / "ddp"))))
     launch(run)
     assert run.name == alone.name
     assert run.result["devices"] == 2
-    # each process normalises by its half of the batch: close to the run on one device, but not equal
-    assert run.result["train_loss"] == pytest.approx(alone.result["train_loss"], rel=0.1)
-    assert [row["step"] for row in run.curve()] == [3, 6, 9]
-    assert run.result["data_sha256"] == alone.result["data_sha256"]
+    assert [row["step"] for row in run.curve()] == [3, 6, 8]
+    for mine, theirs in zip(run.curve(), alone.curve(), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4)
+    states = [
+        torch.load(each.checkpoints / "step-000000008.ckpt", weights_only=True)["state_dict"] for each in (run, alone)
+    ]
+    for key in states[0]:
+        torch.testing.assert_close(states[0][key], states[1][key], atol=1e-6, rtol=1e-5)
+
+
+def test_two_processes_with_batch_normalisation(make_config: Make) -> None:
+    run = Run.of(make_config(devices=2, optim={"warmup_lr": 0.01}))
+    launch(run)
+    assert run.finished
 
 
 def test_a_process_of_several_that_fails(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
     run = Run.of(make_config(devices=2, optim={"batch_size": 200}))
-    with pytest.raises(RuntimeError, match="a process of the run"):
+    with pytest.raises(RunFailedError, match="a process of the run"):
         launch(run)
     assert "there are only 100 training images" in capfd.readouterr().err
     assert not run.finished
@@ -157,7 +216,14 @@ def test_a_process_of_several_that_fails(make_config: Make, capfd: pytest.Captur
     ("changes", "message"),
     [
         ({"depth": 21}, "model.depth is 21"),
-        ({"data": {"_target_": "plainres.data.Nowhere"}}, "data._target_=plainres.data.Nowhere: there is no such"),
+        ({"data": {"_target_": "plainres.data.Nowhere"}}, "has no attribute 'Nowhere'"),
+        ({"data": {"_target_": "plainres.data"}}, "data._target_=plainres.data is no class or function"),
+        ({"data": {"_taget_": "plainres.data.Digits"}}, "data has no _target_, which names its class; it has _taget_"),
+        (
+            {"data": {"_target_": "plainres.data.Digits", "pad": -1, "flip": False}},
+            "data.pad is -1; it must be at least 0",
+        ),
+        ({"width": 10**9}, "model: "),
         ({"data": {"_target_": "plainres.data.Digits", "pda": 0}}, "data has no option 'pda'; Digits takes pad, flip"),
         ({"data": {"_target_": "plainres.data.Digits", "pad": 0}}, "data lacks flip, which Digits needs"),
         ({"data": {"_target_": "plainres.data.Digits", "pad": "4", "flip": False}}, "data.pad is '4'; it must be int"),
@@ -202,8 +268,8 @@ def test_a_batch_larger_than_the_data(make_config: Make) -> None:
 def test_no_gpu(make_config: Make) -> None:
     config = make_config()
     config.trainer.accelerator = "gpu"
-    with pytest.raises(InputError, match="no GPU that torch can use; trainer=cpu"):
-        train(Run.of(config))
+    with pytest.raises(InputError, match=r"is to use 1 GPUs, but torch finds 0; trainer=cpu"):
+        check(config)
 
 
 def test_devices_share_a_batch_evenly(make_config: Make) -> None:
@@ -213,8 +279,8 @@ def test_devices_share_a_batch_evenly(make_config: Make) -> None:
 
 def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "checkpoints" / "step-000000001.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"x": torch.ones(3)}, path)
-    assert newest(path.parent) == path
+    AtomicCheckpointIO().save_checkpoint({"x": torch.ones(3), "global_step": 5}, path)
+    assert newest(path.parent) == (path, 5)
 
     def fail(_: int) -> None:
         raise OSError("disk full")

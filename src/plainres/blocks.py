@@ -35,7 +35,7 @@ class BasicBlock(nn.Module):
             )
         )
         self.shortcut = shortcut(in_channels, out_channels, stride)
-        self.activation = nn.ReLU(inplace=True)
+        self.activation = nn.ReLU()  # not in place: y may be x, or what a shortcut keeps for its gradient
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x to y."""

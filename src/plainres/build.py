@@ -1,6 +1,7 @@
 """From the configuration to objects: what conf/ names is called, after its arguments have been checked."""
 
 import inspect
+import pkgutil
 from collections.abc import Mapping
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -35,18 +36,34 @@ def architecture_of(config: Config, source: Source) -> nn.Module:
     factory = _instantiate(config.model, "model")
     try:
         return factory(in_channels=source.shape[0], classes=source.classes)
-    except TypeError as error:
-        raise InputError(f"model: {error}") from error
+    except InputError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"model: {str(error).splitlines()[0]}") from error
 
 
 def check(config: Config) -> None:
-    """Make the source and the network, without memory for its weights, to see whether they can be made.
+    """See whether there are devices for a run; make its source and its network, without memory, and show it images.
 
     Raises:
         InputError: as `source_of` and `architecture_of`.
     """
+    devices = config.trainer
+    if devices.accelerator == "gpu" and torch.cuda.device_count() < devices.devices:
+        raise InputError(
+            f"the trainer is to use {devices.devices} GPUs, but torch finds {torch.cuda.device_count()}; "
+            "trainer=cpu needs none"
+        )
+    source = source_of(config)
     with torch.device("meta"):
-        architecture_of(config, source_of(config))
+        network = architecture_of(config, source)
+        try:
+            logits = network(torch.zeros(2, *source.shape))
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"model: fails on images of shape {list(source.shape)}: {reason}") from error
+    if logits.shape != (2, source.classes):
+        raise InputError(f"model: gives {list(logits.shape[1:])} for an image; it must give {source.classes} logits")
 
 
 def network_of(config: Config, source: Source) -> nn.Module:
@@ -78,10 +95,14 @@ def _check(node: Mapping[str, Any], key: str) -> None:
     Raises:
         InputError: an argument is unknown, missing or of another type than its annotation says.
     """
+    if "_target_" not in node:
+        raise InputError(f"{key} has no _target_, which names its class; it has {', '.join(node) or 'nothing'}")
     try:
-        target = hydra.utils.get_object(node["_target_"])
-    except Exception as error:
-        raise InputError(f"{key}._target_={node.get('_target_')}: there is no such class or function") from error
+        target = pkgutil.resolve_name(node["_target_"])
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"{key}._target_={node['_target_']}: {error}; is its folder on PYTHONPATH?") from error
+    if not callable(target):
+        raise InputError(f"{key}._target_={node['_target_']} is no class or function")
     parameters = inspect.signature(target).parameters
     hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
     for name, value in node.items():
@@ -89,15 +110,20 @@ def _check(node: Mapping[str, Any], key: str) -> None:
             continue
         if name not in parameters:
             raise InputError(f"{key} has no option {name!r}; {target.__name__} takes {', '.join(parameters)}")
-        if isinstance(value, Mapping) and "_target_" in value:
+        if isinstance(value, Mapping):
             _check(value, f"{key}.{name}")
+        elif isinstance(value, str) and getattr(hints.get(name), "_is_protocol", False):
+            raise InputError(f"{key}.{name} is {value!r}; it is chosen with a slash, {key}/{name}={value}")
         elif not _is_a(value, hints.get(name, Any)):
             wanted = inspect.formatannotation(hints[name])
             raise InputError(f"{key}.{name} is {value!r}; it must be {wanted.replace(' | None', ' or null')}")
     if not node.get("_partial_"):
         required = [name for name, p in parameters.items() if p.default is p.empty]
         if missing := [name for name in required if name not in node]:
-            raise InputError(f"{key} lacks {', '.join(missing)}, which {target.__name__} needs")
+            raise InputError(
+                f"{key} lacks {', '.join(missing)}, which {target.__name__} needs; "
+                "if they are given later, it lacks _partial_: true"
+            )
 
 
 def _is_a(value: Any, hint: Any) -> bool:

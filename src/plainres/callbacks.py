@@ -10,7 +10,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from plainres.errors import InputError
 from plainres.progress import bar
+from plainres.runs import read_rows, write_atomically
 
 COLUMNS: tuple[str, ...] = ("epoch", "step", "lr", "train/loss", "train/error", "test/loss", "test/error")
 
@@ -38,16 +40,25 @@ class Curves(Logger):
 
     @rank_zero_only
     def begin(self) -> None:
-        """Write the header, and what is kept of an interrupted training."""
-        kept: list[dict[str, str]] = []
-        if self.file.exists():
-            with self.file.open(newline="") as lines:
-                kept = [row for row in csv.DictReader(lines) if None not in row.values()]
+        """Write the header, and what is kept of an interrupted training.
+
+        Raises:
+            InputError: the rows do not reach to the checkpoint.
+        """
+        try:
+            kept = [row for row in read_rows(self.file) if int(row["step"]) <= self.step] if self.step else []
+        except (OSError, ValueError, KeyError, TypeError, csv.Error):
+            kept = []
+        if self.step and (not kept or int(kept[-1]["step"]) != self.step):
+            raise InputError(
+                f"{self.file} is damaged: it has no row for step {self.step}, where the run would go on; "
+                f"delete {self.file.parent} and repeat the run"
+            )
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(row for row in kept if int(row["step"]) <= self.step)
-        self.file.write_text(text.getvalue())
+        writer.writerows(kept)
+        write_atomically(self.file, text.getvalue())
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -89,3 +100,7 @@ class Progress(Callback):
         """Leave the line on the screen."""
         if stage == "fit" and hasattr(self, "bar"):
             self.bar.close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the line on the screen, above what is said about the exception."""
+        self.teardown(trainer, pl_module, "fit")

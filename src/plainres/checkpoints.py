@@ -1,6 +1,6 @@
 """When a run is saved, and how: a checkpoint is either there whole or not at all."""
 
-import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,8 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from plainres.runs import atomically
 
 KEPT = 2  # the newest checkpoints that stay on disk
 
@@ -24,20 +26,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write `checkpoint` to `path`."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+        with atomically(path) as file:
+            torch.save(checkpoint, file)
+
+
+def newest(folder: Path) -> tuple[Path, int] | None:
+    """The checkpoint with the most steps that can be read, and its steps; a damaged one is named and passed over."""
+    for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
         try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def newest(folder: Path) -> Path | None:
-    """The checkpoint with the most steps, if there is any."""
-    return max(folder.glob("step-*.ckpt"), default=None)
+            return path, torch.load(path, weights_only=True, map_location="cpu")["global_step"]
+        except Exception as error:  # whatever a damaged file makes of the unpickler
+            print(f"{path} is damaged and passed over ({type(error).__name__})", file=sys.stderr)
+    return None
 
 
 class Checkpoints(Checkpoint):

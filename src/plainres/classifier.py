@@ -1,5 +1,6 @@
 """The LightningModule: loss, error, optimizer, schedule."""
 
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,7 +14,9 @@ from torchmetrics import Metric
 
 from plainres.batches import Batch
 from plainres.config import Recipe
+from plainres.errors import RunFailedError
 
+RUNNING = ("loss", "wrong", "images")  # the sums of a LossAndError
 EVALUATED = ("test", "train_eval")  # what the evaluation loaders hold, in their order
 WARMUP_WINDOW = 100  # steps over which the warm-up measures the training error
 
@@ -125,8 +128,7 @@ class Classifier(pl.LightningModule):
 
     def _end_warmup_if_learning(self) -> None:
         """End the warm-up if the error of the last WARMUP_WINDOW steps is small enough (He et al. 2015, 4.2)."""
-        wrong = self.trainer.strategy.reduce(torch.as_tensor(self.warmup_wrong, device=self.device), reduce_op="sum")
-        error = 100 * int(wrong) / (WARMUP_WINDOW * self.recipe.batch_size)
+        error = 100 * self._sum(self.warmup_wrong).item() / (WARMUP_WINDOW * self.recipe.batch_size)
         self.warming_up = error >= self.recipe.warmup_until
         self.warmup_wrong = 0
 
@@ -141,15 +143,34 @@ class Classifier(pl.LightningModule):
             self.trainer.should_stop = True
 
     def on_train_epoch_end(self) -> None:
-        """Log the row of this epoch."""
+        """Log the row of this epoch.
+
+        Raises:
+            RunFailedError: the running loss is no finite number.
+        """
         row = {"epoch": self.current_epoch + 1, "lr": self.lr} | self.running.values("train") | self.evaluated
+        if not math.isfinite(row["train/loss"]):
+            raise RunFailedError(
+                f"the training loss is {row['train/loss']} after step {self.trainer.global_step}, "
+                f"with a learning rate of {self.lr:g}: the run has diverged"
+            )
         for logger in self.loggers:
             logger.log_metrics(row, step=self.trainer.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the state of the warm-up."""
-        checkpoint["warmup"] = {"warming_up": self.warming_up, "wrong": int(self.warmup_wrong)}
+        """Keep the running measure and the warm-up, summed over all processes, so that any number of them can go on."""
+        sums = {name: getattr(self.running, name) for name in RUNNING} | {"warmup_wrong": self.warmup_wrong}
+        checkpoint["measured"] = {name: self._sum(value).item() for name, value in sums.items()}
+        checkpoint["warming_up"] = self.warming_up
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the state of the warm-up."""
-        self.warming_up, self.warmup_wrong = checkpoint["warmup"]["warming_up"], checkpoint["warmup"]["wrong"]
+        """Restore them; the first process takes the sums, the others begin at 0."""
+        self.warming_up = checkpoint["warming_up"]
+        if self.trainer.is_global_zero:
+            self.warmup_wrong = checkpoint["measured"]["warmup_wrong"]
+            for name in RUNNING:
+                getattr(self.running, name).fill_(checkpoint["measured"][name])
+
+    def _sum(self, value: Tensor | int) -> Tensor:
+        """The sum of a number () over all processes."""
+        return self.trainer.strategy.reduce(torch.as_tensor(value, device=self.device).clone(), reduce_op="sum")

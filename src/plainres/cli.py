@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from plainres.errors import InputError
+from plainres.errors import InputError, RunFailedError, StoppedError
 
 HELP = """\
 plainres puts one change to a deep network, the shortcut, on a test bench.
@@ -26,10 +26,13 @@ An override is group=choice or path.to.key=value, as in model/shortcut=plain mod
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return the exit code: 0, 1 if a run failed, 2 if what was asked for cannot be done."""
+    """Run a command; return the exit code.
+
+    0; 1 if a run failed; 2 if what was asked for cannot be done; 128 + the signal's number if one stopped it.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given or os.environ.get("HYDRA_FULL_ERROR") == "1"
-    command, rest = (given[0], [word for word in given[1:] if word != "--debug"]) if given else ("--help", [])
+    command, *rest = [word for word in given if word != "--debug"] or ["--help"]
     try:
         if command in ("--help", "-h", "help"):
             print(HELP, end="")
@@ -39,15 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command not in COMMANDS:
             raise InputError(f"there is no command {command!r}; there are {', '.join(COMMANDS)}")
         return COMMANDS[command](rest)
-    except (InputError, OSError) as error:
+    except (InputError, RunFailedError, StoppedError, OSError) as error:
         if debug:
             traceback.print_exc()
         print(f"plainres: {error}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        traceback.print_exc()
-        print(f"plainres: {error}", file=sys.stderr)
-        return 1
+        if isinstance(error, StoppedError):
+            return 128 + error.number
+        return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
         print("plainres: stopped; the same command goes on", file=sys.stderr)
         return 130
@@ -64,7 +65,7 @@ def _train(arguments: list[str]) -> int:
 
         return 1 if sweep(runs) else 0
     for run in runs:
-        if run.finished:
+        if run.finished and run.result:
             print(f"{run.name} is finished already", file=sys.stderr)
         else:
             from plainres.build import check
@@ -103,16 +104,17 @@ def _describe(arguments: list[str]) -> int:
         source = source_of(config)
         model = config.model
         name = f"{config.shortcut}, depth {model['depth']}, width {model['width']}, on {config.choices['data']}"
-        if name not in descriptions:
+        key = (name, *source.shape, source.classes)
+        if key not in descriptions:
             with torch.device("meta"):
-                descriptions[name] = describe(architecture_of(config, source), source.shape)
+                descriptions[key] = name, describe(architecture_of(config, source), source.shape)
     if "--json" in arguments:
         from dataclasses import asdict
 
-        found = [{"network": name, **asdict(description)} for name, description in descriptions.items()]
+        found = [{"network": name, **asdict(description)} for name, description in descriptions.values()]
         print(json.dumps(found[0] if len(found) == 1 else found, indent=2))
     else:
-        print("\n\n".join(f"{name}\n{description}" for name, description in descriptions.items()))
+        print("\n\n".join(f"{name}\n{description}" for name, description in descriptions.values()))
     return 0
 
 
@@ -121,6 +123,12 @@ def _complete(arguments: list[str]) -> int:
     from plainres.compose import compose
 
     line = os.environ.get("COMP_LINE", "")
+    words = line.split()
+    if words and (len(words) == 1 or (len(words) == 2 and not line.endswith(" "))):
+        print(" ".join(COMMANDS))
+        return 0
+    if words[1:2] == ["report"]:  # a folder: the shell's own completion
+        return 0
     os.environ["COMP_LINE"] = re.sub(r"^(\S+)\s+(train|describe)(?=\s)", r"\1", line)
     compose(arguments)
     return 0

@@ -14,6 +14,7 @@ from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 from plainres.config import Config
 from plainres.errors import InputError
@@ -39,24 +40,32 @@ def compose(arguments: Sequence[str]) -> list[Config]:
 
     @hydra.main(version_base="1.3", config_path="pkg://plainres.conf", config_name="config")
     def collect(composed: DictConfig) -> None:
+        if (launcher := HydraConfig.get().runtime.choices.get("hydra/launcher")) != "basic":
+            raise InputError(f"hydra/launcher={launcher}: sweeps run with hydra/launcher=basic only")
         choices = HydraConfig.get().runtime.choices.items()
         OmegaConf.resolve(composed)
         collected.append((composed, {k: v for k, v in choices if v is not None and not k.startswith("hydra/")}))
         composing.update()
 
+    wanted = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its errors itself, and exits
     try:
         with tempfile.TemporaryDirectory() as scratch:  # a sweep leaves a multirun.yaml behind
-            sys.argv[1:] = [*arguments, f"hydra.sweep.dir={scratch}"]
+            os.environ["PLAINRES_SCRATCH"] = scratch
+            sys.argv[1:] = arguments
             collect()
         return [_typed(composed, choices) for composed, choices in collected]
     except InputError:
         raise
     except Exception as error:  # nothing runs here but Hydra on what it was given
+        if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+            mark = error.problem_mark
+            raise InputError(f"{mark.name}, line {mark.line + 1}: {error.problem}") from error
         known = isinstance(error, HydraException | OmegaConfBaseException)
         raise InputError(_one_line(error) if known else f"{' '.join(arguments)}: {_first_lines(error)}") from error
     finally:
         composing.close()
+        os.environ["HYDRA_FULL_ERROR"] = wanted
 
 
 def _typed(composed: DictConfig, choices: dict[str, str]) -> Config:
@@ -71,6 +80,8 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={choice}: there is no such choice; there are {', '.join(error.options)}"
+    if "Ambiguous value" in str(error):
+        return f"{str(error).splitlines()[0]}: to train each of several values, add -m"
     cause = error.__cause__
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
         keys = [str(key) for key in cause.parent_node]
@@ -86,6 +97,5 @@ def _suggestion(key: str, keys: Iterable[str]) -> str:
 
 def _first_lines(error: Any) -> str:
     """The sentences of a message, without its advice and its indented details."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    kept = [line.strip() for line in lines if not line.startswith((" ", "\t", "To append", "See http", "Set the env"))]
-    return " ".join(kept)
+    advice = (" ", "\t", "To append", "See http", "Set the env", "Config search path")
+    return " ".join(line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith(advice))

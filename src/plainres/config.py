@@ -4,7 +4,9 @@ Every node is either declared here or instantiated, its signature then being its
 from conf/ (see `plainres.compose`); after that nothing is a DictConfig any more.
 """
 
+import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
@@ -51,8 +53,8 @@ class Recipe:
             optim__warmup_lr=self.warmup_lr,
             optim__warmup_until=self.warmup_until,
         )
-        if not self.lr > 0:
-            raise InputError(f"optim.lr is {self.lr}; it must be above 0")
+        if not 0 < self.lr < math.inf:
+            raise InputError(f"optim.lr is {self.lr}; it must be above 0 and finite")
         if (self.epochs is None) == (self.steps is None):
             raise InputError(
                 f"optim.epochs is {self.epochs} and optim.steps is {self.steps}; "
@@ -69,7 +71,7 @@ class Recipe:
 
     def lr_factor(self, step: int, length: int) -> float:
         """What `lr` is multiplied with in optimizer step `step` (0-based) of `length`, warm-up aside."""
-        return self.gamma ** sum(step >= int(share * length) for share in self.milestones)
+        return self.gamma ** sum(step >= round(share * length) for share in self.milestones)
 
 
 @dataclass
@@ -119,6 +121,12 @@ class Config:
         if self.precision not in PRECISIONS:
             raise InputError(f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
         _at_least(0, seed=self.seed)
+        if self.study in ("", "..") or Path(self.study).name != self.study:
+            raise InputError(f"study is {self.study!r}; it must be the name of a folder, without a slash")
+        if not self.runs:
+            raise InputError("runs is empty; it must name a folder")
+        if lacking := [key for key in ("depth", "width", "shortcut") if key not in self.model]:
+            raise InputError(f"model lacks {', '.join(lacking)}")
         devices = self.trainer.devices
         if self.optim.batch_size % devices:
             raise InputError(

@@ -90,6 +90,19 @@ class Images:
         return digest.hexdigest()
 
 
+def _check_options(source: Any, **counts: int | None) -> None:
+    """Raise InputError for a shape, a number of classes, a padding or a count of images that makes no sense."""
+    shape = list(source.shape)
+    if len(shape) != 3 or not all(isinstance(size, int) and size >= 1 for size in shape):
+        raise InputError(f"data.shape is {shape}; it must be [channels, height, width], whole numbers, at least 1")
+    for name, value, least in (("classes", source.classes, 1), ("pad", source.pad, 0)):
+        if value < least:
+            raise InputError(f"data.{name} is {value}; it must be at least {least}")
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise InputError(f"data.{name} is {count}; it must be at least 1")
+
+
 class Source(Protocol):
     """Where images come from, and how a training image is augmented: pad, random crop, mirror."""
 
@@ -136,6 +149,9 @@ class Digits:
     classes: ClassVar = 10
     train_images: ClassVar = 1500
 
+    def __post_init__(self) -> None:
+        _check_options(self)
+
     def prepare(self) -> None:
         """Nothing: the images are part of scikit-learn."""
 
@@ -163,8 +179,7 @@ class Synthetic:
     flip: bool
 
     def __post_init__(self) -> None:
-        if min(*self.shape, self.classes, self.train, self.test) < 1:
-            raise InputError("data.shape, data.classes, data.train and data.test must be at least 1")
+        _check_options(self, train=self.train, test=self.test)
 
     def prepare(self) -> None:
         """Nothing."""
@@ -201,6 +216,9 @@ class HubImages:
     test_per_class: int | None
     pad: int
     flip: bool
+
+    def __post_init__(self) -> None:
+        _check_options(self, train_per_class=self.train_per_class, test_per_class=self.test_per_class)
 
     def load(self) -> Images:
         """Return both splits, decoding them first if that has not been done.
@@ -262,6 +280,8 @@ class HubImages:
 
     def _decode(self, folder: Path) -> None:
         """Write <split>_images.npy (N, H, W, C) and <split>_targets.npy of both splits into `folder`."""
+        import datasets
+
         data = self._read()
         for split in SPLITS:
             if split not in data:
@@ -275,14 +295,18 @@ class HubImages:
         with bar(f"decoding {self.name}", "image", total, leave=False) as decoded:
             for split in SPLITS:
                 rows = data[split]
-                targets = np.asarray(rows[self.label_column], dtype=np.int64)
+                if not isinstance(rows.features[self.image_column], datasets.Image):
+                    raise InputError(f"{self._where}: column {self.image_column!r} of {split} holds no images")
+                targets = np.asarray(rows[self.label_column])
+                if targets.dtype.kind not in "iu":
+                    raise InputError(f"{self._where}: column {self.label_column!r} of {split} holds no whole numbers")
                 wrong = np.flatnonzero((targets < 0) | (targets >= self.classes))
                 if wrong.size:
                     raise InputError(
                         f"{self._where}: image {wrong[0]} of {split} has the label {targets[wrong[0]]}; "
                         f"with data.classes={self.classes} labels are 0 to {self.classes - 1}"
                     )
-                np.save(folder / f"{split}_targets.npy", targets)
+                np.save(folder / f"{split}_targets.npy", targets.astype(np.int64))
                 images = np.lib.format.open_memmap(
                     folder / f"{split}_images.npy",
                     mode="w+",
@@ -303,9 +327,14 @@ class HubImages:
 
             index, encoded = numbered
             file = encoded["path"] if encoded["bytes"] is None else io.BytesIO(encoded["bytes"])
-            with Image.open(file) as image:
-                pixels = np.asarray(image if channels == len(image.getbands()) else image.convert("L"))
+            try:
+                with Image.open(file) as image:
+                    pixels = np.asarray(image.convert("RGB") if image.mode == "P" else image)
+            except OSError as error:
+                raise InputError(f"{self._where}: image {index} of {split} cannot be decoded: {error}") from error
             pixels = pixels.reshape(*pixels.shape[:2], -1)
+            if pixels.dtype != np.uint8:
+                raise InputError(f"{self._where}: image {index} of {split} has pixels of {pixels.dtype}, not of 8 bits")
             if pixels.shape != (height, width, channels):
                 raise InputError(
                     f"{self._where}: image {index} of {split} is {pixels.shape[2]}x{pixels.shape[0]}x{pixels.shape[1]} "
@@ -323,7 +352,8 @@ class HubImages:
         import datasets
         from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
-        print(f"reading {self._where} ...", file=sys.stderr)
+        where = f"{self.name} from the Hugging Face Hub" if self.path is None else self.path
+        print(f"reading {where} ...", file=sys.stderr)
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it narrates each of its retries
         try:
             data = datasets.load_dataset(self.name if self.path is None else str(Path(self.path).expanduser()))
@@ -334,12 +364,12 @@ class HubImages:
             hint = "; a copy in a folder is read with data.path=FOLDER" if self.path is None else ""
             raise InputError(f"{self._where} cannot be read: {reason}{hint}") from error
         image = datasets.Image(decode=False)
-        return datasets.DatasetDict(
-            {
-                split: rows.cast_column(self.image_column, image) if self.image_column in rows.column_names else rows
-                for split, rows in data.items()
-            }
-        )
+        return {
+            split: rows.cast_column(self.image_column, image)
+            if isinstance(rows.features.get(self.image_column), datasets.Image)
+            else rows
+            for split, rows in data.items()
+        }
 
     @property
     def _where(self) -> str:

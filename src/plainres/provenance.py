@@ -20,12 +20,15 @@ def versions() -> dict[str, str]:
 
 def _git_commit() -> str | None:
     """The commit of the checkout that this code lies in, with "-dirty" if it was changed; None outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--match="]
+    file = Path(__file__)
+    git = ["git", "-C", str(file.parent)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:  # no git
+        # an installed copy may lie in a checkout of something else
+        subprocess.run([*git, "ls-files", "--error-unmatch", file.name], capture_output=True, check=True)
+        describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--match="]
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (FileNotFoundError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip() or None
 
 
 GIT_COMMIT = _git_commit()  # now, for the files may change while what was imported trains

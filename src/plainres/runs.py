@@ -15,10 +15,11 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from omegaconf import OmegaConf
 
@@ -46,14 +47,32 @@ def run_name(config: Config) -> str:
     return f"{config.shortcut}-{model['depth']}-w{model['width']}-s{config.seed}-{digest}"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file that is either there whole or not at all, also after a crash."""
+@contextmanager
+def atomically(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that will be there whole or not at all, also after a crash."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text that will be there whole or not at all."""
+    with atomically(path) as file:
+        file.write(text.encode())
+
+
+def read_rows(file: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file but for a last one that is still being written."""
+    whole = file.read_text().splitlines(keepends=True)
+    if whole and not whole[-1].endswith("\n"):
+        whole.pop()
+    return list(csv.DictReader(whole))
 
 
 @dataclass(frozen=True)
@@ -114,19 +133,19 @@ class Run:
         """
         file = self.folder / "result.json"
         try:
-            return json.loads(file.read_text())
-        except ValueError as error:
+            record = json.loads(file.read_text())
+            if missing := {"train_error", "train_error_eval", "test_error", "weights_sha256"} - record.keys():
+                raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        except (ValueError, AttributeError) as error:
             raise InputError(f"{file} is damaged ({error}); delete it and repeat the run") from error
+        return record
 
     def curve(self) -> list[dict[str, float]]:
         """The rows of metrics.csv, empty if there are none yet."""
         file = self.folder / "metrics.csv"
         if not file.exists():
             return []
-        whole = file.read_text().splitlines(keepends=True)
-        if whole and not whole[-1].endswith("\n"):  # a row that is being written
-            whole.pop()
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(whole)]
+        return [{key: float(value) for key, value in row.items()} for row in read_rows(file)]
 
     def prepare(self) -> None:
         """Make the folder and write config.yaml.
@@ -144,7 +163,7 @@ class Run:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json, which makes the run a finished one."""
-        write_atomically(self.folder / "result.json", json.dumps(result, indent=2) + "\n")
+        write_atomically(self.folder / "result.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
 
 
 def folders_of(runs: Path) -> Iterator[Path]:

@@ -1,7 +1,7 @@
 """What a few seeds support: mean and spread, and paired differences with a 95 % interval.
 
-Runs of one seed start from the same weights and see the same order of samples, so two nets are compared seed
-by seed and the spread that both share cancels. An interval holds for its own comparison, not for several.
+Runs of one seed see the same order of samples and, at one depth, start from the same backbone weights, so two nets are
+compared seed by seed and the spread that both share cancels. An interval holds for its own comparison, not for several.
 """
 
 from collections.abc import Mapping, Sequence

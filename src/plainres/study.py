@@ -117,6 +117,8 @@ class Study:
         configured = {str(identity(run.config)["data"]) for run in runs}
         if len({run.result["data_sha256"] for run in runs}) > len(configured):
             sentence += " Runs of one data configuration saw different data: see data_sha256 in results.csv."
+        if len({str((run.result.get("versions"), run.result.get("git_commit"))) for run in runs}) > 1:
+            sentence += " Runs differ in versions or commit: see results.csv."
         return sentence
 
 
@@ -173,7 +175,7 @@ def _runs_in(folder: Path) -> tuple[list[Run], list[tuple[str, str]]]:
         studies = [name for name, _ in unused if any((folder / name).glob("*/config.yaml"))]
         if studies:
             raise InputError(f"{folder} holds the studies {', '.join(studies)}: name one of them")
-        others = f" (only {', '.join(name for name, _ in unused)})" if unused else ""
+        others = f" ({'; '.join(f'{name}: {reason}' for name, reason in unused)})" if unused else ""
         raise InputError(f"{folder} holds no runs{others}; `plainres train` makes some, in runs/<study>")
     runs = []
     for name, same in found.items():
@@ -284,14 +286,21 @@ def _comparisons(families: list[Family]) -> dict[str, list[Comparison]]:
                     plain.runs.get(depth, {}),
                     other.runs.get(depth, {}),
                     ("plain is worse", "plain is better"),
+                    plain.setting ^ other.setting,
                 )
                 for depth in sorted(plain.runs.keys() | other.runs.keys())
             ]
     return comparisons
 
 
-def _compare(what: str, a: dict[int, Run], b: dict[int, Run], claims: tuple[str, str]) -> Comparison:
-    """The difference a - b of runs by seed; a claim only at an equal training budget on the same data."""
+def _compare(
+    what: str,
+    a: dict[int, Run],
+    b: dict[int, Run],
+    claims: tuple[str, str],
+    unlike: frozenset[str] = frozenset(),
+) -> Comparison:
+    """The difference a - b of runs by seed; a claim only at an equal budget, on the same data, with like settings."""
     errors = [{seed: run.result["train_error_eval"] for seed, run in runs.items()} for runs in (a, b)]
     difference = paired_difference(*errors)
     paired = [runs[seed] for runs in (a, b) for seed in difference.seeds]
@@ -300,6 +309,8 @@ def _compare(what: str, a: dict[int, Run], b: dict[int, Run], claims: tuple[str,
         verdict = "different training data: no claim"
     elif len(budgets) > 1:
         verdict = f"unequal training budgets ({' against '.join(budgets)}): no claim"
+    elif unlike:
+        verdict = f"settings differ ({', '.join(sorted(unlike))}): no claim"
     else:
         verdict = difference.verdict(*claims)
     return Comparison(what, difference, verdict)

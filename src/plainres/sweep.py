@@ -8,6 +8,7 @@ import multiprocessing
 import multiprocessing.connection
 import multiprocessing.context
 import os
+import signal
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from datetime import datetime, timedelta
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
 import joblib
@@ -40,7 +42,7 @@ def sweep(runs: Sequence[Run]) -> int:
         InputError: a run's configuration cannot be carried out; then nothing has been trained.
     """
     runs = list({run.folder: run for run in runs}.values())
-    missing = [run for run in runs if not run.finished]
+    missing = [run for run in runs if not (run.finished and run.result)]
     studies = ", ".join(sorted({str(run.folder.parent) for run in runs}))
     say(f"{studies}: {len(runs)} runs, {len(runs) - len(missing)} finished, {len(missing)} to train")
     if not missing:
@@ -49,6 +51,9 @@ def sweep(runs: Sequence[Run]) -> int:
     context.set_forkserver_preload(PRELOADED)
     # BLAS libraries read these when they are imported; torch's threads are set for each run
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is this process's to report, not its server's
+    ensure_running()
+    signal.signal(signal.SIGINT, interrupt)
     with ProcessPoolExecutor(1, mp_context=context) as executor:  # what it imports, the runs need not import again
         costs = executor.submit(_costs, missing).result()
     for run in missing:
@@ -64,7 +69,7 @@ def _costs(runs: Sequence[Run]) -> list[float]:
     """
     import torch
 
-    from plainres.build import architecture_of, source_of
+    from plainres.build import architecture_of, check, source_of
     from plainres.describe import describe
 
     images: dict[str, int] = {}
@@ -77,6 +82,7 @@ def _costs(runs: Sequence[Run]) -> list[float]:
         if data not in images:
             images[data] = len(source.load().train)
         if network not in multiply_adds:
+            check(config)
             with torch.device("meta"):
                 multiply_adds[network] = describe(architecture_of(config, source), source.shape).multiply_adds
         batch_size = config.optim.batch_size
@@ -106,21 +112,25 @@ class _Pool:
 
     def train(self) -> int:
         """Train all; return how many failed."""
-        trainer = self.waiting[0][1].config.trainer
-        places = joblib.cpu_count() // (trainer.threads * trainer.devices) if trainer.accelerator == "cpu" else 1
+        trainers = [run.config.trainer for _, run in self.waiting]
+        threads = max(trainer.threads * trainer.devices for trainer in trainers)
+        on_cpu = all(trainer.accelerator == "cpu" for trainer in trainers)
+        places = joblib.cpu_count() // threads if on_cpu else 1
         failed: list[tuple[Run, str]] = []
-        with tqdm(total=1.0, bar_format="{desc}", disable=None) as status:
+        with tqdm(total=1.0, bar_format="{desc}", leave=False, disable=None) as status:
             for _ in range(max(1, places)):
                 self._start_next()
             while self.running:
                 done, _ = wait(self.running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
                 for future in done:
                     cost, run, started = self.running.pop(future)
-                    self.done += cost
                     self._start_next()
                     reason = _outcome(future)
                     self.outcomes[reason is None] += 1
-                    if reason is not None:
+                    if reason is None:
+                        self.done += cost
+                    else:
+                        self.total -= cost
                         failed.append((run, reason))
                     self._report(run, reason, time.monotonic() - started)
                 status.set_description_str(self._status())
@@ -199,6 +209,7 @@ def _train_quietly(folder: Path) -> str | None:
 
     from plainres.train import launch
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_end_with_the_sweep, daemon=True).start()
     run = Run.read(folder)
     with run.log.open("a") as log:
@@ -206,7 +217,7 @@ def _train_quietly(folder: Path) -> str | None:
         os.dup2(log.fileno(), sys.stderr.fileno())
     try:
         launch(run)
-    except Exception as error:
+    except BaseException as error:  # whatever ends the run is told, not only what Python calls an exception
         traceback.print_exc()
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return None

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from plainres.checkpoints import AtomicCheckpointIO, Checkpoints, newest
 from plainres.classifier import Classifier
 from plainres.data import Source
 from plainres.describe import describe
-from plainres.errors import InputError
+from plainres.errors import RunFailedError, StoppedError
 from plainres.provenance import GIT_COMMIT, device_name, peak_memory_mib, versions, weights_sha256
 from plainres.runs import Run
 
@@ -30,7 +31,7 @@ def launch(run: Run) -> None:
 
     Raises:
         InputError: the configuration cannot be carried out (see also `plainres.build.check`); nothing has been written.
-        RuntimeError: a process of several has failed; its error is on the screen.
+        RunFailedError: the training diverged, or a process of several has failed; its error is on the screen.
     """
     devices = run.config.trainer.devices
     if devices == 1:
@@ -42,7 +43,7 @@ def launch(run: Run) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": str(run.config.trainer.threads)}
     done = subprocess.run([*command, "-m", "plainres.train", str(run.folder)], env=environment, check=False)
     if done.returncode:
-        raise RuntimeError(f"a process of the run {run.folder} failed; its error is above")
+        raise RunFailedError(f"a process of the run {run.folder} failed; its error is above")
 
 
 def train(run: Run) -> None:
@@ -55,18 +56,14 @@ def train(run: Run) -> None:
     config = run.config
     torch.set_num_threads(config.trainer.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
-        raise InputError("trainer.accelerator is gpu, but there is no GPU that torch can use; trainer=cpu needs none")
     source = source_of(config)
     network = network_of(config, source).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     data = ImageBatches(source.load(), source, config.optim.batch_size, config.seed)
     steps = config.optim.length(data.steps_per_epoch)
     classifier = Classifier(network, config.optim, steps, data.steps_per_epoch)
     run.prepare()
-    checkpoint = newest(run.checkpoints)
-    curves = Curves(
-        run.folder / "metrics.csv", torch.load(checkpoint, weights_only=True)["global_step"] if checkpoint else 0
-    )
+    checkpoint, step = newest(run.checkpoints) or (None, 0)
+    curves = Curves(run.folder / "metrics.csv", step)
     trainer = pl.Trainer(
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
@@ -91,7 +88,11 @@ def train(run: Run) -> None:
     with warnings.catch_warnings():
         # Lightning 2.6 asks newer versions of torch about their trees in an outdated way
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", module="lightning")
-        trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        try:
+            trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit as stop:  # what Lightning makes of SIGTERM and of Ctrl-C
+            number = signal.SIGTERM if trainer.received_sigterm else signal.SIGINT
+            raise StoppedError(trainer.global_step, number) from stop
         loaders = [data.val_dataloader(), data.evaluation_of_training_set()]
         trainer.validate(classifier, loaders, verbose=False)
     if trainer.is_global_zero:
