@@ -1,5 +1,6 @@
 import io
 import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +160,8 @@ def test_concurrent_runs_decode_one_copy(
     tmp_path: Path, pixels: dict[str, np.ndarray], labels: dict[str, list[int]]
 ) -> None:
     write_parquet(tmp_path / "images", pixels, labels)
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        digests = pool.map(_load, [source(tmp_path)] * 2)
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        digests = list(pool.map(_load, [source(tmp_path)] * 2))
     assert len(set(digests)) == 1
     assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 1
 
