@@ -96,10 +96,9 @@ class Classifier(pl.LightningModule):
         images, targets = batch
         logits = self(images)
         loss = F.cross_entropy(logits, targets)
-        with torch.no_grad():
-            self.running.update(loss, logits, targets)
-            if self.warming_up:
-                self.warmup_wrong += (logits.argmax(1) != targets).sum()
+        self.running.update(loss.detach(), logits.detach(), targets)
+        if self.warming_up:
+            self.warmup_wrong += (logits.argmax(1) != targets).sum()
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -5,6 +5,7 @@ import platform
 import resource
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 
+@cache
 def versions() -> dict[str, str]:
     """The versions of what determines a result."""
     packages = ("plainres", "torch", "lightning", "torchmetrics", "hydra-core", "numpy", "scikit-learn")
