@@ -31,6 +31,7 @@ def make_config(tmp_path: Path) -> Callable[..., Config]:
         data: dict[str, Any] | None = None,
         optim: dict[str, Any] | None = None,
         devices: int = 1,
+        trainer: dict[str, Any] | None = None,
         **changes: Any,
     ) -> Config:
         factory = {"_target_": f"plainres.shortcuts.{SHORTCUTS[shortcut]}", "_partial_": True}
@@ -65,7 +66,7 @@ def make_config(tmp_path: Path) -> Callable[..., Config]:
             },
             "data": copy.deepcopy(data) if data is not None else synthetic,
             "optim": Recipe(**(recipe | (optim or {}))),
-            "trainer": Devices(accelerator="cpu", devices=devices, threads=1),
+            "trainer": Devices(**({"accelerator": "cpu", "devices": devices, "threads": 1} | (trainer or {}))),
             "checkpoint": CheckpointTimes(every_minutes=5),
             "study": "test",
             "runs": str(tmp_path / "runs"),

@@ -63,6 +63,7 @@ def test_one_run_prints_its_folder_last_and_the_second_time_trains_nothing(tmp_p
     assert sorted(path.name for path in folder.iterdir()) == [
         "checkpoints",
         "config.yaml",
+        "lock",
         "metrics.csv",
         "result.json",
     ]
@@ -81,11 +82,11 @@ def test_a_sweep_and_its_report(tmp_path: Path) -> None:
     sweep = ("train", *SMALL, "model.depth=8,14", "model/shortcut=plain,identity", "seed=0,1", "study=small", "-m")
     first = run(*sweep)
     assert first.returncode == 0, first.stderr
-    assert "8 runs, 0 finished, 8 to train" in first.stderr
+    assert "8 runs\n      8 missing\n" in first.stderr
     assert "[8/8]" in first.stderr
     second = run(*sweep)
     assert second.returncode == 0
-    assert "8 runs, 8 finished, 0 to train" in second.stderr
+    assert "8 runs\n      8 finished\n" in second.stderr
     report = run("report", "runs/small")
     assert report.returncode == 0, report.stderr
     assert "equal training budget: 4 steps of 64 images" in report.stdout

@@ -3,7 +3,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from plainres import sweep as sweep_module
 from plainres.config import Config
 from plainres.errors import InputError
 from plainres.runs import Run
-from plainres.sweep import _costs, _duration, _train_quietly, sweep
+from plainres.sweep import _duration, _survey, sweep, train_quietly
 
 Make = Callable[..., Config]
 
@@ -23,15 +22,15 @@ def test_only_what_is_missing_is_trained(make_config: Make, capfd: pytest.Captur
     runs = [Run.of(make_config(seed=seed)) for seed in range(3)]
     assert sweep(runs[:2]) == 0
     times = [(run.folder / "result.json").stat().st_mtime_ns for run in runs[:2]]
-    assert "2 runs, 0 finished, 2 to train" in capfd.readouterr().err
+    assert "2 runs\n      2 missing" in capfd.readouterr().err
     assert sweep([*runs, runs[0]]) == 0
     said = capfd.readouterr().err
-    assert "3 runs, 2 finished, 1 to train" in said
+    assert "3 runs\n      2 finished\n      1 missing" in said
     assert "[1/1] identity-8-w4-s2" in said
     assert "all done in" in said
     assert [(run.folder / "result.json").stat().st_mtime_ns for run in runs[:2]] == times
     assert sweep(runs) == 0
-    assert "3 finished, 0 to train" in capfd.readouterr().err
+    assert capfd.readouterr().err.endswith("3 runs\n      3 finished\n")
     assert "6/6" in runs[2].log.read_text()
 
 
@@ -60,34 +59,27 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(
     assert "Traceback" in broken.log.read_text()
 
 
-def _terminated(_: Path) -> str | None:
-    raise SystemExit
+def _terminated(_: Run) -> None:
+    raise SystemExit(3)
 
 
-def test_a_run_that_ends_its_process_is_a_failed_one(
-    make_config: Make, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    runs = [Run.of(make_config(seed=seed)) for seed in range(2)]
+def test_a_run_that_ends_its_process_is_a_failed_one(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.of(make_config())
     monkeypatch.setattr("plainres.train.launch", _terminated)
-    monkeypatch.setattr(threading, "Thread", lambda **_: threading.current_thread())
-    monkeypatch.setattr(threading.current_thread(), "start", lambda: None)
-    runs[0].prepare()
-    monkeypatch.setattr(os, "dup2", lambda *_: None)
-    assert str(_train_quietly(runs[0].folder)).startswith("SystemExit")
-    assert "SystemExit" in capfd.readouterr().err
+    assert train_quietly(run) == "SystemExit: 3"
+    assert "SystemExit" in run.log.read_text()
 
 
-def _killed(_: Path) -> str | None:
+def _killed(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
-    return None
 
 
 def test_a_process_that_dies_costs_its_own_run_only(
     make_config: Make, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sweep_module, "_train_quietly", _killed)
+    monkeypatch.setattr(sweep_module, "_work", _killed)
     assert sweep([Run.of(make_config(seed=seed)) for seed in range(3)]) == 3
-    assert capfd.readouterr().err.count("FAILED: its process died") == 3
+    assert capfd.readouterr().err.count("FAILED: its process died (SIGKILL)") == 3
 
 
 def _processes_of(session: int) -> set[int]:
@@ -129,14 +121,16 @@ def test_a_sweep_that_is_stopped_leaves_no_process_behind(tmp_path: Path, how: s
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(sweep.pid, signal.SIGKILL)
-    if how is signal.SIGINT:
-        assert sweep.returncode == 130
-        assert said.splitlines()[-1] == "plainres: stopped; the same command goes on"
-        assert "Traceback" not in said
+    if how is signal.SIGKILL:
+        return
+    assert sweep.returncode == 128 + how
+    assert said.splitlines()[-1] == "plainres: stopped: 3 of 3 runs are left; the same command goes on"
+    assert "Traceback" not in said
+    assert any(tmp_path.glob("runs/long/*/checkpoints/step-*.ckpt"))
 
 
 def test_cost_follows_multiply_adds_and_images(make_config: Make) -> None:
-    shallow, deep, longer = _costs(
+    (shallow, deep, longer), _ = _survey(
         [Run.of(make_config()), Run.of(make_config(depth=20)), Run.of(make_config(optim={"epochs": 4}))]
     )
     assert shallow == 48544 * 32 * 6

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from plainres.build import check, network_of, source_of
-from plainres.checkpoints import AtomicCheckpointIO, newest
+from plainres.checkpoints import AtomicCheckpointIO
 from plainres.config import Config
 from plainres.errors import InputError, RunFailedError
 from plainres.runs import Run
-from plainres.sweep import _train_quietly
+from plainres.sweep import train_quietly
 from plainres.train import launch, train
 
 Make = Callable[..., Config]
@@ -78,7 +78,7 @@ def test_one_configuration_gives_one_result_wherever_it_is_trained(make_config: 
     with ProcessPoolExecutor(1, mp_context=get_context("forkserver")) as pool:
         for run in (other, pooled):
             run.prepare()
-            assert pool.submit(_train_quietly, run.folder).result() is None
+            assert pool.submit(train_quietly, run).result() is None
     assert weights(after_others) == weights(fresh) == weights(pooled) == alone
     assert trained(make_config(depth=14, seed=6)).result["weights_sha256"] != alone
     rows = [run.curve() for run in (Run.of(config), after_others, fresh, pooled)]
@@ -94,12 +94,12 @@ def test_training_draws_nothing_from_global_state(make_config: Make) -> None:
 
 def test_an_interrupted_run_goes_on_from_its_newest_checkpoint(make_config: Make, tmp_path: Path) -> None:
     config = make_config(optim={"epochs": 4})
-    config.checkpoint.every_minutes = 0
+    config.checkpoint.every_n_steps = 7
     whole = trained(config)
-    assert sorted(path.name for path in whole.checkpoints.iterdir()) == ["step-000000009.ckpt", "step-000000012.ckpt"]
+    assert sorted(path.name for path in whole.checkpoints.iterdir()) == ["step-000000007.ckpt", "step-000000012.ckpt"]
     interrupted = Run.of(make_config(optim={"epochs": 4}, runs=str(tmp_path / "interrupted")))
     interrupted.prepare()
-    (whole.checkpoints / "step-000000009.ckpt").rename(interrupted.checkpoints / "step-000000009.ckpt")
+    (whole.checkpoints / "step-000000007.ckpt").rename(interrupted.checkpoints / "step-000000007.ckpt")
     # what the killed process had written: an epoch more than its checkpoint, and half of a row
     (interrupted.folder / "metrics.csv").write_text((whole.folder / "metrics.csv").read_text() + "5,15,0.")
     train(interrupted)
@@ -114,7 +114,7 @@ def test_a_run_killed_between_its_last_step_and_its_result(make_config: Make, op
     (run.folder / "result.json").unlink()
     again = trained(make_config(optim=optim))
     assert again.curve() == curve
-    aside = {"wall_time_s", "peak_memory_mib"}
+    aside = {"wall_time_s", "peak_memory_mib", "sessions"}
     assert {k: v for k, v in again.result.items() if k not in aside} == {
         k: v for k, v in result.items() if k not in aside
     }
@@ -122,7 +122,7 @@ def test_a_run_killed_between_its_last_step_and_its_result(make_config: Make, op
 
 def test_a_run_resumed_before_its_partial_last_epoch_measures_as_if_it_had_not_been(make_config: Make) -> None:
     config = make_config(optim={"epochs": None, "steps": 7, "warmup_lr": 0.01})
-    config.checkpoint.every_minutes = 0
+    config.checkpoint.every_n_steps = 3
     run = trained(config)
     result, curve = run.result, run.curve()
     (run.folder / "result.json").unlink()
@@ -135,31 +135,32 @@ def test_a_run_resumed_before_its_partial_last_epoch_measures_as_if_it_had_not_b
 
 def test_a_damaged_checkpoint_is_named_and_passed_over(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
     config = make_config()
-    config.checkpoint.every_minutes = 0
+    config.checkpoint.every_n_steps = 3
     run = trained(config)
     digest = weights(run)
     (run.folder / "result.json").unlink()
     newest_one = run.checkpoints / "step-000000006.ckpt"
     newest_one.write_bytes(newest_one.read_bytes()[:1000])
     assert weights(trained(config)) == digest
-    assert f"{newest_one} is damaged and passed over" in capfd.readouterr().err
+    assert f"{newest_one} is damaged, or no checkpoint of plainres, and passed over" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("damage", [b"", b"epoch,step\n1,abc\n", b"\xff\xfe\x00", None])
-def test_curves_that_do_not_reach_the_checkpoint(make_config: Make, damage: bytes | None) -> None:
+def test_damaged_curves_come_back_from_the_checkpoint(make_config: Make, damage: bytes | None) -> None:
     run = trained(make_config())
+    curve = run.curve()
     (run.folder / "result.json").unlink()
     file = run.folder / "metrics.csv"
     file.unlink() if damage is None else file.write_bytes(damage)
-    with pytest.raises(InputError, match=r"metrics.csv is damaged: it has no row for step 6"):
-        trained(make_config())
+    assert trained(make_config()).curve() == curve
 
 
 def test_a_run_that_diverges(make_config: Make) -> None:
     run = Run.of(make_config(optim={"lr": 1e30}))
-    with pytest.raises(RunFailedError, match=r"the training loss is nan after step 3, .*: the run has diverged"):
+    with pytest.raises(RunFailedError, match=r"no finite number after step \d, with a learning rate of 1e\+30"):
         train(run)
     assert not run.finished
+    assert "has diverged" in str(run.failure)
 
 
 def test_a_length_in_steps_ends_in_mid_epoch(make_config: Make) -> None:
@@ -206,9 +207,9 @@ def test_two_processes_with_batch_normalisation(make_config: Make) -> None:
 
 def test_a_process_of_several_that_fails(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
     run = Run.of(make_config(devices=2, optim={"batch_size": 200}))
-    with pytest.raises(RunFailedError, match="a process of the run"):
+    with pytest.raises(InputError, match="there are only 100 training images"):
         launch(run)
-    assert "there are only 100 training images" in capfd.readouterr().err
+    assert "Traceback" not in capfd.readouterr().err
     assert not run.finished
 
 
@@ -279,14 +280,13 @@ def test_devices_share_a_batch_evenly(make_config: Make) -> None:
 
 def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "checkpoints" / "step-000000001.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"x": torch.ones(3), "global_step": 5}, path)
-    assert newest(path.parent) == (path, 5)
+    AtomicCheckpointIO().save_checkpoint({"x": torch.ones(3)}, path)
 
     def fail(_: int) -> None:
-        raise OSError("disk full")
+        raise OSError(28, "disk full")
 
     monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OSError, match=r"\(disk full\); step-000000001.ckpt is intact: make room and repeat"):
         AtomicCheckpointIO().save_checkpoint({"x": torch.zeros(3)}, path.with_name("step-000000002.ckpt"))
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     assert torch.load(path, weights_only=True)["x"].sum() == 3

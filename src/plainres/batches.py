@@ -106,19 +106,30 @@ class TrainingBatches:
             else:
                 yield self.pixels.batch(index)
 
+    def state_dict(self) -> dict[str, object]:
+        """Nothing. That there is this method tells Lightning that the batches can go on in mid-epoch."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Nothing: `position` tells where to go on."""
+
 
 class EvaluationBatches:
-    """Every image once, as it is; each of `world_size` processes gets its part, which may differ by one in size."""
+    """Every image once, as it is; each of `world_size` processes gets its part, which may differ by one in size.
+
+    All processes have as many batches, be it an empty one.
+    """
 
     def __init__(self, pixels: Pixels, rank: int = 0, world_size: int = 1) -> None:
         self.pixels = pixels
-        self.index = torch.arange(len(pixels.targets)).tensor_split(world_size)[rank]
+        parts = torch.arange(len(pixels.targets)).tensor_split(world_size)
+        self.index, self.longest = parts[rank], len(parts[0])
 
     def __len__(self) -> int:
-        return math.ceil(len(self.index) / EVALUATION_BATCH)
+        return math.ceil(self.longest / EVALUATION_BATCH)
 
     def __iter__(self) -> Iterator[Batch]:
-        for start in range(0, len(self.index), EVALUATION_BATCH):
+        for start in range(0, self.longest, EVALUATION_BATCH):
             yield self.pixels.batch(self.index[start : start + EVALUATION_BATCH])
 
 

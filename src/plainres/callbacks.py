@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from plainres.errors import InputError
 from plainres.progress import bar
-from plainres.runs import read_rows, write_atomically
+from plainres.runs import write_atomically
 
 COLUMNS: tuple[str, ...] = ("epoch", "step", "lr", "train/loss", "train/error", "test/loss", "test/error")
 
@@ -20,13 +20,13 @@ COLUMNS: tuple[str, ...] = ("epoch", "step", "lr", "train/loss", "train/error", 
 class Curves(Logger):
     """Keeps the curves as metrics.csv, a row for each epoch; errors in percent.
 
-    A row is appended in one write. Rows beyond `step`, from where the run goes on, were written by an interrupted
-    training after its last checkpoint; they are dropped, for they will be written again.
+    The rows up to where a run goes on come from its checkpoint, whatever an interrupted training has left in the file.
+    A row is appended in one write.
     """
 
-    def __init__(self, file: Path, step: int) -> None:
+    def __init__(self, file: Path) -> None:
         super().__init__()
-        self.file, self.step = file, step
+        self.file = file
 
     @property
     def name(self) -> str:
@@ -39,25 +39,12 @@ class Curves(Logger):
         return ""
 
     @rank_zero_only
-    def begin(self) -> None:
-        """Write the header, and what is kept of an interrupted training.
-
-        Raises:
-            InputError: the rows do not reach to the checkpoint.
-        """
-        try:
-            kept = [row for row in read_rows(self.file) if int(row["step"]) <= self.step] if self.step else []
-        except (OSError, ValueError, KeyError, TypeError, csv.Error):
-            kept = []
-        if self.step and (not kept or int(kept[-1]["step"]) != self.step):
-            raise InputError(
-                f"{self.file} is damaged: it has no row for step {self.step}, where the run would go on; "
-                f"delete {self.file.parent} and repeat the run"
-            )
+    def begin(self, rows: Iterable[Mapping[str, float]]) -> None:
+        """Write the header and the rows so far."""
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(kept)
+        writer.writerows(rows)
         write_atomically(self.file, text.getvalue())
 
     @rank_zero_only

@@ -1,18 +1,31 @@
-"""When a run is saved, and how: a checkpoint is either there whole or not at all."""
+"""What happens between two steps: the run is saved, stopped, or found to have failed.
 
+A checkpoint is either there whole or not at all, and holds tensors, numbers and text alone, so that reading one runs
+no code. Besides what Lightning keeps (weights, optimizer, schedule, progress) and the classifier (its measures, its
+curves) there are the run's name, the seconds it has taken and on which devices.
+"""
+
+import io
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from plainres.runs import atomically
+from plainres.classifier import Classifier
+from plainres.config import CheckpointTimes
+from plainres.errors import InputError, RunFailedError, StoppedError
+from plainres.runs import Run, atomically
+from plainres.signals import Signals
 
 KEPT = 2  # the newest checkpoints that stay on disk
+LOOK_EVERY = 50  # steps on a GPU between two looks at the loss, each of which waits for the GPU
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -23,41 +36,151 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write `checkpoint` to `path`."""
+        """Write `checkpoint` to `path`.
+
+        Raises:
+            OSError: it cannot be written, for instance because the disk is full; what was there before still is.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomically(path) as file:
-            torch.save(checkpoint, file)
-
-
-def newest(folder: Path) -> tuple[Path, int] | None:
-    """The checkpoint with the most steps that can be read, and its steps; a damaged one is named and passed over."""
-    for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
+        whole = io.BytesIO()  # so that an error of the disk comes as such, and not as one of torch's archive
+        torch.save(checkpoint, whole)
         try:
-            return path, torch.load(path, weights_only=True, map_location="cpu")["global_step"]
+            with atomically(path) as file:
+                file.write(whole.getbuffer())
+        except OSError as error:
+            older = sorted(path.parent.glob("step-*.ckpt"))
+            kept = f"{older[-1].name} is intact" if older else "there is none before it"
+            raise OSError(
+                error.errno, f"cannot write the checkpoint ({error.strerror}); {kept}: make room and repeat", str(path)
+            ) from error
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a run goes on from; without a file, its beginning."""
+
+    path: Path | None = None
+    step: int = 0
+    elapsed_s: float = 0.0  # of training and evaluation, all sessions together
+    sessions: list[dict[str, Any]] = field(default_factory=list)  # from which step on which devices
+    rows: list[dict[str, float]] = field(default_factory=list)  # the curves up to here
+
+
+def newest(run: Run) -> Saved:
+    """The checkpoint with the most steps that can be read; a damaged one is named and passed over.
+
+    Raises:
+        InputError: the checkpoint is another run's.
+    """
+    for path in sorted(run.checkpoints.glob("step-*.ckpt"), reverse=True):
+        try:
+            state = torch.load(path, weights_only=True, map_location="cpu")
+            name = state["run"]
+            saved = Saved(path, state["global_step"], state["elapsed_s"], state["sessions"], state["rows"])
         except Exception as error:  # whatever a damaged file makes of the unpickler
-            print(f"{path} is damaged and passed over ({type(error).__name__})", file=sys.stderr)
-    return None
+            kind = type(error).__name__
+            print(f"{path} is damaged, or no checkpoint of plainres, and passed over ({kind})", file=sys.stderr)
+            continue
+        if name != run.name:
+            raise InputError(f"{path} is a checkpoint of another run, {name}; move it away")
+        return saved
+    return Saved()
 
 
 class Checkpoints(Checkpoint):
-    """Saves at the first epoch's end after `every_minutes`, and at the end of training; keeps the newest KEPT.
+    """Saves a run at the end of a step: when it is time, when a signal asks for the end, and when training has ended.
 
-    Lightning calls its kind last, so the row of an epoch is written before the checkpoint that will not repeat it.
+    All processes of a run act as one: after each step they agree on whether there was a signal, whether it is time to
+    save, and whether the loss of one of them is no finite number.
+
+    At the last step of an epoch all this waits for the epoch's evaluation and its row, since Lightning 2.6 cannot go on
+    exactly from between the two. Lightning calls its kind of callback last, so the row is there by then.
+
+    Args:
+        run: whose folder takes the checkpoints.
+        times: when to save.
+        signals: those that this process receives.
+        saved: where the run goes on.
+        session: the devices of this session.
     """
 
-    def __init__(self, folder: Path, every_minutes: float) -> None:
-        self.folder, self.every_minutes = folder, every_minutes
-        self.saved_at = time.monotonic()
+    def __init__(
+        self, run: Run, times: CheckpointTimes, signals: Signals, saved: Saved, session: dict[str, Any]
+    ) -> None:
+        self.run, self.times, self.signals = run, times, signals
+        self.before, self.sessions = saved.elapsed_s, [*saved.sessions, {"from_step": saved.step, **session}]
+        self.saved_step = saved.step
+        self.started = self.saved_at = time.monotonic()
+        self.group: Any = None  # the processes of the run, if there are several
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds of this and all earlier sessions up to their last checkpoint."""
+        return self.before + time.monotonic() - self.started
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From here on a signal waits for the end of a step."""
+        if trainer.world_size > 1:
+            self.group = dist.new_group(backend="gloo")  # on the CPU: agreeing does not wait for a GPU
+        self.signals.deferring = True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From here on all is saved, and a signal may stop at once."""
+        self.signals.deferring = False
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save or stop in mid-epoch, if need be."""
+        assert isinstance(pl_module, Classifier)
+        if not (trainer.is_last_batch or trainer.global_step >= pl_module.steps):
+            look = pl_module.device.type == "cpu" or trainer.global_step % LOOK_EVERY == 0
+            self._between_steps(trainer, pl_module, look=look)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save if it is time; all processes decide as the first one does, for saving is a common act."""
-        last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
-        due = last or time.monotonic() - self.saved_at >= 60 * self.every_minutes
-        if not trainer.strategy.broadcast(due):
-            return
-        trainer.save_checkpoint(self.folder / f"step-{trainer.global_step:09d}.ckpt")
-        self.saved_at = time.monotonic()
+        """Save or stop, if need be; save for good at the end of training."""
+        assert isinstance(pl_module, Classifier)
+        last = trainer.global_step >= pl_module.steps
+        self._between_steps(trainer, pl_module, look=True, due=last)
+
+    def _between_steps(self, trainer: pl.Trainer, classifier: Classifier, *, look: bool, due: bool = False) -> None:
+        step, every = trainer.global_step, self.times.every_n_steps
+        due |= time.monotonic() - self.saved_at >= 60 * self.times.every_minutes
+        due |= every is not None and step // every > self.saved_step // every
+        number, due, diverged = self._agree(self.signals.received, due, look and not classifier.finite)
+        save = due or number
+        if save and not diverged:  # the loss may come before the weights
+            *_, diverged = self._agree(0, False, not classifier.finite_weights)
+        if diverged:
+            good = f"step-{self.saved_step:09d}.ckpt" if self.saved_step else "none"
+            raise RunFailedError(
+                f"the training loss or a weight is no finite number after step {step}, with a learning rate of "
+                f"{classifier.lr:g}: the run has diverged; last good checkpoint: {good}"
+            )
+        if save:
+            self._save(trainer)
+        if number:
+            raise StoppedError(f"{self.run.name} is saved after step {step}; the same command goes on", number)
+
+    def _agree(self, number: int, due: bool, diverged: bool) -> tuple[int, bool, bool]:
+        """What any process has found, all processes know."""
+        if self.group is None:
+            return number, due, diverged
+        found = torch.tensor([number, due, diverged])
+        dist.all_reduce(found, dist.ReduceOp.MAX, self.group)
+        return int(found[0]), bool(found[1]), bool(found[2])
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        if trainer.global_step != self.saved_step:  # else it went on at an epoch's end and was stopped there
+            trainer.save_checkpoint(self.run.checkpoints / f"step-{trainer.global_step:09d}.ckpt")
+        self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
         if trainer.is_global_zero:
-            for old in sorted(self.folder.glob("step-*.ckpt"))[:-KEPT]:
+            for old in sorted(self.run.checkpoints.glob("step-*.ckpt"))[:-KEPT]:
                 old.unlink()
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep whose checkpoint it is, and what the run has cost so far."""
+        checkpoint |= {"run": self.run.name, "elapsed_s": self.elapsed_s, "sessions": self.sessions}

@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -14,7 +15,6 @@ from torchmetrics import Metric
 
 from plainres.batches import Batch
 from plainres.config import Recipe
-from plainres.errors import RunFailedError
 
 RUNNING = ("loss", "wrong", "images")  # the sums of a LossAndError
 EVALUATED = ("test", "train_eval")  # what the evaluation loaders hold, in their order
@@ -71,6 +71,7 @@ class Classifier(pl.LightningModule):
         self.running = LossAndError()
         self.evaluations = nn.ModuleList(LossAndError() for _ in EVALUATED)
         self.evaluated: dict[str, float] = {}  # what the last evaluation found
+        self.rows: list[dict[str, float]] = []  # logged so far
         self.lr = 0.0  # of the last step
         self.warming_up = recipe.warmup_lr is not None
         self.warmup_wrong: Tensor | int = 0  # images of this process misjudged since the warm-up last looked
@@ -101,12 +102,21 @@ class Classifier(pl.LightningModule):
             self.warmup_wrong += (logits.argmax(1) != targets).sum()
         return loss
 
+    def on_validation_start(self) -> None:
+        """Evaluate one network: the processes' batch statistics differ until the next training step unites them."""
+        if self.trainer.world_size > 1:
+            for buffer in self.network.buffers():
+                dist.broadcast(buffer, 0)
+
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Take a batch of the test set, or, from the second loader, of the training set, into account."""
         images, targets = batch
-        logits = self(images)
         measure = self.evaluations[dataloader_idx]
         assert isinstance(measure, LossAndError)
+        if not len(targets):  # there are fewer images than processes
+            measure.update(torch.zeros((), device=self.device), images.new_zeros(0, 1), targets)
+            return
+        logits = self(images)
         measure.update(F.cross_entropy(logits, targets), logits, targets)
 
     def on_validation_epoch_end(self) -> None:
@@ -142,29 +152,32 @@ class Classifier(pl.LightningModule):
             self.trainer.should_stop = True
 
     def on_train_epoch_end(self) -> None:
-        """Log the row of this epoch.
-
-        Raises:
-            RunFailedError: the running loss is no finite number.
-        """
+        """Log the row of this epoch."""
         row = {"epoch": self.current_epoch + 1, "lr": self.lr} | self.running.values("train") | self.evaluated
-        if not math.isfinite(row["train/loss"]):
-            raise RunFailedError(
-                f"the training loss is {row['train/loss']} after step {self.trainer.global_step}, "
-                f"with a learning rate of {self.lr:g}: the run has diverged"
-            )
+        self.rows.append({**row, "step": self.trainer.global_step})
         for logger in self.loggers:
             logger.log_metrics(row, step=self.trainer.global_step)
 
+    @property
+    def finite(self) -> bool:
+        """Whether all losses of this process since the epoch began were finite numbers."""
+        return math.isfinite(self.running.loss.item())
+
+    @property
+    def finite_weights(self) -> bool:
+        """Whether all weights are finite numbers."""
+        return all(bool(parameter.isfinite().all()) for parameter in self.parameters())
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the running measure and the warm-up, summed over all processes, so that any number of them can go on."""
+        """Keep the rows, the running measure and the warm-up, summed so that any number of processes can go on."""
         sums = {name: getattr(self.running, name) for name in RUNNING} | {"warmup_wrong": self.warmup_wrong}
         checkpoint["measured"] = {name: self._sum(value).item() for name, value in sums.items()}
         checkpoint["warming_up"] = self.warming_up
+        checkpoint["rows"] = self.rows
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore them; the first process takes the sums, the others begin at 0."""
-        self.warming_up = checkpoint["warming_up"]
+        self.warming_up, self.rows = checkpoint["warming_up"], checkpoint["rows"]
         if self.trainer.is_global_zero:
             self.warmup_wrong = checkpoint["measured"]["warmup_wrong"]
             for name in RUNNING:

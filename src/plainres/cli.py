@@ -8,8 +8,12 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from plainres.errors import InputError, RunFailedError, StoppedError
+
+if TYPE_CHECKING:
+    from plainres.runs import Run
 
 HELP = """\
 plainres puts one change to a deep network, the shortcut, on a test bench.
@@ -42,12 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command not in COMMANDS:
             raise InputError(f"there is no command {command!r}; there are {', '.join(COMMANDS)}")
         return COMMANDS[command](rest)
-    except (InputError, RunFailedError, StoppedError, OSError) as error:
+    except StoppedError as stop:
+        from plainres.slurm import requeue
+
+        print(f"plainres: {stop}", file=sys.stderr)
+        requeue(stop)
+        return 128 + stop.number
+    except (InputError, RunFailedError, OSError) as error:
         if debug:
             traceback.print_exc()
         print(f"plainres: {error}", file=sys.stderr)
-        if isinstance(error, StoppedError):
-            return 128 + error.number
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
         print("plainres: stopped; the same command goes on", file=sys.stderr)
@@ -55,32 +63,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    from plainres.compose import compose
-    from plainres.runs import Run
+    from plainres.signals import Signals
 
-    configs = compose(arguments)
-    runs = [Run.of(config) for config in configs]
-    if len(runs) > 1:
-        from plainres.sweep import sweep
+    with Signals():
+        from plainres.compose import compose
+        from plainres.runs import Run
 
-        return 1 if sweep(runs) else 0
-    for run in runs:
-        if run.finished and run.result:
-            print(f"{run.name} is finished already", file=sys.stderr)
-        else:
-            from plainres.build import check
+        runs = [Run.of(config) for config in compose(arguments)]
+        if len(runs) > 1:
+            from plainres.sweep import sweep
 
-            check(run.config)  # before the seconds that the import of Lightning takes
-            from plainres.train import launch
+            return 1 if sweep(runs) else 0
+        for run in runs:
+            _train_one(run)
+    return 0
 
-            launch(run)
-        result = Run.of(run.config).result
+
+def _train_one(run: "Run") -> None:
+    from plainres.processes import place
+
+    if run.finished and run.result:
+        print(f"{run.name} is finished already", file=sys.stderr)
+    elif (reason := run.failure) and not run.config.retry_failed:
+        raise RunFailedError(f"{run.folder} has failed: {reason}; retry_failed=true tries it again")
+    else:
+        from plainres.build import check
+
+        check(run.config)  # before the seconds that the import of Lightning takes
+        from plainres.train import launch
+
+        launch(run)
+    if place().rank == 0:
+        result = type(run).of(run.config).result
         print(
             f"train error {result['train_error']:.2f} % (running), {result['train_error_eval']:.2f} % (eval); "
             f"test error {result['test_error']:.2f} %"
         )
         print(run.folder)
-    return 0
 
 
 def _report(arguments: list[str]) -> int:

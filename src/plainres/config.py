@@ -13,7 +13,7 @@ from omegaconf import MISSING
 
 from plainres.errors import InputError
 
-PRECISIONS = ("32-true", "bf16-mixed")
+PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 
 
 def _at_least(least: float, **values: float | None) -> None:
@@ -79,23 +79,32 @@ class Devices:
     """Where a run computes. No part of a run's identity."""
 
     accelerator: str = MISSING  # cpu or gpu
-    devices: int = MISSING  # one process each
+    devices: int = MISSING  # of each machine; one process each
     threads: int = MISSING  # of each process, on the CPU
+    num_nodes: int = 1  # machines
+    sync_batch_norm: bool = False  # batch statistics of the whole batch instead of each device's share
+
+    @property
+    def processes(self) -> int:
+        """On all machines together."""
+        return self.devices * self.num_nodes
 
     def __post_init__(self) -> None:
         if self.accelerator not in ("cpu", "gpu"):
             raise InputError(f"trainer.accelerator is {self.accelerator!r}; it must be cpu or gpu")
-        _at_least(1, trainer__devices=self.devices, trainer__threads=self.threads)
+        _at_least(1, trainer__devices=self.devices, trainer__threads=self.threads, trainer__num_nodes=self.num_nodes)
 
 
 @dataclass
 class CheckpointTimes:
-    """When a run is saved besides the end of training."""
+    """When a run is saved, besides the end of training: at the end of a step, whichever of the two is due first."""
 
     every_minutes: float = MISSING
+    every_n_steps: int | None = None
 
     def __post_init__(self) -> None:
         _at_least(0, checkpoint__every_minutes=self.every_minutes)
+        _at_least(1, checkpoint__every_n_steps=self.every_n_steps)
 
 
 @dataclass
@@ -115,19 +124,22 @@ class Config:
     runs: str = MISSING
     seed: int = MISSING
     precision: str = MISSING
+    retry_failed: bool = False
+    runs_per_device: int = 1  # of a sweep on GPUs
     choices: dict[str, str] = field(default_factory=dict)  # the option taken from each group: {"data": "digits"}
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise InputError(f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
         _at_least(0, seed=self.seed)
+        _at_least(1, runs_per_device=self.runs_per_device)
         if self.study in ("", "..") or Path(self.study).name != self.study:
             raise InputError(f"study is {self.study!r}; it must be the name of a folder, without a slash")
         if not self.runs:
             raise InputError("runs is empty; it must name a folder")
         if lacking := [key for key in ("depth", "width", "shortcut") if key not in self.model]:
             raise InputError(f"model lacks {', '.join(lacking)}")
-        devices = self.trainer.devices
+        devices = self.trainer.processes
         if self.optim.batch_size % devices:
             raise InputError(
                 f"optim.batch_size is {self.optim.batch_size}; the {devices} devices share it evenly, "

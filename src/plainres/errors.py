@@ -8,13 +8,29 @@ class InputError(ValueError):
     """
 
 
+class LockedError(InputError):
+    """Another process is at this very run; it cannot be trained twice at once."""
+
+
 class RunFailedError(RuntimeError):
     """A run that was begun cannot be ended: the message says why. The command line exits with code 1."""
 
 
-class StoppedError(RuntimeError):
-    """A signal ended a run before its last step; the same command goes on. `number` is the signal's."""
+class StoppedError(SystemExit):
+    """A signal ended the work before its end, and the same command goes on.
 
-    def __init__(self, step: int, number: int) -> None:
-        super().__init__(f"stopped after step {step}; the same command goes on")
-        self.number = number
+    No `except Exception` on the way takes it for a failure. Uncaught, it ends the process with code 128 + `number`,
+    the signal's.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(128 + number)
+        self.message, self.number = message, number
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, be it empty."""
+    return next(iter(str(error).splitlines()), "")

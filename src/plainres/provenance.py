@@ -36,9 +36,9 @@ def _git_commit() -> str | None:
 GIT_COMMIT = _git_commit()  # now, for the files may change while what was imported trains
 
 
-def device_name(device: torch.device) -> str:
-    """The name of the GPU, or of the CPU's kind of machine."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}"
+def device_name(accelerator: str) -> str:
+    """The name of the GPU that this process trains on, or of the CPU's kind of machine."""
+    return torch.cuda.get_device_name() if accelerator == "gpu" else f"cpu {platform.machine()}"
 
 
 def peak_memory_mib(device: torch.device) -> float:

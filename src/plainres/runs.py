@@ -7,6 +7,8 @@ configuration alone, `<runs>/<study>/<shortcut>-<depth>-w<width>-s<seed>-<hash o
     metrics.csv    the curves, a row for each epoch
     checkpoints/   step-<number>.ckpt
     log.txt        what a run of a sweep would have printed
+    lock           held by the process that trains the run, and by the operating system freed when that ends
+    failed.json    why the run cannot be ended; repeated only if asked for
     result.json    written last, and at once: a run that has one is finished
 """
 
@@ -14,6 +16,7 @@ import csv
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,10 +24,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from plainres.config import Config
-from plainres.errors import InputError
+from plainres.errors import InputError, LockedError
 
 NOT_IDENTITY = {"data": ("path", "cache")}  # where the images are found, not which
 REPORT = "report"  # the folder among the runs that holds their report
@@ -73,6 +77,13 @@ def read_rows(file: Path) -> list[dict[str, str]]:
     if whole and not whole[-1].endswith("\n"):
         whole.pop()
     return list(csv.DictReader(whole))
+
+
+def flat(value: Any, key: str = "") -> dict[str, str]:
+    """Nested dictionaries -> {"optim.lr": "0.05"}."""
+    if not isinstance(value, dict):
+        return {key: str(value)}
+    return {k: v for name, part in value.items() for k, v in flat(part, f"{key}.{name}".lstrip(".")).items()}
 
 
 @dataclass(frozen=True)
@@ -147,12 +158,72 @@ class Run:
             return []
         return [{key: float(value) for key, value in row.items()} for row in read_rows(file)]
 
+    @property
+    def step(self) -> int:
+        """The steps done at the newest checkpoint."""
+        return max((int(path.stem.removeprefix("step-")) for path in self.checkpoints.glob("step-*.ckpt")), default=0)
+
+    @property
+    def failure(self) -> str | None:
+        """Why the run has failed, None if it has not."""
+        try:
+            return str(json.loads((self.folder / "failed.json").read_text())["reason"])
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (ValueError, KeyError, TypeError):
+            return "failed.json is damaged"
+
+    def fail(self, reason: str) -> None:
+        """Mark the run as failed."""
+        write_atomically(self.folder / "failed.json", json.dumps({"reason": reason, "step": self.step}) + "\n")
+
+    @property
+    def locked(self) -> bool:
+        """Whether a process trains the run."""
+        if not (self.folder / "lock").exists():
+            return False
+        try:
+            with FileLock(self.folder / "lock", timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the one process that trains the run. The operating system frees the lock when this ends, however it ends.
+
+        Raises:
+            LockedError: another one is.
+        """
+        owner = self.folder / "owner.json"
+        try:
+            with FileLock(self.folder / "lock", timeout=1):  # longer than a look at `locked` takes
+                write_atomically(owner, json.dumps({"host": platform.node(), "process": os.getpid()}) + "\n")
+                for stale in (*self.folder.glob("*.tmp-*"), *self.checkpoints.glob("*.tmp-*")):
+                    stale.unlink(missing_ok=True)
+                try:
+                    yield
+                finally:
+                    owner.unlink(missing_ok=True)
+        except Timeout as error:
+            try:
+                process = "process {process} on {host}".format(**json.loads(owner.read_text()))
+            except (OSError, ValueError, KeyError):
+                process = "another process"
+            raise LockedError(f"{self.folder} is being trained by {process}; wait for it, or stop it first") from error
+
     def prepare(self) -> None:
         """Make the folder and write config.yaml.
 
         Raises:
-            InputError: the folder cannot be written.
+            InputError: the folder cannot be written, or holds a run of another configuration.
         """
+        if (self.folder / "config.yaml").is_file():
+            found, wanted = (flat(identity(run.config)) for run in (Run.read(self.folder), self))
+            differing = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
+            if differing:
+                keys = ", ".join(f"{key} {found.get(key)} (asked for {wanted.get(key)})" for key in differing)
+                raise InputError(f"{self.folder} holds a run of another configuration: {keys}; move it away")
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))

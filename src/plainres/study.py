@@ -11,10 +11,9 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from plainres.errors import InputError
-from plainres.runs import Run, folders_of, identity
+from plainres.runs import Run, flat, folders_of, identity
 from plainres.statistics import Difference, Summary, paired_difference, summarize
 
 PLAIN = "plain"
@@ -224,20 +223,13 @@ def _count(n: int, noun: str) -> str:
     return f"{n} {noun}{'s' * (n != 1)}"
 
 
-def _flat(value: Any, key: str = "") -> dict[str, str]:
-    """Nested dictionaries -> {"optim.lr": "0.05"}."""
-    if not isinstance(value, dict):
-        return {key: str(value)}
-    return {k: v for name, part in value.items() for k, v in _flat(part, f"{key}.{name}".lstrip(".")).items()}
-
-
 def _varying(settings: Sequence[Mapping[str, str]]) -> set[str]:
     return {key for key in set().union(*settings) if len({setting.get(key) for setting in settings}) > 1}
 
 
 def _labels(runs: list[Run]) -> dict[str, tuple[str, frozenset[str]]]:
     """By a run's name: the label of its family, and the parts of it that are not about the shortcut."""
-    settings = {run.name: _flat(identity(run.config)) for run in runs}
+    settings = {run.name: flat(identity(run.config)) for run in runs}
     own = "model.shortcut."
     varying = {key for key in _varying(list(settings.values())) if not key.startswith(own)}
     for shortcut in {run.config.shortcut for run in runs}:  # a shortcut's parameters count among its own kind

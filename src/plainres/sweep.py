@@ -6,28 +6,58 @@ another left behind.
 
 import multiprocessing
 import multiprocessing.connection
-import multiprocessing.context
 import os
 import signal
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import Enum
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
+from typing import Any
 
 import joblib
 from tqdm import tqdm
 
-from plainres.errors import InputError
+from plainres.errors import InputError, LockedError, StoppedError, first_line
 from plainres.runs import Run
+from plainres.signals import Signals
 
 PRELOADED = ["plainres.train", "sklearn.datasets"]  # imported once, not once in each process
-POLL_SECONDS = 1.0  # between two looks at the curves of the running
+POLL_SECONDS = 0.5  # between two looks at the running
+
+
+class State(Enum):
+    """How far a run is."""
+
+    FINISHED = "finished"
+    RUNNING = "running elsewhere"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+    MISSING = "missing"
+
+
+def state_of(run: Run) -> State:
+    """The state of a run, from its folder.
+
+    Raises:
+        InputError: its record is damaged.
+    """
+    if run.finished and run.result:
+        return State.FINISHED
+    if run.locked:
+        return State.RUNNING
+    if run.failure:
+        return State.FAILED
+    return State.INTERRUPTED if run.step else State.MISSING
 
 
 def say(text: str) -> None:
@@ -35,34 +65,93 @@ def say(text: str) -> None:
     tqdm.write(text, file=sys.stderr)
 
 
+def to_train(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, str]]]:
+    """Say what there is of a sweep; return what is to be trained, and what has failed and is not to be tried again."""
+    states = {run.folder: (run, state_of(run)) for run in runs}
+    found: dict[State, list[Run]] = {state: [] for state in State}
+    for run, state in states.values():
+        found[state].append(run)
+    say(f"{', '.join(sorted({str(run.folder.parent) for run in runs}))}: {len(states)} runs")
+    details = {
+        State.INTERRUPTED: lambda run: f"{run.name} at step {run.step}",
+        State.FAILED: lambda run: f"{run.name}: {run.failure}",
+        State.RUNNING: lambda run: run.name,
+    }
+    for state, those in found.items():
+        if those:
+            say(f"  {len(those):5} {state.value}")
+            for run in those if state in details else []:
+                say(f"          {details[state](run)}")
+    failed = [(run, str(run.failure)) for run in found[State.FAILED] if not run.config.retry_failed]
+    if failed:
+        say("  retry_failed=true tries the failed again")
+    left_out = {run.folder for run, _ in failed} | {run.folder for run in found[State.FINISHED]}
+    return [run for run, _ in states.values() if run.folder not in left_out], failed
+
+
+def summarise(failed: Sequence[tuple[Run, str]]) -> int:
+    """Name the runs that failed, last of all; return how many."""
+    for run, reason in failed:
+        say(f"failed: {run.name}: {reason} (see {run.log})")
+    return len(failed)
+
+
 def sweep(runs: Sequence[Run]) -> int:
-    """Train the runs that are not finished; return how many failed.
+    """Train the runs that are not finished, on this machine; return how many failed.
 
     Raises:
         InputError: a run's configuration cannot be carried out; then nothing has been trained.
+        StoppedError: a signal came; what was running is saved.
     """
-    runs = list({run.folder: run for run in runs}.values())
-    missing = [run for run in runs if not (run.finished and run.result)]
-    studies = ", ".join(sorted({str(run.folder.parent) for run in runs}))
-    say(f"{studies}: {len(runs)} runs, {len(runs) - len(missing)} finished, {len(missing)} to train")
-    if not missing:
-        return 0
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    # BLAS libraries read these when they are imported; torch's threads are set for each run
-    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is this process's to report, not its server's
-    ensure_running()
-    signal.signal(signal.SIGINT, interrupt)
-    with ProcessPoolExecutor(1, mp_context=context) as executor:  # what it imports, the runs need not import again
-        costs = executor.submit(_costs, missing).result()
-    for run in missing:
-        run.prepare()
-    return _Pool(context, missing, costs).train()
+    missing, failed = to_train(runs)
+    if missing:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        # BLAS libraries read these when they are imported; torch's threads are set for each run
+        os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+        # Ctrl-C is this process's to hand on, not its server's or the runs'
+        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        ensure_running()
+        signal.signal(signal.SIGINT, interrupt)
+        costs, gpus = _surveyed(context, missing)
+        for run in missing:
+            run.prepare()
+        with Signals() as signals:
+            failed += _Pool(context, missing, costs, _places(missing, gpus), signals).train()
+    return summarise(failed)
 
 
-def _costs(runs: Sequence[Run]) -> list[float]:
-    """Multiply-adds for each run, from which follows how long it takes relative to the others.
+def _surveyed(context: ForkServerContext, runs: Sequence[Run]) -> tuple[list[float], int]:
+    """What `_survey` finds, in a process of its own: what it imports and initialises stays there."""
+    answer, theirs = multiprocessing.connection.Pipe(duplex=False)
+    process = context.Process(target=_tell_survey, args=(runs, theirs))
+    process.start()
+    theirs.close()
+    try:
+        found = answer.recv()
+    except EOFError:
+        found = InputError("the process that looks at the networks and the data died: killed, or out of memory")
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        process.join()
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def _tell_survey(runs: Sequence[Run], answer: "Connection[Any, Any]") -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_sweep, daemon=True).start()
+    try:
+        answer.send(_survey(runs))
+    except InputError as error:
+        answer.send(error)
+
+
+def _survey(runs: Sequence[Run]) -> tuple[list[float], int]:
+    """Multiply-adds for each run, from which follows how long it takes relative to the others; the number of GPUs.
 
     All that could be wrong with a run comes up here, before the first one trains: its network is made, its data are
     prepared.
@@ -89,70 +178,135 @@ def _costs(runs: Sequence[Run]) -> list[float]:
         if batch_size > images[data]:
             raise InputError(f"optim.batch_size is {batch_size}, but there are only {images[data]} training images")
         costs.append(float(multiply_adds[network] * batch_size * config.optim.length(images[data] // batch_size)))
-    return costs
+    return costs, torch.cuda.device_count()
+
+
+def _places(runs: Sequence[Run], gpus: int) -> list[str | None]:
+    """A place for each run that can be trained at a time: the GPUs it sees, or None on the CPU."""
+    trainers = [run.config.trainer for run in runs]
+    if all(trainer.accelerator == "cpu" for trainer in trainers):
+        return [None] * max(1, joblib.cpu_count() // max(trainer.threads * trainer.devices for trainer in trainers))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",")[:gpus] if visible else [str(number) for number in range(gpus)]
+    each = max(trainer.devices for trainer in trainers)
+    groups = [",".join(names[first : first + each]) for first in range(0, len(names) - each + 1, each)]
+    return [group for group in groups for _ in range(max(run.config.runs_per_device for run in runs))]
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A run that is being trained, in a process of its own, at a place."""
+
+    run: Run
+    cost: float
+    place: str | None
+    process: ForkServerProcess
+    outcome: Any  # a Connection; the types of the two systems differ
+    started: float
 
 
 class _Pool:
-    """As many runs at a time as there is room for, the longest first.
+    """As many runs at a time as there are places, the longest first, each in a process that ends with its run.
 
-    Each place is an executor of its own with one process, which ends with its run: when a process dies, it is known
-    whose it was, and the others go on.
+    A run that another process is at is waited for, and taken over if that ends before the run does.
     """
 
     def __init__(
-        self, context: multiprocessing.context.ForkServerContext, runs: Sequence[Run], costs: Sequence[float]
+        self,
+        context: ForkServerContext,
+        runs: Sequence[Run],
+        costs: Sequence[float],
+        places: Sequence[str | None],
+        signals: Signals,
     ) -> None:
-        self.context = context
+        self.context, self.signals = context, signals
         self.waiting = sorted(zip(costs, runs, strict=True), key=lambda pair: pair[0])
-        self.total, self.done = sum(costs), 0.0
-        self.count = len(runs)
+        self.elsewhere: list[tuple[float, Run]] = []
+        self.free = list(places)
+        self.total, self.done, self.count = sum(costs), 0.0, len(runs)
         self.outcomes: Counter[bool] = Counter()
-        self.running: dict[Future[str | None], tuple[float, Run, float]] = {}
+        self.running: list[_Training] = []
+        self.failed: list[tuple[Run, str]] = []
         self.started = time.monotonic()
 
-    def train(self) -> int:
-        """Train all; return how many failed."""
-        trainers = [run.config.trainer for _, run in self.waiting]
-        threads = max(trainer.threads * trainer.devices for trainer in trainers)
-        on_cpu = all(trainer.accelerator == "cpu" for trainer in trainers)
-        places = joblib.cpu_count() // threads if on_cpu else 1
-        failed: list[tuple[Run, str]] = []
-        with tqdm(total=1.0, bar_format="{desc}", leave=False, disable=None) as status:
-            for _ in range(max(1, places)):
-                self._start_next()
-            while self.running:
-                done, _ = wait(self.running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
-                for future in done:
-                    cost, run, started = self.running.pop(future)
-                    self._start_next()
-                    reason = _outcome(future)
-                    self.outcomes[reason is None] += 1
-                    if reason is None:
-                        self.done += cost
-                    else:
-                        self.total -= cost
-                        failed.append((run, reason))
-                    self._report(run, reason, time.monotonic() - started)
-                status.set_description_str(self._status())
-        for run, reason in failed:
-            say(f"failed: {run.name}: {reason} (see {run.log})")
-        return len(failed)
+    def train(self) -> list[tuple[Run, str]]:
+        """Train all; return those that failed, and why.
 
-    def _start_next(self) -> None:
-        if self.waiting:
-            cost, run = self.waiting.pop()
-            executor = ProcessPoolExecutor(1, mp_context=self.context)
-            self.running[executor.submit(_train_quietly, run.folder)] = (cost, run, time.monotonic())
-            executor.shutdown(wait=False)  # the process ends with its run
+        Raises:
+            StoppedError: after a signal, when the running are saved; after a second Ctrl-C at once.
+        """
+        self.signals.deferring = True
+        told = False
+        try:
+            with tqdm(total=1.0, bar_format="{desc}", leave=False, disable=None) as status:
+                while self.running or ((self.waiting or self.elsewhere) and not told):
+                    if self.signals.received and not told:
+                        told = True
+                        say(f"stopping: {len(self.running)} runs are being saved; Ctrl-C stops at once")
+                        for training in self.running:
+                            training.process.terminate()
+                    self._start(0 if told else len(self.free))
+                    multiprocessing.connection.wait(
+                        [training.process.sentinel for training in self.running], POLL_SECONDS
+                    )
+                    for training in [training for training in self.running if not training.process.is_alive()]:
+                        self._end(training)
+                    self._look_elsewhere()
+                    status.set_description_str(self._status())
+        finally:
+            for training in self.running:
+                training.process.kill()
+        if told:
+            left = self.count - self.outcomes.total()
+            raise StoppedError(
+                f"stopped: {left} of {self.count} runs are left; the same command goes on", self.signals.received
+            )
+        return self.failed
 
-    def _report(self, run: Run, reason: str | None, seconds: float) -> None:
+    def _start(self, places: int) -> None:
+        while self.waiting and places:
+            places -= 1
+            (cost, run), place = self.waiting.pop(), self.free.pop()
+            outcome, theirs = multiprocessing.connection.Pipe(duplex=False)
+            process = self.context.Process(target=_work, args=(run.folder, theirs, place))
+            process.start()
+            theirs.close()
+            self.running.append(_Training(run, cost, place, process, outcome, time.monotonic()))
+
+    def _end(self, training: _Training) -> None:
+        """Take in what a process that has ended has to tell."""
+        self.running.remove(training)
+        self.free.append(training.place)
+        try:
+            kind, reason = training.outcome.recv()
+        except EOFError:
+            code = training.process.exitcode or 0
+            name = signal.Signals(-code).name if code < 0 else f"code {code}"
+            kind, reason = "failed", f"its process died ({name}): killed, or out of memory; the same command goes on"
+        if kind == "locked":
+            self.elsewhere.append((training.cost, training.run))
+            say(f"{training.run.name} is being trained by another process; it is waited for")
+        elif kind != "stopped":
+            self._report(training.run, training.cost, reason, time.monotonic() - training.started)
+
+    def _look_elsewhere(self) -> None:
+        for cost, run in [pair for pair in self.elsewhere if not pair[1].locked]:
+            self.elsewhere.remove((cost, run))
+            if run.finished:
+                self._report(run, cost, None, 0)
+            else:
+                self.waiting.append((cost, run))
+
+    def _report(self, run: Run, cost: float, reason: str | None, seconds: float) -> None:
         """One line for a run that has ended."""
+        self.outcomes[reason is None] += 1
         ended = self.outcomes.total()
         if reason is None:
-            result = run.result
-            text = f"train error {result['train_error_eval']:6.2f} %  test error {result['test_error']:6.2f} %"
+            self.done += cost
         else:
-            text = f"FAILED: {reason}"
+            self.total -= cost
+            self.failed.append((run, reason))
+        text = outcome_text(run, reason)
         say(f"[{ended:>{len(str(self.count))}}/{self.count}] {run.name:<30} {text}  {seconds:5.0f} s   {self._left()}")
 
     def _left(self) -> str:
@@ -160,7 +314,7 @@ class _Pool:
         left = self.count - self.outcomes.total()
         if not left:
             return f"all done in {_duration(time.monotonic() - self.started)}"
-        done = self.done + sum(cost * _progress(run) for cost, run, _ in self.running.values())
+        done = self.done + sum(training.cost * _progress(training.run) for training in self.running)
         if not done:
             return f"{left} left"
         seconds = (time.monotonic() - self.started) * (self.total - done) / done
@@ -168,8 +322,16 @@ class _Pool:
         return f"{left} left, about {_duration(seconds)}, until {end:%H:%M}"
 
     def _status(self) -> str:
-        running = ", ".join(f"{run.name} {_progress(run):.0%}" for _, run, _ in self.running.values())
+        running = ", ".join(f"{training.run.name} {_progress(training.run):.0%}" for training in self.running)
         return f"{self._left()}; running: {running}" if running else ""
+
+
+def outcome_text(run: Run, reason: str | None) -> str:
+    """What a run has come to, in a line."""
+    if reason is not None:
+        return f"FAILED: {reason}"
+    result = run.result
+    return f"train error {result['train_error_eval']:6.2f} %  test error {result['test_error']:6.2f} %"
 
 
 def _duration(seconds: float) -> str:
@@ -181,18 +343,14 @@ def _duration(seconds: float) -> str:
 
 def _progress(run: Run) -> float:
     """The share of a run's epochs or steps that its curves show."""
-    curve, recipe = run.curve(), run.config.optim
+    recipe = run.config.optim
+    try:
+        curve = run.curve()
+    except (OSError, ValueError, TypeError):  # not for the one who looks on to worry about
+        return 0.0
     if not curve:
         return 0.0
     return curve[-1]["epoch"] / recipe.epochs if recipe.epochs else curve[-1]["step"] / (recipe.steps or 1)
-
-
-def _outcome(future: Future[str | None]) -> str | None:
-    """Why a run failed; None if it did not."""
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        return "its process died: killed, or out of memory"
 
 
 def _end_with_the_sweep() -> None:
@@ -203,21 +361,57 @@ def _end_with_the_sweep() -> None:
     os._exit(1)
 
 
-def _train_quietly(folder: Path) -> str | None:
-    """Train the run in `folder`, in a process of its own; what it prints goes into its log. Return why it failed."""
-    import traceback
+def _work(folder: Path, outcome: "Connection[Any, Any]", gpus: str | None) -> None:
+    """Train the run in `folder`, in a process of its own on the GPUs named; tell how it ended, and why."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that sweeps hands on what is meant for this one
+    threading.Thread(target=_end_with_the_sweep, daemon=True).start()
+    if gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus
+    try:
+        reason = train_quietly(Run.read(folder))
+    except LockedError:
+        outcome.send(("locked", None))
+    except StoppedError:
+        outcome.send(("stopped", None))
+    else:
+        outcome.send(("finished" if reason is None else "failed", reason))
 
+
+def train_quietly(run: Run) -> str | None:
+    """Train a run; what it prints goes into its log. Return why it failed, None if it did not.
+
+    Raises:
+        LockedError: another process trains the run.
+        StoppedError: a signal came.
+    """
     from plainres.train import launch
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    threading.Thread(target=_end_with_the_sweep, daemon=True).start()
-    run = Run.read(folder)
-    with run.log.open("a") as log:
-        os.dup2(log.fileno(), sys.stdout.fileno())
-        os.dup2(log.fileno(), sys.stderr.fileno())
-    try:
-        launch(run)
-    except BaseException as error:  # whatever ends the run is told, not only what Python calls an exception
-        traceback.print_exc()
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    with _printing_to(run.log):
+        try:
+            launch(run)
+        except (LockedError, StoppedError) as error:
+            print(error, file=sys.stderr)
+            raise
+        except BaseException as error:  # whatever ends the run is told, not only what Python calls an exception
+            traceback.print_exc()
+            return f"{type(error).__name__}: {first_line(error)}"
     return None
+
+
+@contextmanager
+def _printing_to(log: Path) -> Iterator[None]:
+    """Let what this process and those it starts print go to the end of a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    streams = sys.stdout, sys.stderr
+    kept = [os.dup(stream.fileno()) for stream in streams]
+    with log.open("a") as file:
+        for stream in streams:
+            stream.flush()
+            os.dup2(file.fileno(), stream.fileno())
+    try:
+        yield
+    finally:
+        for stream, before in zip(streams, kept, strict=True):
+            stream.flush()
+            os.dup2(before, stream.fileno())
+            os.close(before)

@@ -1,19 +1,24 @@
 """One run: configuration -> objects -> fit -> record."""
 
+import json
 import logging
 import math
 import os
-import signal
-import subprocess
 import sys
-import time
+import traceback
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
+from plainres.batch_norm import synchronise
 from plainres.batches import ImageBatches
 from plainres.build import network_of, source_of
 from plainres.callbacks import Curves, Progress
@@ -21,88 +26,125 @@ from plainres.checkpoints import AtomicCheckpointIO, Checkpoints, newest
 from plainres.classifier import Classifier
 from plainres.data import Source
 from plainres.describe import describe
-from plainres.errors import RunFailedError, StoppedError
+from plainres.errors import InputError, LockedError, RunFailedError, StoppedError, first_line
+from plainres.processes import Place, end_with, place, train_in_processes
 from plainres.provenance import GIT_COMMIT, device_name, peak_memory_mib, versions, weights_sha256
 from plainres.runs import Run
+from plainres.signals import Signals
 
 
 def launch(run: Run) -> None:
-    """Train a run: in this process, or, on several devices, in a fresh process for each of them.
+    """Train a run to its end, in this process, or, on several devices of this machine, in one for each.
 
     Raises:
-        InputError: the configuration cannot be carried out (see also `plainres.build.check`); nothing has been written.
+        InputError: the configuration cannot be carried out (see also `plainres.build.check`).
+        LockedError: another process trains the run.
+        OSError: the disk is full, or its like; the run can go on afterwards.
         RunFailedError: the training diverged, or a process of several has failed; its error is on the screen.
+        StoppedError: a signal came; the run is saved and can go on.
     """
-    devices = run.config.trainer.devices
-    if devices == 1:
+    devices, here = run.config.trainer, place()
+    if devices.processes == here.size:
         train(run)
-        return
-    source_of(run.config).prepare()  # once, and not by every process
-    run.prepare()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
-    environment = os.environ | {"OMP_NUM_THREADS": str(run.config.trainer.threads)}
-    done = subprocess.run([*command, "-m", "plainres.train", str(run.folder)], env=environment, check=False)
-    if done.returncode:
-        raise RunFailedError(f"a process of the run {run.folder} failed; its error is above")
+    elif here.size > 1 or devices.num_nodes > 1:
+        count = f"trainer.devices={devices.devices} on trainer.num_nodes={devices.num_nodes}"
+        raise InputError(
+            f"this is one of {here.size} processes, but {count} needs {devices.processes}; "
+            "start a run on several machines with torchrun or srun (see the README)"
+        )
+    else:
+        source_of(run.config).prepare()  # once, and not by every process
+        run.prepare()
+        train_in_processes(run)
 
 
 def train(run: Run) -> None:
-    """Train a run in this process (one of several if torchrun started it), from its newest checkpoint if it has one.
+    """Train a run in this process, perhaps one of several, from its newest checkpoint if it has one.
+
+    What ends it in failure, other than what the user or more room on the disk can mend, is kept as the run's failure.
 
     Raises:
-        InputError: as `launch`.
+        Exception: as `launch`.
     """
-    started = time.monotonic()
-    config = run.config
+    try:
+        with Signals() as signals:
+            _train(run, signals)
+    except (InputError, OSError):
+        raise
+    except RunFailedError as error:
+        run.fail(str(error))
+        raise
+    except Exception as error:
+        if place().size == 1 and run.folder.exists():  # of several, another process may have caused it
+            run.fail(f"{type(error).__name__}: {first_line(error)}")
+        raise
+
+
+def _train(run: Run, signals: Signals) -> None:
+    config, here = run.config, place()
     torch.set_num_threads(config.trainer.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     source = source_of(config)
     network = network_of(config, source).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if config.trainer.sync_batch_norm and here.size > 1:
+        synchronise(network)
     data = ImageBatches(source.load(), source, config.optim.batch_size, config.seed)
     steps = config.optim.length(data.steps_per_epoch)
     classifier = Classifier(network, config.optim, steps, data.steps_per_epoch)
     run.prepare()
-    checkpoint, step = newest(run.checkpoints) or (None, 0)
-    curves = Curves(run.folder / "metrics.csv", step)
-    trainer = pl.Trainer(
-        accelerator=config.trainer.accelerator,
-        devices=config.trainer.devices,
-        strategy="ddp" if config.trainer.devices > 1 else "auto",
-        precision=config.precision,  # pyright: ignore[reportArgumentType]
-        min_epochs=0,
-        max_epochs=math.ceil(steps / data.steps_per_epoch),
-        logger=curves,
-        log_every_n_steps=data.steps_per_epoch,
-        callbacks=[
-            Progress(run.name, steps),
-            Checkpoints(run.checkpoints, config.checkpoint.every_minutes),
-        ],
-        plugins=[AtomicCheckpointIO()],
-        default_root_dir=run.folder,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )
-    curves.begin()
-    with warnings.catch_warnings():
-        # Lightning 2.6 asks newer versions of torch about their trees in an outdated way
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*", module="lightning")
-        try:
-            trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit as stop:  # what Lightning makes of SIGTERM and of Ctrl-C
-            number = signal.SIGTERM if trainer.received_sigterm else signal.SIGINT
-            raise StoppedError(trainer.global_step, number) from stop
-        loaders = [data.val_dataloader(), data.evaluation_of_training_set()]
-        trainer.validate(classifier, loaders, verbose=False)
-    if trainer.is_global_zero:
-        run.finish(_result(run, classifier, data, source, time.monotonic() - started))
+    with run.lock() if here.rank == 0 else nullcontext():
+        saved = newest(run)
+        if here.rank == 0:
+            (run.folder / "failed.json").unlink(missing_ok=True)
+        session = {"devices": here.size, "device": device_name(config.trainer.accelerator)}
+        checkpoints = Checkpoints(run, config.checkpoint, signals, saved, session)
+        curves = Curves(run.folder / "metrics.csv")
+        curves.begin(saved.rows)
+        trainer = pl.Trainer(
+            accelerator=config.trainer.accelerator,
+            devices=config.trainer.devices,
+            num_nodes=config.trainer.num_nodes,
+            strategy="ddp" if here.size > 1 else "auto",
+            precision=config.precision,  # pyright: ignore[reportArgumentType]
+            min_epochs=0,
+            max_epochs=math.ceil(steps / data.steps_per_epoch),
+            logger=curves,
+            log_every_n_steps=data.steps_per_epoch,
+            callbacks=[Progress(run.name, steps), checkpoints],
+            plugins=[AtomicCheckpointIO(), _environment(here)],
+            default_root_dir=run.folder,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
+        # Signals are ours: Lightning 2.6 would stop in mid-step, hang if one process of several has one, or exit as if
+        # all were well, and it agrees on them in each step in a way that waits for the GPU
+        trainer._signal_connector.register_signal_handlers = lambda: None
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+        with warnings.catch_warnings():
+            # Lightning 2.6 asks newer versions of torch about their trees in an outdated way
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", module="lightning")
+            trainer.fit(classifier, datamodule=data, ckpt_path=saved.path, weights_only=True)
+            loaders = [data.val_dataloader(), data.evaluation_of_training_set()]
+            trainer.validate(classifier, loaders, verbose=False)
+        if here.rank == 0:
+            run.finish(_result(run, classifier, data, source, checkpoints))
 
 
-def _result(run: Run, classifier: Classifier, data: ImageBatches, source: Source, wall_time: float) -> dict[str, Any]:
+def _environment(here: Place) -> ClusterEnvironment:
+    """How Lightning learns its place: told, for what it would detect by itself is wrong for a run of a sweep."""
+    if here.by == "torchrun":
+        return TorchElasticEnvironment()
+    return SLURMEnvironment(auto_requeue=False) if here.by == "srun" else LightningEnvironment()
+
+
+def _result(
+    run: Run, classifier: Classifier, data: ImageBatches, source: Source, checkpoints: Checkpoints
+) -> dict[str, Any]:
     """The record of a finished run; errors in percent."""
     config, evaluated = run.config, classifier.evaluated
-    rows = run.curve()
+    rows = classifier.rows
     best = min(rows, key=lambda row: row["test/error"])
     description = describe(classifier.network, source.shape)
     return {
@@ -127,14 +169,39 @@ def _result(run: Run, classifier: Classifier, data: ImageBatches, source: Source
         "multiply_adds": description.multiply_adds,
         "weights_sha256": weights_sha256(classifier.network),
         "data_sha256": data.images.sha256(),
-        "wall_time_s": round(wall_time, 3),
+        "wall_time_s": round(checkpoints.elapsed_s, 3),
         "peak_memory_mib": round(peak_memory_mib(classifier.device), 1),
-        "device": device_name(classifier.device),
-        "devices": config.trainer.devices,
+        "device": device_name(config.trainer.accelerator),
+        "devices": config.trainer.processes,
+        "threads": config.trainer.threads,
+        "sync_batch_norm": config.trainer.sync_batch_norm,
+        "sessions": checkpoints.sessions,
         "versions": versions(),
         "git_commit": GIT_COMMIT,
     }
 
 
+def main(folder: Path) -> int:
+    """Be one of the processes of the run in `folder`, started by `plainres.agent`; return the exit code."""
+    end_with(os.getppid())
+    try:
+        train(Run.read(folder))
+    except StoppedError as stop:
+        if place().rank == 0:
+            print(f"plainres: {stop}", file=sys.stderr)
+        outcome = {"kind": "StoppedError", "message": str(stop), "number": stop.number}
+    except (InputError, RunFailedError, OSError) as error:
+        kinds = (LockedError, InputError, RunFailedError, OSError)
+        kind = next(kind.__name__ for kind in kinds if isinstance(error, kind))
+        outcome = {"kind": kind, "message": str(error)}
+    except Exception as error:
+        traceback.print_exc()
+        outcome = {"kind": "Exception", "message": f"{type(error).__name__}: {first_line(error)}"}
+    else:
+        return 0
+    Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(outcome))
+    return 1
+
+
 if __name__ == "__main__":
-    train(Run.read(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1])))

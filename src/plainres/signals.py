@@ -1,0 +1,45 @@
+"""Signals that ask for an end: SIGTERM, Ctrl-C (SIGINT), and SIGUSR1, by which SLURM tells that time is nearly up."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+from plainres.errors import StoppedError
+
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Signals:
+    """While it is entered, a signal stops what is done: at once, or, while `deferring`, when that looks at `received`.
+
+    A second Ctrl-C stops at once in any case. A signal that is ignored stays so, as under nohup.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0  # the number of the first one
+        self.deferring = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        if threading.current_thread() is threading.main_thread():  # no other thread can take signals
+            for number in STOPPING:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self.receive)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Note a signal, or stop.
+
+        Raises:
+            StoppedError: nobody defers the end, or it is the second Ctrl-C.
+        """
+        again, self.received = self.received, self.received or number
+        if not self.deferring or (again and number == signal.SIGINT):
+            raise StoppedError("stopped at once; the same command goes on", number)
