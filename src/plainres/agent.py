@@ -4,6 +4,7 @@
 """
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ from plainres.signals import STOPPING
 def main(folder: Path, file: Path) -> None:
     """Train the run in `folder`; write the outcome to `file`."""
     threading.Thread(target=_end_with_standard_input, daemon=True).start()
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it reports, we do, in one line
     run = Run.read(folder)
     config = LaunchConfig(
         min_nodes=1,
@@ -49,7 +51,7 @@ def main(folder: Path, file: Path) -> None:
 
 
 def _end_with_standard_input() -> None:
-    sys.stdin.buffer.read()
+    os.read(sys.stdin.fileno(), 1)
     os._exit(1)
 
 

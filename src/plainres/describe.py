@@ -75,9 +75,9 @@ def describe(network: nn.Module, shape: Sequence[int]) -> Description:
             watch(name, module)
     training = network.training
     try:
-        device = next(network.parameters()).device
+        weight = next(network.parameters())
         with flops, torch.no_grad():
-            network.eval()(torch.zeros(1, *shape, device=device))
+            network.eval()(torch.zeros(1, *shape, device=weight.device, dtype=weight.dtype))
     finally:
         network.train(training)
         for handle in handles:

@@ -83,9 +83,12 @@ def train(run: Run) -> None:
 def _train(run: Run, signals: Signals) -> None:
     config, here = run.config, place()
     torch.set_num_threads(config.trainer.threads)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for logger in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
     source = source_of(config)
     network = network_of(config, source).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if config.precision == "64-true":
+        network.double()  # before Lightning 2.6 does, which restores a checkpoint first, into float32 weights
     if config.trainer.sync_batch_norm and here.size > 1:
         synchronise(network)
     data = ImageBatches(source.load(), source, config.optim.batch_size, config.seed)
@@ -100,31 +103,33 @@ def _train(run: Run, signals: Signals) -> None:
         checkpoints = Checkpoints(run, config.checkpoint, signals, saved, session)
         curves = Curves(run.folder / "metrics.csv")
         curves.begin(saved.rows)
-        trainer = pl.Trainer(
-            accelerator=config.trainer.accelerator,
-            devices=config.trainer.devices,
-            num_nodes=config.trainer.num_nodes,
-            strategy="ddp" if here.size > 1 else "auto",
-            precision=config.precision,  # pyright: ignore[reportArgumentType]
-            min_epochs=0,
-            max_epochs=math.ceil(steps / data.steps_per_epoch),
-            logger=curves,
-            log_every_n_steps=data.steps_per_epoch,
-            callbacks=[Progress(run.name, steps), checkpoints],
-            plugins=[AtomicCheckpointIO(), _environment(here)],
-            default_root_dir=run.folder,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-        )
-        # Signals are ours: Lightning 2.6 would stop in mid-step, hang if one process of several has one, or exit as if
-        # all were well, and it agrees on them in each step in a way that waits for the GPU
-        trainer._signal_connector.register_signal_handlers = lambda: None
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         with warnings.catch_warnings():
             # Lightning 2.6 asks newer versions of torch about their trees in an outdated way
             warnings.filterwarnings("ignore", message=".*LeafSpec.*", module="lightning")
+            # and, wherever SLURM is installed, advises srun, which is the user's choice
+            warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
+            trainer = pl.Trainer(
+                accelerator=config.trainer.accelerator,
+                devices=config.trainer.devices,
+                num_nodes=config.trainer.num_nodes,
+                strategy="ddp" if here.size > 1 else "auto",
+                precision=config.precision,  # pyright: ignore[reportArgumentType]
+                min_epochs=0,
+                max_epochs=math.ceil(steps / data.steps_per_epoch),
+                logger=curves,
+                log_every_n_steps=data.steps_per_epoch,
+                callbacks=[Progress(run.name, steps), checkpoints],
+                plugins=[AtomicCheckpointIO(), _environment(here)],
+                default_root_dir=run.folder,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+                use_distributed_sampler=False,
+            )
+            # Signals are ours: Lightning 2.6 would stop in mid-step, hang if one process of several has one, or exit as
+            # if all were well, and it agrees on them in each step in a way that waits for the GPU
+            trainer._signal_connector.register_signal_handlers = lambda: None
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
             trainer.fit(classifier, datamodule=data, ckpt_path=saved.path, weights_only=True)
             loaders = [data.val_dataloader(), data.evaluation_of_training_set()]
             trainer.validate(classifier, loaders, verbose=False)
