@@ -1,4 +1,4 @@
-"""A network that writes down which images it is shown, for tests that start processes."""
+"""A network that writes down what it is shown, and fails or stops when told, for tests that start processes."""
 
 import os
 import signal
@@ -10,19 +10,24 @@ from plainres.shortcuts import ShortcutFactory
 
 
 class Recording(CifarNet):
-    """Appends the first pixel of each training image to the file $RECORD-<rank>; stops after $RECORD_STOP steps."""
+    """Appends a line for each training step to the file $RECORD-<rank>: width, processes, the images' first pixels.
+
+    The first process gets SIGTERM after $RECORD_STOP steps; the second fails if the width is $RECORD_FAIL.
+    """
 
     def __init__(self, in_channels: int, classes: int, depth: int, width: int, shortcut: ShortcutFactory) -> None:
         super().__init__(in_channels, classes, depth, width, shortcut)
-        self.steps = 0
+        self.steps, self.width = 0, width
 
     def forward(self, images: Tensor) -> Tensor:
         if self.training and not images.is_meta:
             rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
             pixels = " ".join(map(repr, images[:, 0, 0, 0].tolist()))
             with open(f"{os.environ['RECORD']}-{rank}", "a") as file:  # noqa: PTH123
-                file.write(f"{size} {pixels}\n")
+                file.write(f"{self.width} {size} {pixels}\n")
             self.steps += 1
             if str(self.steps) == os.environ.get("RECORD_STOP") and rank == "0":
                 signal.raise_signal(signal.SIGTERM)
+            if str(self.width) == os.environ.get("RECORD_FAIL") and rank == "1":
+                raise ValueError("on purpose, in the second process")
         return super().forward(images)

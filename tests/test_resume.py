@@ -289,8 +289,8 @@ def test_on_two_then_one_then_two_then_four_processes(
         with pytest.raises(StoppedError) if steps else nullcontext():
             launch(Run(replace(run.config, trainer=trainer), run.folder))
         ranks = [recorded(f"part{part}-{rank}") for rank in range(devices)]
-        batches += [[pixel for line in lines for pixel in line.split()[1:]] for lines in zip(*ranks, strict=True)]
-    wanted = [line.split()[1:] for line in recorded("alone-0")]
+        batches += [[pixel for line in lines for pixel in line.split()[2:]] for lines in zip(*ranks, strict=True)]
+    wanted = [line.split()[2:] for line in recorded("alone-0")]
     assert batches == wanted
     images = source_of(config).load().train.images[:, 0, 0, 0].float()
     seen = torch.tensor([[float(pixel) for pixel in batch] for batch in wanted])

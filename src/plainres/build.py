@@ -42,16 +42,17 @@ def architecture_of(config: Config, source: Source) -> nn.Module:
         raise InputError(f"model: {str(error).splitlines()[0]}") from error
 
 
-def check(config: Config) -> None:
-    """See whether there are devices for a run; make its source and its network, without memory, and show it images.
+def check(config: Config, *, devices: bool = True) -> None:
+    """See whether there are `devices` here for a run; make its source and its network, and show it images, all without
+    memory.
 
     Raises:
         InputError: as `source_of` and `architecture_of`.
     """
-    devices = config.trainer
-    if devices.accelerator == "gpu" and torch.cuda.device_count() < devices.devices:
+    trainer = config.trainer
+    if devices and trainer.accelerator == "gpu" and torch.cuda.device_count() < trainer.devices:
         raise InputError(
-            f"the trainer is to use {devices.devices} GPUs, but torch finds {torch.cuda.device_count()}; "
+            f"the trainer is to use {trainer.devices} GPUs, but torch finds {torch.cuda.device_count()}; "
             "trainer=cpu needs none"
         )
     source = source_of(config)

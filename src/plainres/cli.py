@@ -66,10 +66,15 @@ def _train(arguments: list[str]) -> int:
     from plainres.signals import Signals
 
     with Signals():
-        from plainres.compose import compose
+        from plainres.compose import compose_jobs
         from plainres.runs import Run
 
-        runs = [Run.of(config) for config in compose(arguments)]
+        jobs = compose_jobs(arguments)
+        runs = [Run.of(config) for config in jobs.configs]
+        if jobs.launcher != "basic":
+            from plainres.launchers import sweep_with
+
+            return 1 if sweep_with(jobs) else 0
         if len(runs) > 1:
             from plainres.sweep import sweep
 

@@ -1,18 +1,24 @@
 """What a command line asks for: Hydra composes, this module collects."""
 
+import copy
 import difflib
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException, MissingConfigException
+from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import MarkedYAMLError
 
@@ -22,39 +28,94 @@ from plainres.progress import bar
 
 ConfigStore.instance().store(name="schema", node=Config)
 
-# Hydra composes every job of a sweep twice, to check it and to launch it. Here launching is but collecting.
+# Hydra composes every job of a sweep twice, to check it and to launch it. Once is enough.
 Sweeper.validate_batch_is_legal = lambda self, batch: None
+
+
+@dataclass
+class Jobs:
+    """What a command line asks for: configurations, and for a sweep the launcher that is to start them."""
+
+    configs: list[Config] = field(default_factory=list)
+    overrides: list[list[str]] = field(default_factory=list)  # of each job of a sweep
+    launcher: str = "basic"  # the choice of hydra/launcher
+    composed: DictConfig | None = None  # what the jobs of a sweep have in common
+    context: HydraContext | None = None
+
+    def launch(self, overrides: Sequence[Sequence[str]], task: TaskFunction) -> Sequence[JobReturn]:
+        """Have the launcher start `task` for each of some jobs, wherever it does; wait for all of them."""
+        assert self.context is not None
+        assert self.composed is not None
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=self.context, task_function=task, config=self.composed
+        )
+        return launcher.launch(overrides, initial_job_idx=0)
+
+
+class _Collector(Launcher):
+    """Stands where a sweep has its launcher: composes the jobs and keeps them."""
+
+    def __init__(self, jobs: Jobs, progress: Callable[[], Any]) -> None:
+        self.jobs, self.progress = jobs, progress
+
+    def instantiate(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> Launcher:
+        """Take the place of `Plugins.instantiate_launcher`."""
+        self.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        return self
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Note what composing and launching need."""
+        self.jobs.context, self.jobs.composed = hydra_context, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Compose the jobs of a sweep, and launch none."""
+        context, common = self.jobs.context, self.jobs.composed
+        assert context is not None
+        assert common is not None
+        for overrides in job_overrides:
+            composed = context.config_loader.load_sweep_config(common, list(overrides))
+            HydraConfig.instance().set_config(composed)
+            self.jobs.configs.append(typed(composed))
+            self.jobs.overrides.append(list(overrides))
+            self.progress()
+        return [JobReturn(status=JobStatus.COMPLETED, _return_value=None) for _ in job_overrides]
 
 
 def compose(arguments: Sequence[str]) -> list[Config]:
     """One configuration, or, for a sweep, one for each of its jobs; none if Hydra was only asked to show something.
 
-    Hydra's own command line is at work here: groups, overrides, `-m`, `--cfg`, `--info`, `--config-dir`. Only its jobs
-    do nothing but hand over their configuration, so a mistake in any of them shows before the first one trains.
+    Raises:
+        InputError: as `compose_jobs`.
+    """
+    return compose_jobs(arguments).configs
+
+
+def compose_jobs(arguments: Sequence[str]) -> Jobs:
+    """What a command line asks for.
+
+    Hydra's own command line is at work here: groups, overrides, `-m`, `--cfg`, `--info`, `--config-dir`. But nothing is
+    launched yet, so a mistake in any of the jobs shows before the first one trains.
 
     Raises:
         InputError: an override, a choice or a YAML file is wrong.
     """
-    collected: list[tuple[DictConfig, dict[str, str]]] = []
+    jobs = Jobs()
     composing = bar("composing the runs", "run", leave=False, delay=1, disable=None)
+    collector = _Collector(jobs, composing.update)
 
     @hydra.main(version_base="1.3", config_path="pkg://plainres.conf", config_name="config")
     def collect(composed: DictConfig) -> None:
-        if (launcher := HydraConfig.get().runtime.choices.get("hydra/launcher")) != "basic":
-            raise InputError(f"hydra/launcher={launcher}: sweeps run with hydra/launcher=basic only")
-        choices = HydraConfig.get().runtime.choices.items()
-        OmegaConf.resolve(composed)
-        collected.append((composed, {k: v for k, v in choices if v is not None and not k.startswith("hydra/")}))
-        composing.update()
+        jobs.configs.append(typed(composed))
 
     wanted = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its errors itself, and exits
+    plugins: Any = Plugins.instance()
+    instantiate_launcher, plugins.instantiate_launcher = plugins.instantiate_launcher, collector.instantiate
     try:
         with tempfile.TemporaryDirectory() as scratch:  # a sweep leaves a multirun.yaml behind
             os.environ["PLAINRES_SCRATCH"] = scratch
             sys.argv[1:] = arguments
             collect()
-        return [_typed(composed, choices) for composed, choices in collected]
     except InputError:
         raise
     except Exception as error:  # nothing runs here but Hydra on what it was given
@@ -66,10 +127,30 @@ def compose(arguments: Sequence[str]) -> list[Config]:
     finally:
         composing.close()
         os.environ["HYDRA_FULL_ERROR"] = wanted
+        plugins.instantiate_launcher = instantiate_launcher
+    if jobs.configs:
+        jobs.launcher = jobs.configs[0].choices.pop("hydra/launcher")
+        for config in jobs.configs:
+            config.choices = {group: name for group, name in config.choices.items() if not group.startswith("hydra/")}
+        if jobs.launcher != "basic" and not jobs.overrides:
+            raise InputError(f"hydra/launcher={jobs.launcher} starts the runs of a sweep: add -m")
+    return jobs
 
 
-def _typed(composed: DictConfig, choices: dict[str, str]) -> Config:
-    config = OmegaConf.to_object(composed)
+def typed(composed: DictConfig) -> Config:
+    """What Hydra composed for a job as a `Config`, and the choices that were made.
+
+    Raises:
+        InputError: a value is wrong.
+    """
+    choices = {group: name for group, name in HydraConfig.get().runtime.choices.items() if name is not None}
+    if (sweeper := choices.get("hydra/sweeper")) != "basic":
+        raise InputError(f"hydra/sweeper={sweeper}: plainres sweeps over the values given, with hydra/sweeper=basic")
+    task = copy.deepcopy(composed)
+    with open_dict(task):
+        task.pop("hydra", None)
+    OmegaConf.resolve(task)
+    config = OmegaConf.to_object(task)
     assert isinstance(config, Config)
     config.choices = choices
     return config
@@ -79,6 +160,11 @@ def _one_line(error: Exception) -> str:
     """What Hydra or OmegaConf say over several lines, in one, with what would have been right."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        if group == "hydra/launcher":
+            return (
+                f"{group}={choice}: there is no such launcher; there are {', '.join(error.options)}; others come with "
+                "their plugins, slurm with pip install 'plainres[slurm]'"
+            )
         return f"{group}={choice}: there is no such choice; there are {', '.join(error.options)}"
     if "Ambiguous value" in str(error):
         return f"{str(error).splitlines()[0]}: to train each of several values, add -m"

@@ -238,7 +238,7 @@ class Run:
 
 
 def folders_of(runs: Path) -> Iterator[Path]:
-    """The folders directly in a study's folder, without its report, in the order of their names."""
+    """The folders directly in a study's folder, without its report and hidden ones, in the order of their names."""
     for path in sorted(runs.iterdir()):
-        if path.is_dir() and path.name != REPORT:
+        if path.is_dir() and path.name != REPORT and not path.name.startswith("."):
             yield path

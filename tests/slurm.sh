@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# A real SLURM cluster on one machine, for tests: two nodes of two CPUs, no systemd, no accounting, loopback only.
+#   slurm.sh install       the packages, on Debian as root
+#   slurm.sh start FOLDER  the daemons, which keep all they write in FOLDER; then export SLURM_CONF=FOLDER/slurm.conf
+#   slurm.sh stop FOLDER
+set -euo pipefail
+
+install() {
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm munge
+}
+
+start() {
+    local folder=$1 node
+    mkdir -p "$folder"/{state,run,log,munge,spool.n0,spool.n1}
+    chmod 755 "$folder" "$folder"/*
+    chmod 700 "$folder/munge"
+    head -c 1024 /dev/urandom >"$folder/munge/key"
+    chmod 400 "$folder/munge/key"
+    munged --force --key-file="$folder/munge/key" --socket="$folder/run/munge.sock" --pid-file="$folder/run/munged.pid" \
+        --log-file="$folder/log/munged.log" --seed-file="$folder/munge/seed"
+    # JobRequeue and PreemptMode: what is put back goes on; KillWait: seconds between SIGTERM and SIGKILL
+    cat >"$folder/slurm.conf" <<EOF
+ClusterName=test
+SlurmctldHost=localhost(127.0.0.1)
+SlurmctldPort=16817
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket=$folder/run/munge.sock,cred_expire=5
+CredType=cred/munge
+StateSaveLocation=$folder/state
+SlurmctldPidFile=$folder/run/slurmctld.pid
+SlurmctldLogFile=$folder/log/slurmctld.log
+SlurmdPidFile=$folder/run/slurmd.%n.pid
+SlurmdLogFile=$folder/log/slurmd.%n.log
+SlurmdSpoolDir=$folder/spool.%n
+SlurmdParameters=config_overrides
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SwitchType=switch/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerType=sched/backfill
+SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
+JobRequeue=1
+ReturnToService=2
+KillWait=5
+MinJobAge=600
+CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
+NodeName=n[0-1] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[17000-17001] CPUs=2 RealMemory=4000 State=UNKNOWN
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+EOF
+    # accounting there is none; submitit asks it for the states of jobs
+    cat >"$folder/sacct" <<'EOF'
+#!/usr/bin/env bash
+echo 'JobID|State|NodeList'
+while [ $# -gt 0 ]; do
+    if [ "$1" = -j ]; then
+        squeue --noheader --states=all --array --jobs="$2" --format='%i|%T|%N' 2>/dev/null
+        shift
+    fi
+    shift
+done
+exit 0
+EOF
+    chmod +x "$folder/sacct"
+    export SLURM_CONF=$folder/slurm.conf
+    slurmctld -i -c
+    for node in n0 n1; do slurmd -N $node; done
+    for _ in $(seq 100); do
+        if [ "$(sinfo --noheader --states=idle --format=%D 2>/dev/null)" = 2 ]; then return; fi
+        sleep 0.2
+    done
+    echo "the nodes do not come up; see $folder/log" >&2
+    exit 1
+}
+
+stop() {
+    local file
+    for file in "$1"/run/slurmctld.pid "$1"/run/slurmd.*.pid "$1"/run/munged.pid; do
+        if [ -f "$file" ]; then kill "$(cat "$file")" || true; fi
+    done
+}
+
+"$@"
