@@ -1,8 +1,10 @@
 import contextlib
 import os
+import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ from plainres import sweep as sweep_module
 from plainres.config import Config
 from plainres.errors import InputError
 from plainres.runs import Run
-from plainres.sweep import _duration, _survey, sweep, train_quietly
+from plainres.sweep import _duration, _places, _survey, sweep, train_quietly
 
 Make = Callable[..., Config]
 
@@ -140,3 +142,110 @@ def test_cost_follows_multiply_adds_and_images(make_config: Make) -> None:
 
 def test_durations() -> None:
     assert [_duration(seconds) for seconds in (4, 89, 120, 5399, 7200)] == ["4 s", "89 s", "2 min", "90 min", "2.0 h"]
+
+
+RECORDED = ["data=synthetic", "data.train=640", "data.shape=[1,8,8]", "optim.batch_size=64", "model.width=4"]
+RECORDED += ["model._target_=recording.Recording", "checkpoint.every_n_steps=5"]
+
+
+def _plainres(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = {"PYTHONPATH": str(Path(__file__).parent), "RECORD": str(folder / "record")}
+    return subprocess.Popen(
+        [Path(sys.executable).with_name("plainres"), *arguments],
+        cwd=folder,
+        env=os.environ | environment,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_sweep_killed_five_times_trains_nothing_twice(tmp_path: Path) -> None:
+    seeds = ",".join(map(str, range(6)))
+    sweep = ["train", "-m", *RECORDED, "model.depth=8,14", f"seed={seeds}", "optim.epochs=6"]
+    choose = random.Random(0)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    kills = 0
+    while kills < 5:
+        before = {path: path.stat().st_mtime_ns for path in killed.glob("runs/*/*/metrics.csv")}
+        process = _plainres(killed, *sweep)
+        _wait_until(
+            lambda before=before: any(
+                path.stat().st_mtime_ns != before.get(path) for path in killed.glob("runs/*/*/metrics.csv")
+            ),
+            60,
+        )
+        time.sleep(choose.uniform(0, 0.5))
+        assert process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        kills += 1
+    for folder in (killed, whole):
+        process = _plainres(folder, *sweep)
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    runs = [Run.read(path) for path in sorted(whole.glob("runs/default/*"))]
+    assert len(runs) == 12
+    for run in runs:
+        other = Run.read(killed / run.folder.relative_to(whole))
+        assert other.result["weights_sha256"] == run.result["weights_sha256"]
+        assert other.curve() == run.curve()
+    steps = [len((folder / "record-0").read_text().splitlines()) for folder in (whole, killed)]
+    assert steps[0] == 12 * 60
+    # of each of the runs that were killed, at most those after its last checkpoint, the one under way included
+    assert steps[0] < steps[1] <= steps[0] + kills * (os.cpu_count() or 1) * 6
+
+
+def test_a_failure_is_told_when_it_happens(tmp_path: Path) -> None:
+    """While another run, which takes its time, is still being trained."""
+    process = _plainres(tmp_path, "train", "-m", *RECORDED, "model.depth=8", "optim.epochs=20000", "optim.lr=1e30,1e-3")
+    try:
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if "FAILED" in line)
+        (mark,) = tmp_path.glob("runs/default/*/failed.json")
+        assert time.time() - mark.stat().st_mtime < 5  # seconds; a stop at the sweep's end would take minutes
+        assert "the run has diverged" in line
+        assert process.poll() is None
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def test_a_run_that_another_process_trains_is_waited_for(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    runs = [Run.of(make_config(seed=seed)) for seed in range(2)]
+    runs[0].prepare()
+    held = threading.Event()
+
+    def hold() -> None:
+        with runs[0].lock():
+            held.set()
+            _wait_until(lambda: runs[1].finished, 60)
+            time.sleep(1.5)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    assert sweep(runs) == 0
+    thread.join()
+    said = capfd.readouterr().err
+    assert f"1 running elsewhere\n          {runs[0].name}\n" in said
+    assert f"{runs[0].name} is being trained by another process; it is waited for" in said
+    assert "[2/2]" in said
+
+
+@pytest.mark.parametrize(
+    ("devices", "visible", "per_device", "places"),
+    [
+        (1, "", 1, ["0", "1", "2", "3"]),
+        (1, "", 2, ["0", "0", "1", "1", "2", "2", "3", "3"]),
+        (2, "", 1, ["0,1", "2,3"]),
+        (1, "5,7", 1, ["5", "7"]),
+    ],
+)
+def test_each_run_sees_its_own_gpus(
+    make_config: Make, *, devices: int, visible: str, per_device: int, places: list[str]
+) -> None:
+    run = Run.of(make_config(trainer={"accelerator": "gpu", "devices": devices}, runs_per_device=per_device))
+    assert _places([run], len(visible.split(",")) if visible else 4, visible) == places

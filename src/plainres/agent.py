@@ -60,12 +60,12 @@ def _outcome(failures: dict[int, ProcessFailure]) -> dict[str, Any]:
 
     A process that was killed has left no word, so it goes first; then the one that has left its word first.
     """
+    words = [file for failure in failures.values() if (file := Path(failure.error_file)).is_file()]
     for rank, failure in failures.items():
-        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
+        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM and Path(failure.error_file) not in words:
             name = signal.Signals(-failure.exitcode).name
             message = f"process {rank} was killed ({name}; out of memory?); the same command goes on"
             return {"kind": KILLED, "message": message}
-    words = [file for failure in failures.values() if (file := Path(failure.error_file)).is_file()]
     if not words:
         codes = ", ".join(f"{rank} with code {failure.exitcode}" for rank, failure in failures.items())
         return {"kind": KILLED, "message": f"process {codes} ended; the same command goes on"}

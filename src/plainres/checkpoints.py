@@ -124,6 +124,7 @@ class Checkpoints(Checkpoint):
         if trainer.world_size > 1:
             self.group = dist.new_group(backend="gloo")  # on the CPU: agreeing does not wait for a GPU
         self.signals.deferring = True
+        self.signals.listen()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on all is saved, and a signal may stop at once."""

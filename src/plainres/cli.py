@@ -63,9 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: list[str]) -> int:
+    from plainres.processes import place
     from plainres.signals import Signals
 
-    with Signals():
+    with Signals(early=place().size == 1):
         from plainres.compose import compose_jobs
         from plainres.runs import Run
 

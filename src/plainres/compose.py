@@ -114,7 +114,8 @@ def compose_jobs(arguments: Sequence[str]) -> Jobs:
     try:
         with tempfile.TemporaryDirectory() as scratch:  # a sweep leaves a multirun.yaml behind
             os.environ["PLAINRES_SCRATCH"] = scratch
-            sys.argv[1:] = arguments
+            # Hydra's parser takes no override after a flag that follows one
+            sys.argv[1:] = sorted(arguments, key=lambda word: word not in ("-m", "--multirun"))
             collect()
     except InputError:
         raise

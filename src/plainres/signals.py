@@ -14,19 +14,30 @@ class Signals:
     """While it is entered, a signal stops what is done: at once, or, while `deferring`, when that looks at `received`.
 
     A second Ctrl-C stops at once in any case. A signal that is ignored stays so, as under nohup.
+
+    Args:
+        early: take the signals from the beginning, not only when told to `listen`. For one process of several this is
+            wrong: while it waits for the others inside of torch, which does not look at what Python handles, a signal
+            must be able to end it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, early: bool = True) -> None:
+        self.early = early
         self.received = 0  # the number of the first one
         self.deferring = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
-        if threading.current_thread() is threading.main_thread():  # no other thread can take signals
+        if self.early:
+            self.listen()
+        return self
+
+    def listen(self) -> None:
+        """Take the signals, unless that is done already."""
+        if threading.current_thread() is threading.main_thread() and not self._previous:  # no other thread can
             for number in STOPPING:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._previous[number] = signal.signal(number, self.receive)
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

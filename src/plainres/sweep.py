@@ -117,7 +117,9 @@ def sweep(runs: Sequence[Run]) -> int:
         for run in missing:
             run.prepare()
         with Signals() as signals:
-            failed += _Pool(context, missing, costs, _places(missing, gpus), signals).train()
+            failed += _Pool(
+                context, missing, costs, _places(missing, gpus, os.environ.get("CUDA_VISIBLE_DEVICES", "")), signals
+            ).train()
     return summarise(failed)
 
 
@@ -181,12 +183,11 @@ def _survey(runs: Sequence[Run]) -> tuple[list[float], int]:
     return costs, torch.cuda.device_count()
 
 
-def _places(runs: Sequence[Run], gpus: int) -> list[str | None]:
-    """A place for each run that can be trained at a time: the GPUs it sees, or None on the CPU."""
+def _places(runs: Sequence[Run], gpus: int, visible: str) -> list[str | None]:
+    """A place for each run that can be trained at a time: the GPUs it sees, of those `visible`, or None on the CPU."""
     trainers = [run.config.trainer for run in runs]
     if all(trainer.accelerator == "cpu" for trainer in trainers):
         return [None] * max(1, joblib.cpu_count() // max(trainer.threads * trainer.devices for trainer in trainers))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",")[:gpus] if visible else [str(number) for number in range(gpus)]
     each = max(trainer.devices for trainer in trainers)
     groups = [",".join(names[first : first + each]) for first in range(0, len(names) - each + 1, each)]

@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -67,7 +68,7 @@ def train(run: Run) -> None:
         Exception: as `launch`.
     """
     try:
-        with Signals() as signals:
+        with Signals(early=place().size == 1) as signals:
             _train(run, signals)
     except (InputError, OSError):
         raise
@@ -135,6 +136,8 @@ def _train(run: Run, signals: Signals) -> None:
             trainer.validate(classifier, loaders, verbose=False)
         if here.rank == 0:
             run.finish(_result(run, classifier, data, source, checkpoints))
+        if here.size > 1:
+            dist.destroy_process_group()  # its threads may abort a process that ends before them
 
 
 def _environment(here: Place) -> ClusterEnvironment:
