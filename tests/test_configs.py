@@ -7,7 +7,7 @@ import torch
 
 from conftest import ROOT
 from plainres.build import architecture_of, source_of
-from plainres.compose import compose
+from plainres.compose import compose, compose_jobs
 from plainres.config import Config
 from plainres.runs import Run, run_name
 
@@ -26,8 +26,9 @@ def make(config: Config) -> None:
 
 @pytest.mark.parametrize("path", [path for path in SHIPPED if path.parent.name not in ("", "experiment")], ids=str)
 def test_a_choice_is_composed_and_made(path: Path) -> None:
-    (config,) = compose([f"{path.parent}={path.name}"])
-    assert config.choices[str(path.parent)] == path.name
+    jobs = compose_jobs([f"{path.parent}={path.name}"])
+    (config,) = jobs.configs
+    assert (config.choices | {"hydra/launcher": jobs.launcher})[str(path.parent)] == path.name
     make(config)
 
 

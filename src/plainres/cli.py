@@ -73,6 +73,8 @@ def _train(arguments: list[str]) -> int:
         jobs = compose_jobs(arguments)
         runs = [Run.of(config) for config in jobs.configs]
         if jobs.launcher != "basic":
+            if not jobs.overrides:
+                raise InputError(f"hydra/launcher={jobs.launcher} starts the runs of a sweep: add -m")
             from plainres.launchers import sweep_with
 
             return 1 if sweep_with(jobs) else 0

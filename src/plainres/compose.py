@@ -66,6 +66,7 @@ class _Collector(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Note what composing and launching need."""
         self.jobs.context, self.jobs.composed = hydra_context, config
+        self.jobs.launcher = config.hydra.runtime.choices["hydra/launcher"]
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Compose the jobs of a sweep, and launch none."""
@@ -75,7 +76,7 @@ class _Collector(Launcher):
         for overrides in job_overrides:
             composed = context.config_loader.load_sweep_config(common, list(overrides))
             HydraConfig.instance().set_config(composed)
-            self.jobs.configs.append(typed(composed))
+            self.jobs.configs.append(typed(composed, choices()))
             self.jobs.overrides.append(list(overrides))
             self.progress()
         return [JobReturn(status=JobStatus.COMPLETED, _return_value=None) for _ in job_overrides]
@@ -105,8 +106,10 @@ def compose_jobs(arguments: Sequence[str]) -> Jobs:
 
     @hydra.main(version_base="1.3", config_path="pkg://plainres.conf", config_name="config")
     def collect(composed: DictConfig) -> None:
-        jobs.configs.append(typed(composed))
+        jobs.launcher = choices()["hydra/launcher"]
+        collected.append((composed, choices()))  # what is wrong with it Hydra would report in its own way
 
+    collected: list[tuple[DictConfig, dict[str, str]]] = []
     wanted = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its errors itself, and exits
     plugins: Any = Plugins.instance()
@@ -117,6 +120,7 @@ def compose_jobs(arguments: Sequence[str]) -> Jobs:
             # Hydra's parser takes no override after a flag that follows one
             sys.argv[1:] = sorted(arguments, key=lambda word: word not in ("-m", "--multirun"))
             collect()
+        jobs.configs += [typed(composed, made) for composed, made in collected]
     except InputError:
         raise
     except Exception as error:  # nothing runs here but Hydra on what it was given
@@ -129,23 +133,21 @@ def compose_jobs(arguments: Sequence[str]) -> Jobs:
         composing.close()
         os.environ["HYDRA_FULL_ERROR"] = wanted
         plugins.instantiate_launcher = instantiate_launcher
-    if jobs.configs:
-        jobs.launcher = jobs.configs[0].choices.pop("hydra/launcher")
-        for config in jobs.configs:
-            config.choices = {group: name for group, name in config.choices.items() if not group.startswith("hydra/")}
-        if jobs.launcher != "basic" and not jobs.overrides:
-            raise InputError(f"hydra/launcher={jobs.launcher} starts the runs of a sweep: add -m")
     return jobs
 
 
-def typed(composed: DictConfig) -> Config:
-    """What Hydra composed for a job as a `Config`, and the choices that were made.
+def choices() -> dict[str, str]:
+    """The choice made for each group in the job that Hydra is at."""
+    return {group: name for group, name in HydraConfig.get().runtime.choices.items() if name is not None}
+
+
+def typed(composed: DictConfig, choices: dict[str, str]) -> Config:
+    """What Hydra composed for a job, and the choices made for it, as a `Config`.
 
     Raises:
         InputError: a value is wrong.
     """
-    choices = {group: name for group, name in HydraConfig.get().runtime.choices.items() if name is not None}
-    if (sweeper := choices.get("hydra/sweeper")) != "basic":
+    if (sweeper := choices["hydra/sweeper"]) != "basic":
         raise InputError(f"hydra/sweeper={sweeper}: plainres sweeps over the values given, with hydra/sweeper=basic")
     task = copy.deepcopy(composed)
     with open_dict(task):
@@ -153,7 +155,7 @@ def typed(composed: DictConfig) -> Config:
     OmegaConf.resolve(task)
     config = OmegaConf.to_object(task)
     assert isinstance(config, Config)
-    config.choices = choices
+    config.choices = {group: name for group, name in choices.items() if not group.startswith("hydra/")}
     return config
 
 

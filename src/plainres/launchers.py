@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from plainres.build import check
-from plainres.compose import Jobs, typed
+from plainres.compose import Jobs, choices, typed
 from plainres.errors import LockedError, StoppedError, first_line
 from plainres.runs import Run
 from plainres.slurm import requeue
@@ -32,27 +32,34 @@ def sweep_with(jobs: Jobs) -> int:
         InputError: a run's configuration cannot be carried out, or the launcher cannot start any; nothing was trained.
     """
     overrides = {Run.of(config).folder: each for config, each in zip(jobs.configs, jobs.overrides, strict=True)}
-    missing, failed = to_train([Run.of(config) for config in jobs.configs])
+    unfinished, failed = to_train([Run.of(config) for config in jobs.configs])
+    elsewhere = [run for run in unfinished if run.locked]
+    missing = [run for run in unfinished if run not in elsewhere]
     for run in missing:
         check(run.config, devices=False)  # they are elsewhere
     for run in missing:
         run.prepare()
         (run.folder / "failed.json").unlink(missing_ok=True)
-    if missing:
-        place = missing[0].folder.parent / JOBS
-        os.environ["PLAINRES_SCRATCH"] = str(place.absolute())
-        os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"  # what runs take as the end of their time
-        say(f"hydra/launcher={jobs.launcher} starts {len(missing)} jobs; what it writes is in {place}")
-        failed += _launch(jobs, missing, [overrides[run.folder] for run in missing])
-    return summarise(failed)
+    watch = _Watch([*missing, *elsewhere])
+    with watch.looking():
+        if missing:
+            place = missing[0].folder.parent / JOBS
+            os.environ["PLAINRES_SCRATCH"] = str(place.absolute())
+            os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"  # what runs take as the end of their time
+            say(f"hydra/launcher={jobs.launcher} starts {len(missing)} jobs; what it writes is in {place}")
+            _launch(jobs, missing, [overrides[run.folder] for run in missing], watch)
+        for run in elsewhere:
+            while run.locked:
+                time.sleep(POLL_SECONDS)
+            watch.conclude(run, "the process that trained it has ended before it; the same command goes on")
+    return summarise(failed + watch.failed)
 
 
-def _launch(jobs: Jobs, runs: Sequence[Run], overrides: Sequence[Sequence[str]]) -> list[tuple[Run, str]]:
-    """Launch and look on; return the runs that failed, and why."""
-    watch = _Watch(runs)
+def _launch(jobs: Jobs, runs: Sequence[Run], overrides: Sequence[Sequence[str]], watch: "_Watch") -> None:
+    """Launch, wait for the end of all jobs, and tell of those that the look at their folders does not explain."""
     error = ""
     returned: list[Any] = []
-    with watch.looking(), _patient_submitit():
+    with _patient_submitit():
         try:
             returned = [job.return_value for job in jobs.launch(overrides, train_job)]
         except (SystemExit, KeyboardInterrupt):
@@ -60,9 +67,7 @@ def _launch(jobs: Jobs, runs: Sequence[Run], overrides: Sequence[Sequence[str]])
         except Exception as caught:
             error = f"{jobs.launcher} gave up: {type(caught).__name__}: {first_line(caught)}"
     for run, reason in zip(runs, [*returned, *[None] * (len(runs) - len(returned))], strict=True):
-        if run.folder not in watch.ended:
-            watch.report(run, reason or error or "its job ended before its run: cancelled, killed, or out of memory")
-    return watch.failed
+        watch.conclude(run, reason or error or "its job ended before its run: cancelled, killed, or out of memory")
 
 
 class _Watch:
@@ -72,6 +77,7 @@ class _Watch:
         self.runs, self.ended = runs, set[Path]()
         self.failed: list[tuple[Run, str]] = []
         self.started = time.monotonic()
+        self.lock = threading.Lock()
 
     @contextmanager
     def looking(self) -> Iterator[None]:
@@ -89,15 +95,22 @@ class _Watch:
         finally:
             over.set()
             thread.join()
-            self.look()
 
     def look(self) -> None:
         """Report the runs that have ended since the last look."""
-        for run in self.runs:
-            if run.folder not in self.ended and (run.finished or run.failure):
-                self.report(run, None if run.finished else run.failure)
+        with self.lock:
+            for run in self.runs:
+                if run.folder not in self.ended and (run.finished or run.failure):
+                    self._report(run, None if run.finished else run.failure)
 
-    def report(self, run: Run, reason: str | None) -> None:
+    def conclude(self, run: Run, reason: str) -> None:
+        """Nobody trains this run any more: if it has not ended, it has failed, for this reason."""
+        self.look()
+        with self.lock:
+            if run.folder not in self.ended:
+                self._report(run, reason)
+
+    def _report(self, run: Run, reason: str | None) -> None:
         """One line for a run that has ended."""
         self.ended.add(run.folder)
         if reason is not None:
@@ -115,7 +128,7 @@ def train_job(composed: DictConfig) -> str | None:
     Raises:
         StoppedError: a signal came. Under SLURM the job is back in the queue if its time was up.
     """
-    run = Run.of(typed(composed))
+    run = Run.of(typed(composed, choices()))
     if run.finished:
         return None
     try:
