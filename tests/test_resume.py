@@ -27,6 +27,8 @@ from plainres.runs import Run
 from plainres.signals import Signals
 from plainres.train import launch, train
 
+pytestmark = pytest.mark.xdist_group("processes")  # of which each test starts several: one at a time
+
 Make = Callable[..., Config]
 
 PLAINRES = Path(sys.executable).with_name("plainres")
@@ -105,8 +107,10 @@ def _started(tmp_path: Path, *options: str) -> Iterator[tuple[subprocess.Popen[s
         process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize(
+    ("number", "devices"),
+    [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGUSR1, 1), (signal.SIGTERM, 2), (signal.SIGINT, 2)],
+)
 def test_a_signal_saves_the_run_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals, devices: int) -> None:
     with _started(tmp_path, f"trainer.devices={devices}") as (process, run):
         process.send_signal(number)

@@ -199,7 +199,7 @@ class Run:
         try:
             with FileLock(self.folder / "lock", timeout=1):  # longer than a look at `locked` takes
                 write_atomically(owner, json.dumps({"host": platform.node(), "process": os.getpid()}) + "\n")
-                for stale in (*self.folder.glob("*.tmp-*"), *self.checkpoints.glob("*.tmp-*")):
+                for stale in self.checkpoints.glob("*.tmp-*"):  # which only the owner of the lock writes
                     stale.unlink(missing_ok=True)
                 try:
                     yield

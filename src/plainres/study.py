@@ -133,7 +133,8 @@ def read(folder: Path) -> Study:
     unfinished: list[tuple[str, str]] = []
     for run in runs:
         if not run.finished:
-            unfinished.append((run.folder.name, f"not finished: {_progress(run)}"))
+            reason = f"failed: {run.failure}" if run.failure else f"not finished: {_progress(run)}"
+            unfinished.append((run.folder.name, reason))
             continue
         try:
             _check(run)
@@ -213,7 +214,7 @@ def _steps_done(run: Run) -> float:
 
 def _progress(run: Run) -> str:
     try:
-        steps = _steps_done(run)
+        steps = max(_steps_done(run), run.step)
     except InputError as error:
         return str(error)
     return f"at step {steps:g}" if steps else "not started, or in its first epoch"

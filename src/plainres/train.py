@@ -95,7 +95,8 @@ def _train(run: Run, signals: Signals) -> None:
     data = ImageBatches(source.load(), source, config.optim.batch_size, config.seed)
     steps = config.optim.length(data.steps_per_epoch)
     classifier = Classifier(network, config.optim, steps, data.steps_per_epoch)
-    run.prepare()
+    if here.rank == 0:
+        run.prepare()
     with run.lock() if here.rank == 0 else nullcontext():
         saved = newest(run)
         if here.rank == 0:
