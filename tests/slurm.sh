@@ -81,9 +81,15 @@ EOF
 }
 
 stop() {
-    local file
+    local file # each of a daemon; its port is free when it has ended
     for file in "$1"/run/slurmctld.pid "$1"/run/slurmd.*.pid "$1"/run/munged.pid; do
-        if [ -f "$file" ]; then kill "$(cat "$file")" || true; fi
+        if [ ! -f "$file" ]; then continue; fi
+        kill "$(cat "$file")" || true
+        for _ in $(seq 100); do
+            if ! kill -0 "$(cat "$file")" 2>/dev/null; then break; fi
+            sleep 0.1
+        done
+        rm -f "$file"
     done
 }
 

@@ -1,5 +1,6 @@
 """Sweeps by other launchers than our own, runs on several machines, and a real SLURM cluster."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from plainres.cli import main
 from plainres.processes import Place, place
@@ -35,16 +37,20 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         pytest.skip("SLURM's daemons are started as root, on Linux")
     if shutil.which("slurmctld") is None and os.environ.get("CI") and shutil.which("apt-get"):
-        subprocess.run([TESTS / "slurm.sh", "install"], capture_output=True, check=False)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run([TESTS / "slurm.sh", "install"], capture_output=True, check=False, timeout=300)
     if any(shutil.which(daemon) is None for daemon in ("slurmctld", "slurmd", "munged")):
         pytest.skip("SLURM is not installed; `tests/slurm.sh install` does it on Debian, as root")
     folder = tmp_path_factory.mktemp("slurm")
+    one_at_a_time = FileLock(tmp_path_factory.getbasetemp().parent / "slurm.lock")  # its ports are fixed
+    one_at_a_time.acquire()
     try:
         subprocess.run([TESTS / "slurm.sh", "start", folder], check=True, capture_output=True, timeout=60)
         path = f"{folder}{os.pathsep}{os.environ['PATH']}"
         yield {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": path, "GLOO_SOCKET_IFNAME": "lo"}
     finally:
         subprocess.run([TESTS / "slurm.sh", "stop", folder], check=False, capture_output=True, timeout=60)
+        one_at_a_time.release()
 
 
 def wait_for(condition: Callable[[], object], seconds: float) -> None:

@@ -112,7 +112,8 @@ def test_a_sweep_that_is_stopped_leaves_no_process_behind(tmp_path: Path, how: s
         text=True,
     )
     try:
-        _wait_until(lambda: list(tmp_path.glob("runs/long/*/metrics.csv")), 120)
+        curves = tmp_path.glob
+        _wait_until(lambda: any(file.read_text().count("\n") > 1 for file in curves("runs/long/*/metrics.csv")), 120)
         assert len(_processes_of(sweep.pid)) > 2
         if how is signal.SIGINT:
             os.killpg(sweep.pid, how)  # as a terminal does
