@@ -4,15 +4,35 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hydra.utils
 import pytest
 import torch
+from omegaconf import DictConfig, OmegaConf
 
+from plainres.blocks import Design
 from plainres.config import CheckpointTimes, Config, Devices, Recipe
 
 ROOT = Path(__file__).parents[1]
 CIFAR10 = Path(os.environ.get("PLAINRES_CIFAR10", ROOT.parent / "shared" / "data" / "cifar10"))
 
-SHORTCUTS = {"plain": "Plain", "identity": "Identity", "projection": "Projection", "projection_all": "ProjectionAll"}
+CONF = ROOT / "conf"
+
+
+def shipped(group: str) -> dict[str, Any]:
+    """What the YAML files of a group of conf/model name, made as Hydra makes it."""
+    made = {}
+    for file in sorted((CONF / "model" / group).glob("*.yaml")):
+        node = OmegaConf.load(file)
+        assert isinstance(node, DictConfig)
+        node.pop("defaults", None)
+        if "norm" in node:  # the network's
+            node["norm"] = {"_target_": "torch.nn.BatchNorm2d", "_partial_": True}
+        made[file.stem] = hydra.utils.instantiate(node, _convert_="all")
+    return made
+
+
+SHORTCUTS, DESIGNS, ORDERS, NORMS = (shipped(group) for group in ("shortcut", "block", "block/order", "norm"))
+DESIGNS |= {f"B{kernels}": Design(kernels) for kernels in ([3], [3, 3, 3], [3, 3, 3, 3], [3, 1], [1, 3], [3, 1, 3])}
 
 torch.set_num_threads(1)
 os.environ.setdefault("COVERAGE_FILE", str(ROOT / ".coverage"))  # of the processes that tests start elsewhere
@@ -34,7 +54,9 @@ def make_config(tmp_path: Path) -> Callable[..., Config]:
         trainer: dict[str, Any] | None = None,
         **changes: Any,
     ) -> Config:
-        factory = {"_target_": f"plainres.shortcuts.{SHORTCUTS[shortcut]}", "_partial_": True}
+        factory = OmegaConf.load(CONF / "model" / "shortcut" / f"{shortcut}.yaml")
+        assert isinstance(factory, DictConfig)
+        factory.pop("norm", None)
         recipe: dict[str, Any] = {
             "batch_size": 32,
             "epochs": 2,
@@ -62,7 +84,7 @@ def make_config(tmp_path: Path) -> Callable[..., Config]:
                 "_partial_": True,
                 "depth": depth,
                 "width": width,
-                "shortcut": factory,
+                "shortcut": OmegaConf.to_container(factory),
             },
             "data": copy.deepcopy(data) if data is not None else synthetic,
             "optim": Recipe(**(recipe | (optim or {}))),

@@ -1,5 +1,4 @@
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -20,24 +19,13 @@ def numbered(count: int = 70) -> Split:
     return Split(images, torch.arange(count))
 
 
-def pixels(count: int = 70) -> Pixels:
-    return Pixels(numbered(count), torch.full((3,), 127.0), torch.full((3,), 50.0), CPU)
+def pixels(pad: int = 0, flip: bool = False, shape: tuple[int, int, int] = (3, 6, 5)) -> Pixels:
+    shown = Synthetic(shape, 70, 1, 1, pad, flip)
+    return Pixels(numbered(), shown, (torch.full((3,), 127.0), torch.full((3,), 50.0)), CPU)
 
 
-@dataclass
-class Augmentation:
-    pad: int
-    flip: bool
-    shape = (3, 6, 5)
-    classes = 70
-
-    def prepare(self) -> None: ...
-
-    def load(self) -> None: ...
-
-
-def loader(position: Callable[[], int], pad: int = 2, **world: int) -> TrainingBatches:
-    return TrainingBatches(pixels(), Augmentation(pad, True), 16, 3, position, **world)  # pyright: ignore[reportArgumentType]
+def loader(position: Callable[[], int], **world: int) -> TrainingBatches:
+    return TrainingBatches(pixels(2, True), 16, 3, position, **world)
 
 
 def stream(steps: int, start: int = 0, **world: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -81,8 +69,8 @@ def test_the_global_batch_is_the_same_on_any_number_of_devices(world_size: int) 
 def test_augmentation_is_pad_crop_mirror(seed: int, pad: int, flip: bool) -> None:
     index = torch.arange(20)
     random = draws(seed, 0, index)
-    store = pixels()
-    augmented, targets = store.augmented(index, random, pad, flip)
+    store = pixels(pad, flip)
+    augmented, targets = store.augmented(index, random)
     plain, _ = store.batch(index)
     assert torch.equal(targets, index)
     for image, crop, bits in zip(plain, augmented, random.tolist(), strict=True):
@@ -91,6 +79,24 @@ def test_augmentation_is_pad_crop_mirror(seed: int, pad: int, flip: bool) -> Non
         if flip and bits & 1:
             expected = expected.flip(-1)
         assert torch.equal(crop, expected)
+
+
+def test_images_larger_than_what_is_shown_are_cropped_and_tested_in_the_middle() -> None:
+    index = torch.arange(20)
+    random = draws(1, 0, index)
+    store, whole = pixels(shape=(3, 4, 2)), pixels()
+    assert store.augmenting
+    assert not whole.augmenting
+    plain, _ = whole.batch(index)
+    crops, targets = store.augmented(index, random)
+    assert torch.equal(targets, index)
+    assert torch.equal(store.batch(index)[0], plain[:, :, 1:5, 1:3])
+    offsets = set()
+    for image, crop, bits in zip(plain, crops, random.tolist(), strict=True):
+        top, left = (bits >> 1) % 3, (bits >> 32) % 4
+        offsets.add((top, left))
+        assert torch.equal(crop, image[:, top : top + 4, left : left + 2])
+    assert len(offsets) > 5
 
 
 def test_every_offset_and_both_mirrorings_occur_equally_often() -> None:
@@ -113,7 +119,7 @@ def test_batches_are_normalised_float_and_channels_last() -> None:
 @given(st.integers(1, 1200), st.integers(1, 5))
 def test_evaluation_sees_every_image_exactly_once(count: int, world_size: int) -> None:
     split = Split(torch.zeros(count, 1, 1, 1, dtype=torch.uint8), torch.arange(count))
-    store = Pixels(split, torch.zeros(1), torch.ones(1), CPU)
+    store = Pixels(split, Synthetic([1, 1, 1], 1200, 1, 1, 0, False), (torch.zeros(1), torch.ones(1)), CPU)
     parts = [EvaluationBatches(store, rank, world_size) for rank in range(world_size)]
     seen = [targets for part in parts for _, targets in part]
     assert torch.equal(torch.cat(seen).sort().values, torch.arange(count))
@@ -122,5 +128,6 @@ def test_evaluation_sees_every_image_exactly_once(count: int, world_size: int) -
 
 def test_a_constant_channel_is_not_divided_by_zero() -> None:
     split = Split(torch.full((2, 2, 2, 1), 7, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
-    images, _ = Pixels(split, torch.tensor([7.0]), torch.tensor([0.0]), CPU).batch(torch.arange(2))
+    statistics = torch.tensor([7.0]), torch.tensor([0.0])
+    images, _ = Pixels(split, Synthetic([1, 2, 2], 2, 1, 1, 0, False), statistics, CPU).batch(torch.arange(2))
     assert not images.any()

@@ -113,7 +113,9 @@ def test_a_sweep_on_slurm(cluster: dict[str, str], tmp_path: Path, monkeypatch: 
         subprocess.run(command, env=os.environ | cluster, check=True, capture_output=True)
 
     def runs() -> list[Run]:
-        return [Run.read(path) for path in sorted(Path("runs/default").glob("identity-8-w4-s?-*"))]
+        """Those whose jobs have begun."""
+        begun = sorted(Path("runs/default").glob("identity-8-w4-s?-*/config.yaml"))
+        return [Run.read(config.parent) for config in begun]
 
     wait_for(lambda: len(found := runs()) == 4 and all(run.step >= 50 for run in found), 100)
     slurm("scontrol", "requeue", job_of(0))

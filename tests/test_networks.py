@@ -1,6 +1,8 @@
-import math
+import io
 from collections.abc import Callable
 from functools import partial
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -8,13 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
 
-from plainres.blocks import BasicBlock
+from conftest import DESIGNS, NORMS, ORDERS, SHORTCUTS
+from plainres.blocks import Block, Design, Order
 from plainres.describe import describe
 from plainres.errors import InputError
-from plainres.networks import CifarNet, initialise
-from plainres.shortcuts import Identity, Plain, Projection, ProjectionAll, ShortcutFactory
+from plainres.initialisation import he_fan_out
+from plainres.networks import CifarNet, ImageNet
+from plainres.shortcuts import Identity, Plain, Projection, ProjectionAll, ShortcutFactory, Wide
 
-SHORTCUTS = [Plain, Identity, Projection, ProjectionAll]
+BOTTLENECK = Design(kernels=[1, 3, 1], expansion=4, stride_in=2)
+PREACTIVATION = ORDERS["full_preactivation"]
 
 # depth: (parameters, multiply-adds) of plain and option A, of B, of C; closed forms, checked against published counts
 COUNTS = {
@@ -25,94 +30,207 @@ COUNTS = {
     110: ((1727962, 252887680), (1730714, 253149824), (1826202, 266781312)),
     1202: ((19421274, 2829238912), (19424026, 2829501056), (20538714, 2986263168)),
 }
+# depth: (parameters, multiply-adds) of plain (A for 18 and 34), of B, of C; those of B are torchvision's
+IMAGENET_COUNTS = {
+    18: ((11515688, 1794805760), (11689512, 1814073344), (12043816, 1878298624)),
+    34: ((21623848, 3644493824), (21797672, 3663761408), (22716840, 3830747136)),
+    50: ((22780456, 3729522688), (25557032, 4089184256), (40128552, 6555435008)),
+    101: ((41772584, 7441743872), (44549160, 7801405440), (76981288, 13761511424)),
+    152: ((57416232, 11153965056), (60192808, 11513626624), (107335720, 20967587840)),
+}
+# the original bottlenecks, with the stride in the first 1x1 layer: He et al. 2015, Table 1 has 3.8, 7.6, 11.3 billion
+ORIGINAL_STRIDE = {50: 3857973248, 101: 7570194432, 152: 11282415616}
+OPTIONS = [(Plain, 0), (Identity, 0), (Projection, 1), (ProjectionAll, 2)]
+
+
+def counts(make: Callable[[], nn.Module], size: int = 32) -> tuple[int, int]:
+    with torch.device("meta"):
+        found = describe(make(), (3, size, size))
+    return found.parameters, found.multiply_adds
 
 
 @pytest.mark.parametrize("depth", COUNTS)
-@pytest.mark.parametrize(("shortcut", "column"), [(Plain, 0), (Identity, 0), (Projection, 1), (ProjectionAll, 2)])
+@pytest.mark.parametrize(("shortcut", "column"), OPTIONS)
 def test_counts_are_the_published_ones(depth: int, shortcut: ShortcutFactory, column: int) -> None:
-    with torch.device("meta"):
-        found = describe(CifarNet(3, 10, depth, 16, shortcut), (3, 32, 32))
-    assert (found.parameters, found.multiply_adds) == COUNTS[depth][column]
+    assert counts(lambda: CifarNet(3, 10, depth, 16, shortcut)) == COUNTS[depth][column]
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    shortcut=st.sampled_from(SHORTCUTS),
-    n=st.integers(1, 4),
-    width=st.integers(1, 9),
-    channels=st.integers(1, 3),
-    size=st.integers(5, 12),
-    classes=st.integers(2, 11),
-)
-def test_images_become_logits(
-    shortcut: ShortcutFactory, n: int, width: int, channels: int, *, size: int, classes: int
+@pytest.mark.parametrize("depth", IMAGENET_COUNTS)
+@pytest.mark.parametrize(("shortcut", "column"), OPTIONS)
+def test_imagenet_counts_are_torchvisions_and_the_published_ones(
+    depth: int, shortcut: ShortcutFactory, column: int
 ) -> None:
-    network = CifarNet(channels, classes, 6 * n + 2, width, shortcut)
+    block = Design() if depth < 50 else BOTTLENECK
+    if shortcut is not Identity or depth < 50:
+        made = counts(lambda: ImageNet(3, 1000, depth, 64, shortcut, block=block), 224)
+        assert made == IMAGENET_COUNTS[depth][column]
+
+
+@pytest.mark.parametrize("depth", ORIGINAL_STRIDE)
+def test_the_original_stride_makes_the_papers_multiply_adds(depth: int) -> None:
+    block = Design(kernels=[1, 3, 1], expansion=4, stride_in=1)
+    made = counts(lambda: ImageNet(3, 1000, depth, 64, Projection, block=block), 224)
+    assert made == (IMAGENET_COUNTS[depth][1][0], ORIGINAL_STRIDE[depth])
+
+
+@pytest.mark.parametrize(
+    ("depth", "kernels", "expansion", "width", "parameters"),
+    [
+        (164, [1, 3, 1], 4, 16, 1703258),  # ResNet-164 with pre-activation, as its authors' logs have it
+        (1001, [1, 3, 1], 4, 16, 10327706),  # about the 10.2M of He et al. 2016
+        (38, [3, 3], 1, 32, 2243546),  # WRN-40-2: 2.2M
+        (38, [3, 3], 1, 64, 8949210),  # WRN-40-4, as in the log of its authors
+        (26, [3, 3], 1, 160, 36479194),  # WRN-28-10: 36.5M
+    ],
+)
+def test_preactivation_and_wide_counts(
+    depth: int, kernels: list[int], expansion: int, width: int, parameters: int
+) -> None:
+    block = Design(kernels, expansion, stride_in=min(2, expansion), order=PREACTIVATION)
+    made, _ = counts(lambda: CifarNet(3, 10, depth, width, Wide, block=block, stem_width=16))
+    assert made == parameters
+
+
+def test_fixup_has_a_scalar_for_each_place() -> None:
+    """Figure 1 right of the Fixup paper: four biases and a multiplier for each block, one bias at each end."""
+    made, _ = counts(lambda: CifarNet(3, 10, 20, 16, Identity, block=Design(order=ORDERS["fixup"]), norm=nn.Identity))
+    without, _ = counts(lambda: CifarNet(3, 10, 20, 16, Identity, norm=nn.Identity))
+    assert made == without + 9 * 5 + 2
+
+
+def made(depth: int, design: Design, **changes: Any) -> Any:
+    """A CIFAR stack; the depth counts n."""
+    options: dict[str, Any] = {"in_channels": 3, "classes": 10, "width": 4, "shortcut": Identity, "block": design}
+    return CifarNet(depth=3 * design.layers * depth + 2, **(options | changes))
+
+
+def without_shortcuts(setting: dict[str, Any]) -> Any:
+    """The plain network beside one of SETTINGS."""
+    return made(**setting | {"shortcut": Plain})  # pyright: ignore[reportArgumentType]
+
+
+SETTINGS = st.fixed_dictionaries(
+    {
+        "design": st.builds(
+            lambda design, order, bias: Design(design.kernels, design.expansion, design.stride_in, bias, order),
+            st.sampled_from(list(DESIGNS.values())),
+            st.sampled_from(list(ORDERS.values())),
+            st.booleans(),
+        ),
+        "shortcut": st.sampled_from(list(SHORTCUTS.values())),
+        "norm": st.sampled_from(list(NORMS.values())),
+        "width": st.integers(1, 9),
+        "depth": st.integers(1, 3),
+    }
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SETTINGS, st.integers(1, 3), st.integers(5, 12), st.integers(2, 11))
+def test_images_become_logits(setting: dict[str, Any], channels: int, size: int, classes: int) -> None:
+    network = made(**setting, in_channels=channels, classes=classes)
     images = torch.randn(3, channels, size, size, generator=Generator().manual_seed(0))
+    he_fan_out(network, Generator().manual_seed(0))
     logits = network(images)
     logits.square().mean().backward()
     assert logits.shape == (3, classes)
     assert logits.isfinite().all()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
     weighted = [m for name, m in network.named_modules() if "shortcut" not in name.split(".")]
-    assert sum(isinstance(m, nn.Conv2d | nn.Linear) for m in weighted) == 6 * n + 2
+    layers = 3 * setting["design"].layers * setting["depth"] + 2
+    assert sum(isinstance(m, nn.Conv2d | nn.Linear) for m in weighted) == layers
+    buffer = io.BytesIO()
+    torch.save(network.state_dict(), buffer)
+    buffer.seek(0)
+    again = made(**setting, in_channels=channels, classes=classes)
+    again.load_state_dict(torch.load(buffer, weights_only=True), strict=True)
+    assert torch.equal(again.eval()(images), network.eval()(images))
 
 
-@given(st.integers(-3, 130))
-def test_a_depth_that_does_not_fit_names_the_nearest(depth: int) -> None:
-    if depth >= 8 and depth % 6 == 2:
+@settings(max_examples=30, deadline=None)
+@given(SETTINGS)
+def test_one_seed_gives_one_backbone_whatever_the_shortcut(setting: dict[str, Any]) -> None:
+    plain, other = without_shortcuts(setting), made(**setting)
+    for network in (plain, other):
+        he_fan_out(network, Generator().manual_seed(3))
+    mine, theirs = plain.state_dict(), other.state_dict()
+    assert set(mine) <= set(theirs)
+    assert all("shortcut" in key.split(".") for key in set(theirs) - set(mine))
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+@settings(max_examples=30, deadline=None)
+@given(SETTINGS)
+def test_plain_is_the_same_network_without_its_shortcuts(setting: dict[str, Any]) -> None:
+    network = without_shortcuts(setting).eval()
+    x = images = torch.randn(2, 3, 8, 8, generator=Generator().manual_seed(0))
+    x = network.stem(images)
+    for stage in network.stages:
+        for block in stage:
+            x = block.joined(block.residual(block.before(x)))
+    assert torch.equal(network(images), network.head(network.tail(x)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # torch's compiler warns of itself
+@pytest.mark.parametrize("shortcut", SHORTCUTS)
+def test_the_compiler_and_the_exporter_take_it(shortcut: str) -> None:
+    """Each shortcut with a few of the blocks, orders and norms, so that each of those is met too."""
+    images = torch.randn(2, 3, 8, 8, generator=Generator().manual_seed(0))
+    number = list(SHORTCUTS).index(shortcut)
+    for design, order, norm in [*product(DESIGNS, ORDERS, NORMS)][number :: len(SHORTCUTS)][:3]:
+        block = DESIGNS[design]
+        block = Design(block.kernels, block.expansion, block.stride_in, order=ORDERS[order])
+        network = made(1, block, shortcut=SHORTCUTS[shortcut], norm=NORMS[norm])
+        torch.compiler.reset()
+        compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(images), network(images))
+        network.eval()
+        exported = torch.export.export(network, (images,)).module()
+        torch.testing.assert_close(exported(images), network(images))
+
+
+@given(st.integers(-3, 130), st.integers(1, 4), st.integers(1, 4))
+def test_a_depth_that_does_not_fit_names_the_nearest(depth: int, stages: int, layers: int) -> None:
+    per_n = stages * layers
+    if depth >= per_n + 2 and (depth - 2) % per_n == 0:
         return
-    with pytest.raises(InputError, match=r"6n\+2") as caught, torch.device("meta"):
-        CifarNet(3, 10, depth, 16, Plain)
+    with pytest.raises(InputError, match=rf"{per_n}n\+2") as caught, torch.device("meta"):
+        CifarNet(3, 10, depth, 16, Plain, block=Design([3] * layers), stages=stages)
     below, above = (int(word) for word in str(caught.value).rsplit("are ", 1)[1].split(" and "))
-    assert above == below + 6
-    assert below % 6 == 2
-    assert depth < 8 or below < depth < above
+    assert above == below + per_n
+    assert (below - 2) % per_n == 0
+    assert depth < per_n + 2 or below < depth < above
 
 
-def test_depth_21_and_width_0() -> None:
-    with pytest.raises(InputError, match=r"model.depth is 21; it must be 6n\+2 .* 20 and 26"):
-        CifarNet(3, 10, 21, 16, Plain)
-    with pytest.raises(InputError, match=r"model.width is 0"):
-        CifarNet(3, 10, 20, 0, Plain)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: CifarNet(3, 10, 21, 16, Plain), r"model.depth is 21; it must be 6n\+2 .* 20 and 26"),
+        (lambda: CifarNet(3, 10, 26, 16, Plain, block=BOTTLENECK), r"model.depth is 26; it must be 9n\+2 .* 20 and 29"),
+        (lambda: CifarNet(3, 10, 20, 0, Plain), r"model.width is 0"),
+        (lambda: CifarNet(3, 10, 20, 4, Plain, stages=0), r"model.stages is 0"),
+        (lambda: CifarNet(3, 10, 20, 4, Plain, stem_width=0), r"model.stem_width is 0"),
+        (lambda: ImageNet(3, 10, 18, 0, Plain), r"model.width is 0"),
+        (
+            lambda: ImageNet(3, 10, 50, 4, Plain),
+            r"model.depth is 50; with 2 layers in a block it must be one of 18, 34,",
+        ),
+        (lambda: Design([2]), r"model.block.kernels is \[2\]; it is a list of odd kernel sizes"),
+        (lambda: Design([]), r"model.block.kernels is \[\]"),
+        (lambda: Design(stride_in=3), r"model.block.stride_in is 3; it must be one of the convolutions, 1 to 2"),
+        (lambda: Design(expansion=0), r"model.block.expansion is 0"),
+        (lambda: Order(behind=["nrom"]), r"model.block.order.behind names 'nrom'; it is a list of any of norm, relu,"),
+        (lambda: Order(joined="relu"), r"model.block.order.joined names 'relu'; it is a list"),
+    ],
+)
+def test_mistakes(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make()
 
 
-def initialised(shortcut: ShortcutFactory, seed: int = 0, depth: int = 20) -> nn.Module:
-    network = CifarNet(3, 10, depth, 16, shortcut)
-    initialise(network, Generator().manual_seed(seed))
-    return network
-
-
-def test_plain_and_identity_have_equal_keys_and_weights() -> None:
-    plain, identity = initialised(Plain).state_dict(), initialised(Identity).state_dict()
+def test_plain_and_identity_have_equal_keys() -> None:
+    plain, identity = (CifarNet(3, 10, 20, 16, shortcut).state_dict() for shortcut in (Plain, Identity))
     assert list(plain) == list(identity)
-    assert all(torch.equal(plain[key], identity[key]) for key in plain)
-
-
-@pytest.mark.parametrize("shortcut", [Identity, Projection, ProjectionAll])
-def test_one_seed_gives_one_backbone(shortcut: ShortcutFactory) -> None:
-    plain, other = initialised(Plain).state_dict(), initialised(shortcut).state_dict()
-    assert set(plain) <= set(other)
-    assert all("shortcut" in key for key in set(other) - set(plain))
-    assert all(torch.equal(plain[key], other[key]) for key in plain)
-    assert not torch.equal(plain["stem.conv.weight"], initialised(Plain, seed=1).state_dict()["stem.conv.weight"])
-
-
-def test_he_initialisation() -> None:
-    network = initialised(ProjectionAll, depth=56)
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d) and module.weight.numel() > 1000:
-            fan_out = module.out_channels * module.kernel_size[0] ** 2
-            assert module.weight.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=0.1)
-        elif isinstance(module, nn.Linear):
-            assert module.weight.std().item() == pytest.approx(math.sqrt(1 / 64), rel=0.1)
-            assert not module.bias.any()
-
-
-def test_plain_is_the_residual_branch_alone() -> None:
-    block = BasicBlock(4, 8, 2, Plain).eval()
-    x = torch.randn(2, 4, 8, 8)
-    assert torch.equal(block(x), block.residual(x).relu())
 
 
 @pytest.mark.parametrize("join", [lambda x, fx: x, lambda x, fx: fx.sigmoid() * x, lambda x, fx: (fx + x).exp()])
@@ -121,66 +239,69 @@ def test_a_shortcut_may_return_its_input_or_keep_what_it_returns(join: Callable[
         def forward(self, x: Tensor, fx: Tensor) -> Tensor:
             return join(x, fx)
 
-    block = BasicBlock(4, 4, 1, lambda in_channels, out_channels, stride: Own())
+    block: Any = Block(Design(), 4, 4, 1, lambda in_channels, out_channels, stride: Own())
     x = torch.randn(2, 4, 8, 8, requires_grad=True)
     block(block(x)).sum().backward()
     assert x.grad is not None
 
 
-def test_identity_adds_its_input() -> None:
-    block = BasicBlock(4, 4, 1, Identity).eval()
-    x = torch.randn(2, 4, 8, 8)
-    assert torch.equal(block(x), (block.residual(x) + x).relu())
+# each order of He et al. 2016 (Identity Mappings), figure 4, and Gross & Wilber, written out for an identity block
+WRITTEN: dict[str, Callable[..., Tensor]] = {
+    "original": lambda x, c1, c2, n: (n[1](c2(n[0](c1(x)).relu())) + x).relu(),
+    "bn_after_addition": lambda x, c1, c2, n: n[1](c2(n[0](c1(x)).relu()) + x).relu(),
+    "relu_before_addition": lambda x, c1, c2, n: n[1](c2(n[0](c1(x)).relu())).relu() + x,
+    "relu_only_preactivation": lambda x, c1, c2, n: n[1](c2(n[0](c1(x.relu())).relu())) + x,
+    "full_preactivation": lambda x, c1, c2, n: c2(n[1](c1(n[0](x).relu())).relu()) + x,
+    "no_relu_after_addition": lambda x, c1, c2, n: n[1](c2(n[0](c1(x)).relu())) + x,
+}
 
 
-@given(st.integers(1, 6), st.integers(0, 7), st.integers(1, 3))
-def test_option_a_subsamples_and_pads_with_zeros(channels: int, more: int, stride: int) -> None:
-    x = torch.randn(2, channels, 7, 7)
-    fx = torch.zeros(2, channels + more, math.ceil(7 / stride), math.ceil(7 / stride))
-    y = Identity(channels, channels + more, stride)(x, fx)
-    before = more // 2
-    assert torch.equal(y[:, before : before + channels], x[:, :, ::stride, ::stride])
-    assert not y[:, :before].any()
-    assert not y[:, before + channels :].any()
+@pytest.mark.parametrize("order", WRITTEN)
+def test_the_orders_of_the_papers_written_out(order: str) -> None:
+    block: Any = Block(Design(order=ORDERS[order]), 4, 4, 1, Identity)
+    norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)]
+    if order == "full_preactivation":
+        assert norms[0] is block.before.norm
+    for norm in norms:
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.uniform_(norm.bias, -0.5, 0.5)
+    x = torch.randn(2, 4, 6, 6)
+    first, second = block.residual.conv1, block.residual.conv2
+    torch.testing.assert_close(block(x), WRITTEN[order](x, first, second, norms))
 
 
-def test_option_b_projects_only_where_the_shape_changes() -> None:
-    assert isinstance(Projection(4, 4, 1), Identity)
-    assert isinstance(Projection(4, 8, 1), ProjectionAll)
-    assert isinstance(Projection(4, 4, 2), ProjectionAll)
+def test_fixup_written_out() -> None:
+    block: Any = Block(Design(order=ORDERS["fixup"]), 4, 4, 1, Identity, norm=nn.Identity)
+    scalars = [p for p in block.parameters() if p.numel() == 1]
+    assert len(scalars) == 5
+    for i, scalar in enumerate(scalars):
+        nn.init.constant_(scalar, 0.1 * (i + 1))
+    x = torch.randn(2, 4, 6, 6)
+    first, second = block.residual.conv1, block.residual.conv2
+    bias1a, bias1b, bias2a, scale, bias2b = (0.1 * (i + 1) for i in range(5))
+    inner = (first(x + bias1a) + bias1b).relu() + bias2a
+    torch.testing.assert_close(block(x), (scale * second(inner) + bias2b + x).relu())
 
 
-def test_projection_is_a_normalised_1x1_convolution() -> None:
-    shortcut = ProjectionAll(4, 8, 2).eval()
-    x, fx = torch.randn(2, 4, 6, 6), torch.randn(2, 8, 3, 3)
-    direct = torch.einsum("oc,nchw->nohw", shortcut.conv.weight[:, :, 0, 0], x[:, :, ::2, ::2])
-    torch.testing.assert_close(shortcut(x, fx), fx + direct / math.sqrt(1 + 1e-5))
+def test_preactivation_is_shared_where_the_shape_changes_and_in_the_first_block() -> None:
+    network: Any = CifarNet(3, 10, 14, 4, Identity, block=Design(order=PREACTIVATION))
+    assert [block.shared for stage in network.stages for block in stage] == [True, False, True, False, True, False]
+    assert [name for name, _ in network.stem.named_children()] == ["conv"]
+    assert [name for name, _ in network.tail.named_children()] == ["norm", "activation"]
+    block: Any = Block(Design(order=PREACTIVATION), 4, 8, 2, Projection)
+    x = torch.randn(2, 4, 6, 6)
+    ready = block.before(x)
+    torch.testing.assert_close(
+        block(x), block.residual(ready) + block.shortcut.norm(block.shortcut.conv(ready[:, :, ::2, ::2]))
+    )
 
 
-def test_a_published_block_written_out() -> None:
-    """The network equals one built here from plain torch calls, following section 4.2 of the paper."""
-    network = initialised(Identity, depth=8).eval()
-    weights = network.state_dict()
-    images = torch.randn(2, 3, 32, 32)
-
-    def conv_bn(x: torch.Tensor, conv: str, norm: str, stride: int = 1) -> torch.Tensor:
-        x = nn.functional.conv2d(x, weights[f"{conv}.weight"], stride=stride, padding=1)
-        return nn.functional.batch_norm(
-            x,
-            weights[f"{norm}.running_mean"],
-            weights[f"{norm}.running_var"],
-            weights[f"{norm}.weight"],
-            weights[f"{norm}.bias"],
-        )
-
-    x = conv_bn(images, "stem.conv", "stem.norm").relu()
-    for stage, stride in enumerate((1, 2, 2)):
-        block = partial("stages.{}.0.residual.{}".format, stage)
-        fx = conv_bn(x, block("conv1"), block("norm1"), stride).relu()
-        fx = conv_bn(fx, block("conv2"), block("norm2"))
-        if stride == 2:
-            half = torch.zeros(2, x.shape[1] // 2, x.shape[2] // 2, x.shape[3] // 2)
-            x = torch.cat([half, x[:, :, ::2, ::2], half], 1)
-        x = (fx + x).relu()
-    logits = x.mean((2, 3)) @ weights["head.linear.weight"].T + weights["head.linear.bias"]
-    torch.testing.assert_close(network(images), logits, atol=1e-5, rtol=1e-5)
+def test_the_teaching_examples_block() -> None:
+    """ResBlk: convolutions with bias, 1x1 conv and bn on the shortcut if the channels differ, no ReLU at the end."""
+    block: Any = Block(Design(bias=True, order=ORDERS["no_relu_after_addition"]), 4, 8, 2, SHORTCUTS["resblk"])
+    x = torch.randn(2, 4, 6, 6)
+    conv = partial(nn.functional.conv2d, stride=2)
+    r, s = block.residual, block.shortcut
+    out = r.norm1(conv(x, r.conv1.weight, r.conv1.bias, padding=1)).relu()
+    out = r.norm2(nn.functional.conv2d(out, r.conv2.weight, r.conv2.bias, padding=1))
+    torch.testing.assert_close(block(x), s.norm(conv(x, s.conv.weight, s.conv.bias)) + out)

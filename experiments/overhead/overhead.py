@@ -36,10 +36,10 @@ def bare(config: Config) -> str:
     source, recipe = source_of(config), config.optim
     network = network_of(config, source).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     images = source.load()
-    mean, std = images.channel_statistics
-    training, test = (Pixels(split, mean, std, CPU) for split in (images.train, images.test))
+    statistics = images.channel_statistics
+    training, test = (Pixels(split, source, statistics, CPU) for split in (images.train, images.test))
     step = 0
-    batches = TrainingBatches(training, source, recipe.batch_size, config.seed, lambda: step)
+    batches = TrainingBatches(training, recipe.batch_size, config.seed, lambda: step)
     steps = recipe.length(len(batches))
     optimizer = SGD(network.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
     schedule = LambdaLR(optimizer, lambda done: recipe.lr_factor(done, steps))

@@ -21,33 +21,54 @@ EVALUATION_BATCH = 512  # images; in evaluation mode the result does not depend 
 
 
 class Pixels:
-    """The images of a split on a device, as what a network takes: zero mean and unit variance in each channel."""
+    """The images of a split on a device, as what a network takes: zero mean and unit variance in each channel.
 
-    def __init__(self, split: Split, mean: Tensor, std: Tensor, device: torch.device) -> None:
+    Args:
+        split: images, which may be larger than those of `source.shape`.
+        source: the shape that the network is shown, and the augmentation.
+        statistics: mean and standard deviation of each channel (C,), in units of pixel values.
+        device: where the batches are made, if the images fit there.
+    """
+
+    def __init__(self, split: Split, source: Source, statistics: tuple[Tensor, Tensor], device: torch.device) -> None:
         # the device of the batches' index decides where a batch is made; Lightning moves it on if need be
         home = device if _fits(split.images, device) else torch.device("cpu")
         self.images, self.targets = split.images.to(home), split.targets.to(home)
+        mean, std = statistics
         self.mean, self.scale = mean.to(home), 1 / std.clamp(min=1e-6).to(home)
+        _, self.height, self.width = source.shape
+        self.pad, self.flip = source.pad, source.flip
+        # pixels that lie beside a crop, in each direction
+        self.spare = split.images.shape[1] - self.height, split.images.shape[2] - self.width
+
+    @property
+    def augmenting(self) -> bool:
+        """Whether a training image is shown in more than one way."""
+        return bool(self.pad or self.flip or any(self.spare))
 
     def batch(self, index: Tensor) -> Batch:
-        """The images at `index` (N,) as they are."""
+        """The images at `index` (N,) as they are, or their middle if they are larger than what is shown."""
         index = index.to(self.images.device)
-        return self._normalised(self.images[index]), self.targets[index]
+        images = self.images[index]
+        if any(self.spare):
+            top, left = (spare // 2 for spare in self.spare)
+            images = images[:, top : top + self.height, left : left + self.width]
+        return self._normalised(images), self.targets[index]
 
-    def augmented(self, index: Tensor, random: Tensor, pad: int, flip: bool) -> Batch:
+    def augmented(self, index: Tensor, random: Tensor) -> Batch:
         """The images at `index` (N,), each cropped at random from its padded self and, if `flip`, perhaps mirrored.
 
-        He et al. 2015, section 4.2: `pad` pixels on each side (here zeros after normalisation), then a crop of the
-        original size. `random` (N,) has the random bits of each image.
+        He et al. 2015, sections 3.4 and 4.2: `pad` pixels on each side (here zeros after normalisation), then a crop of
+        the size that is shown. `random` (N,) has the random bits of each image.
         """
         index, random = index.to(self.images.device), random.to(self.images.device)
         _, height, width, _ = self.images.shape
-        offsets = 2 * pad + 1
-        top = (random >> 1) % offsets
-        left = shift_right(random, 32) % offsets
-        rows = torch.arange(-pad, height - pad, device=index.device) + top[:, None]
-        columns = torch.arange(-pad, width - pad, device=index.device) + left[:, None]
-        if flip:
+        pad = self.pad
+        top = (random >> 1) % (self.spare[0] + 2 * pad + 1)
+        left = shift_right(random, 32) % (self.spare[1] + 2 * pad + 1)
+        rows = torch.arange(-pad, self.height - pad, device=index.device) + top[:, None]
+        columns = torch.arange(-pad, self.width - pad, device=index.device) + left[:, None]
+        if self.flip:
             columns = torch.where((random & 1).bool()[:, None], columns.flip(1), columns)
         crops = self.images[
             index[:, None, None], rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]
@@ -79,7 +100,6 @@ class TrainingBatches:
     def __init__(
         self,
         pixels: Pixels,
-        source: Source,
         batch_size: int,
         seed: int,
         position: Callable[[], int],
@@ -87,7 +107,7 @@ class TrainingBatches:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.pixels, self.source, self.batch_size, self.seed = pixels, source, batch_size, seed
+        self.pixels, self.batch_size, self.seed = pixels, batch_size, seed
         self.position, self.rank, self.world_size = position, rank, world_size
 
     def __len__(self) -> int:
@@ -100,9 +120,8 @@ class TrainingBatches:
         for step in range(start, len(self)):
             first = step * self.batch_size + self.rank * share
             index = permutation[first : first + share]
-            if self.source.pad or self.source.flip:
-                random = draws(self.seed, epoch, index)
-                yield self.pixels.augmented(index, random, self.source.pad, self.source.flip)
+            if self.pixels.augmenting:
+                yield self.pixels.augmented(index, draws(self.seed, epoch, index))
             else:
                 yield self.pixels.batch(index)
 
@@ -153,9 +172,9 @@ class ImageBatches(pl.LightningDataModule):
         """Bring the images to the device of this process."""
         assert self.trainer is not None
         device = self.trainer.strategy.root_device
-        mean, std = self.images.channel_statistics
-        self.training = Pixels(self.images.train, mean, std, device)
-        self.test = Pixels(self.images.test, mean, std, device)
+        statistics = self.images.channel_statistics
+        self.training = Pixels(self.images.train, self.source, statistics, device)
+        self.test = Pixels(self.images.test, self.source, statistics, device)
 
     def train_dataloader(self) -> TrainingBatches:
         """The training batches, beginning where the trainer stands."""
@@ -163,7 +182,6 @@ class ImageBatches(pl.LightningDataModule):
         assert trainer is not None
         return TrainingBatches(
             self.training,
-            self.source,
             self.batch_size,
             self.seed,
             lambda: trainer.global_step,

@@ -1,42 +1,176 @@
-"""The order of convolution, normalisation and activation inside a block."""
+"""The order of convolution, normalisation and activation inside a block.
+
+A block is data: the kernel sizes that one shortcut spans (`Design`), and what stands before, between and behind its
+convolutions and after the join (`Order`).
+"""
 
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from plainres.shortcuts import ShortcutFactory
+from plainres.errors import InputError
+from plainres.normalisation import Bias, NormFactory, Scale
+from plainres.shortcuts import ShortcutFactory, Subsample
+
+NAMES = {"norm": "norm", "relu": "activation", "bias": "bias", "scale": "scale"}  # of a layer in the state dict
 
 
-def conv_norm(in_channels: int, out_channels: int, stride: int = 1) -> list[tuple[str, nn.Module]]:
-    """A 3x3 convolution and its batch normalisation, as named layers."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False)
-    return [("conv", conv), ("norm", nn.BatchNorm2d(out_channels))]
+NamedLayers = list[tuple[str, nn.Module]]
 
 
-class BasicBlock(nn.Module):
-    """y = relu(shortcut(x, F(x))), F = conv, BN, ReLU, conv, BN with 3x3 kernels.
+def convolution(
+    in_channels: int, out_channels: int, kernel: int, stride: int = 1, *, bias: bool = False, number: int | None = None
+) -> NamedLayers:
+    """A convolution that keeps the size but for its stride, as named layers."""
+    name = f"conv{number or ''}"
+    if kernel == 1 and stride > 1:
+        return [
+            (f"subsample{number or ''}", Subsample(stride)),
+            (name, nn.Conv2d(in_channels, out_channels, 1, bias=bias)),
+        ]
+    return [(name, nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=bias))]
 
-    He et al. 2015, figure 2 and section 3.3. The first convolution has the stride.
 
-    Shapes: x (N, in_channels, H, W) -> y (N, out_channels, H/stride, W/stride).
+def arranged(
+    names: Sequence[str], channels: int, norm: NormFactory, number: int | None = None, *, inplace: bool = False
+) -> NamedLayers:
+    """The layers of an order, named after what they are: norm1, activation1, and norm1b if there are two.
+
+    Args:
+        names: any of norm, relu, bias, scale.
+        channels: of the signal.
+        norm: makes a normalisation.
+        number: of the convolution that they follow, if that has one.
+        inplace: whether an activation may overwrite its input, which nothing else must then look at.
+    """
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "norm": lambda: norm(channels),
+        "relu": lambda: nn.ReLU(inplace=inplace),
+        "bias": Bias,
+        "scale": Scale,
+    }
+    return [
+        (f"{NAMES[name]}{number or ''}{'b' * list(names[:i]).count(name)}", makers[name]())
+        for i, name in enumerate(names)
+    ]
+
+
+@dataclass(frozen=True)
+class Order:
+    """Where normalisation and activation stand: lists of norm, relu, bias and scale (see `plainres.normalisation`).
+
+    A block is before, conv, between, conv, ..., between, conv, behind; join with the shortcut; joined. `stem` follows
+    the network's first convolution and `tail` its last block. The default is that of He et al. 2015.
+
+    Raises:
+        InputError: a list names something else.
     """
 
-    layers = 2  # weighted layers that one shortcut spans
+    before: Sequence[str] = ()
+    between: Sequence[str] = ("norm", "relu")
+    behind: Sequence[str] = ("norm",)
+    joined: Sequence[str] = ("relu",)
+    stem: Sequence[str] = ("norm", "relu")
+    tail: Sequence[str] = ()
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: ShortcutFactory) -> None:
-        super().__init__()
-        first = conv_norm(in_channels, out_channels, stride)
-        second = conv_norm(out_channels, out_channels)
-        self.residual = nn.Sequential(
-            OrderedDict(
-                [(f"{name}1", layer) for name, layer in first]
-                + [("activation1", nn.ReLU(inplace=True))]
-                + [(f"{name}2", layer) for name, layer in second]
+    def __post_init__(self) -> None:
+        for place, names in vars(self).items():
+            wrong = [names] if isinstance(names, str) else [name for name in names if name not in NAMES]
+            if wrong:
+                raise InputError(
+                    f"model.block.order.{place} names {wrong[0]!r}; it is a list of any of {', '.join(NAMES)}"
+                )
+
+
+@dataclass(frozen=True)
+class Design:
+    """What the blocks of a network have in common; `build` makes one of them.
+
+    Args:
+        kernels: the size of each convolution that a shortcut spans, odd numbers.
+        expansion: the last convolution has so many times the channels of the others (He et al. 2015, figure 5: 4).
+        stride_in: which convolution has the stride, where there is one; the first is 1.
+        bias: whether the convolutions have one.
+        order: where normalisation and activation stand.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+
+    kernels: Sequence[int] = (3, 3)
+    expansion: int = 1
+    stride_in: int = 1
+    bias: bool = False
+    order: Order = field(default_factory=Order)
+
+    def __post_init__(self) -> None:
+        if not self.kernels or not all(isinstance(k, int) and k > 0 and k % 2 for k in self.kernels):
+            raise InputError(f"model.block.kernels is {self.kernels}; it is a list of odd kernel sizes, such as [3,3]")
+        if self.expansion < 1:
+            raise InputError(f"model.block.expansion is {self.expansion}; it must be at least 1")
+        if not 1 <= self.stride_in <= self.layers:
+            raise InputError(
+                f"model.block.stride_in is {self.stride_in}; it must be one of the convolutions, 1 to {self.layers}"
             )
-        )
+
+    @property
+    def layers(self) -> int:
+        """Weighted layers that one shortcut spans."""
+        return len(self.kernels)
+
+    def build(
+        self, in_channels: int, width: int, stride: int, shortcut: ShortcutFactory, norm: NormFactory, *, first: bool
+    ) -> nn.Module:
+        """A block (N, in_channels, H, W) -> (N, width * expansion, H/stride, W/stride); `first` in the network?"""
+        return Block(self, in_channels, width, stride, shortcut, norm=norm, first=first)
+
+
+class Block(nn.Module):
+    """y = joined(shortcut(x, F(before(x)))), F the convolutions of a design with what stands around them.
+
+    With the default design this is the basic block of He et al. 2015, figure 2: y = relu(shortcut(x, F(x))),
+    F = conv, BN, ReLU, conv, BN.
+
+    Where the shape changes, and where nothing has activated x yet, the shortcut takes before(x) too (He et al. 2016,
+    appendix: projection shortcuts are "also with pre-activation"; the first block's activation comes "before splitting
+    into two paths").
+
+    Shapes: x (N, in_channels, H, W) -> y (N, width * expansion, H/stride, W/stride).
+    """
+
+    def __init__(
+        self,
+        design: Design,
+        in_channels: int,
+        width: int,
+        stride: int,
+        shortcut: ShortcutFactory,
+        *,
+        norm: NormFactory = nn.BatchNorm2d,
+        first: bool = False,
+    ) -> None:
+        super().__init__()
+        order, last = design.order, design.layers
+        out_channels = width * design.expansion
+        self.shared = stride != 1 or in_channels != out_channels or (first and "relu" not in order.stem)
+        self.before = nn.Sequential(OrderedDict(arranged(order.before, in_channels, norm)))
+        self.residual = nn.Sequential()
+        channels = in_channels
+        for number, kernel in enumerate(design.kernels, 1):
+            to = out_channels if number == last else width
+            here = stride if number == design.stride_in else 1
+            layers = convolution(channels, to, kernel, here, bias=design.bias, number=number)
+            layers += arranged(order.behind if number == last else order.between, to, norm, number, inplace=True)
+            for name, layer in layers:
+                self.residual.add_module(name, layer)
+            channels = to
         self.shortcut = shortcut(in_channels, out_channels, stride)
-        self.activation = nn.ReLU()  # not in place: y may be x, or what a shortcut keeps for its gradient
+        # not in place: y may be x, or what a shortcut keeps for its gradient
+        self.joined = nn.Sequential(OrderedDict(arranged(order.joined, out_channels, norm)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x to y."""
-        return self.activation(self.shortcut(x, self.residual(x)))
+        ready = self.before(x)
+        return self.joined(self.shortcut(ready if self.shared else x, self.residual(ready)))

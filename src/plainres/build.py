@@ -3,6 +3,7 @@
 import inspect
 import pkgutil
 from collections.abc import Mapping
+from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -14,8 +15,11 @@ from torch import Generator, nn
 from plainres.config import Config
 from plainres.data import Source
 from plainres.errors import InputError
-from plainres.networks import initialise
-from plainres.randomness import mix
+from plainres.initialisation import Scheme, he_fan_out
+from plainres.randomness import mix, seed_noise
+from plainres.weights import load_weights, weights_for
+
+BEGINNING = ("init", "weights")  # of model: how its weights begin, which is no matter of its architecture
 
 
 def source_of(config: Config) -> Source:
@@ -33,7 +37,8 @@ def architecture_of(config: Config, source: Source) -> nn.Module:
     Raises:
         InputError: `config.model` does not fit the signature it names, or the network refuses it.
     """
-    factory = _instantiate(config.model, "model")
+    node = {key: value for key, value in config.model.items() if key not in BEGINNING}
+    factory = _instantiate(node, "model")
     try:
         return factory(in_channels=source.shape[0], classes=source.classes)
     except InputError:
@@ -63,12 +68,15 @@ def check(config: Config, *, devices: bool = True) -> None:
         except (TypeError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"model: fails on images of shape {list(source.shape)}: {reason}") from error
+        _scheme(config)(network, Generator())  # the meta device draws nothing, but a scheme may not suit the network
+    if file := config.model.get("weights"):
+        weights_for(network, Path(file))
     if logits.shape != (2, source.classes):
         raise InputError(f"model: gives {list(logits.shape[1:])} for an image; it must give {source.classes} logits")
 
 
 def network_of(config: Config, source: Source) -> nn.Module:
-    """The network with its initial weights, a function of the seed.
+    """The network with its initial weights, a function of the seed, or, if it is given one, of a file.
 
     What a shortcut draws when it is made comes from one stream of random numbers, the backbone's weights from another;
     the global stream is left as it was.
@@ -76,8 +84,17 @@ def network_of(config: Config, source: Source) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix("shortcut", config.seed))
         network = architecture_of(config, source)
-    initialise(network, Generator().manual_seed(mix("backbone", config.seed)))
+    _scheme(config)(network, Generator().manual_seed(mix("backbone", config.seed)))
+    seed_noise(network, config.seed)
+    if file := config.model.get("weights"):
+        load_weights(network, Path(file))
     return network
+
+
+def _scheme(config: Config) -> Scheme:
+    if "init" not in config.model:
+        return he_fan_out
+    return _instantiate(config.model["init"], "model.init")
 
 
 def _instantiate(node: Mapping[str, Any], key: str) -> Any:

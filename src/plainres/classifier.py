@@ -15,6 +15,7 @@ from torchmetrics import Metric
 
 from plainres.batches import Batch
 from plainres.config import Recipe
+from plainres.randomness import noises
 
 RUNNING = ("loss", "wrong", "images")  # the sums of a LossAndError
 EVALUATED = ("test", "train_eval")  # what the evaluation loaders hold, in their order
@@ -74,6 +75,7 @@ class Classifier(pl.LightningModule):
         self.rows: list[dict[str, float]] = []  # logged so far
         self.lr = 0.0  # of the last step
         self.warming_up = recipe.warmup_lr is not None
+        self.noises = noises(network)
         self.warmup_wrong: Tensor | int = 0  # images of this process misjudged since the warm-up last looked
 
     def forward(self, images: Tensor) -> Tensor:
@@ -95,6 +97,11 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean cross-entropy of a batch."""
         images, targets = batch
+        if self.noises:
+            position = torch.tensor([self.trainer.global_step, self.trainer.global_rank * len(images)])
+            position = position.to(self.device)
+            for noise in self.noises:
+                noise.position = position
         logits = self(images)
         loss = F.cross_entropy(logits, targets)
         self.running.update(loss.detach(), logits.detach(), targets)

@@ -21,11 +21,24 @@ plainres puts one change to a deep network, the shortcut, on a test bench.
   plainres train [OVERRIDES]        train one network, or a study: see plainres train --help
   plainres report FOLDER            compare the finished runs of a study: table, verdict, figures, page
   plainres describe [OVERRIDES]     a network layer by layer; --json for programs
+  plainres eval RUN|WEIGHTS [OVERRIDES]   a trained network on a test set: loss, error, error of each class, predictions
+  plainres export RUN FILE          a run's weights as safetensors, in torchvision's names where it has such
 
   plainres train experiment=digits && plainres report runs/digits
 
 An override is group=choice or path.to.key=value, as in model/shortcut=plain model.depth=56.
 --debug shows the traceback of an error. Tab completion: eval "$(plainres train -sc install=bash)"
+"""
+
+EVAL_HELP = """\
+plainres eval RUN [OVERRIDES]       a run, by its folder, on its own test set, or, with data=..., on another
+plainres eval WEIGHTS [OVERRIDES]   a file of weights (.pth, .th, .safetensors): the overrides say of which network
+
+  plainres eval runs/default/identity-20-w16-s0-a1b2c3d4
+  plainres eval resnet50.pth model=imagenet model.depth=50 model/block=bottleneck data=imagenet
+
+Prints loss, error and the error of each class, and writes a row for each image as Parquet: target, prediction, loss,
+logits; of a run into its folder, of a file into this one.
 """
 
 
@@ -145,6 +158,52 @@ def _describe(arguments: list[str]) -> int:
     return 0
 
 
+def _eval(arguments: list[str]) -> int:
+    if {"--help", "-h"} & set(arguments):
+        print(EVAL_HELP, end="")
+        return 0
+    if not arguments or "=" in arguments[0]:
+        raise InputError("plainres eval needs the folder of a run or a file of weights first; see plainres eval --help")
+    from plainres.build import check, network_of, source_of
+    from plainres.compose import compose
+    from plainres.evaluate import predict, trained, with_overrides
+    from plainres.runs import Run
+
+    target, overrides = Path(arguments[0]), arguments[1:]
+    if target.is_dir():
+        run = Run.read(target)
+        config = with_overrides(run.config, overrides)
+        network, name, place = trained(run), run.name, target
+    else:
+        (config,) = compose([*overrides, f'model.weights="{target}"'])
+        check(config)
+        network, name, place = network_of(config, source_of(config)), target.stem, Path()
+    found = predict(network, config)
+    data = config.choices["data"]
+    file = place / f"{'' if target.is_dir() else f'{name}-'}predictions-{data}.parquet"
+    found.save(file)
+    print(f"{name} on the test set of {data}")
+    print(found)
+    print(f"\n{file}")
+    return 0
+
+
+def _export(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser("plainres export", description="Write the weights of a run as safetensors.")
+    parser.add_argument("run", type=Path, help="the folder of a run")
+    parser.add_argument("file", type=Path, help="the file to write, NAME.safetensors")
+    given = parser.parse_args(arguments)
+    if given.file.suffix != ".safetensors":
+        raise InputError(f"{given.file}: the name of the file must end with .safetensors")
+    from plainres.evaluate import trained
+    from plainres.runs import Run
+    from plainres.weights import save_weights
+
+    names = save_weights(trained(Run.read(given.run)).state_dict(), given.file)
+    print(f"{given.file}: in {names} names")
+    return 0
+
+
 def _complete(arguments: list[str]) -> int:
     """Let Hydra complete what stands behind the name of our command."""
     from plainres.compose import compose
@@ -154,11 +213,11 @@ def _complete(arguments: list[str]) -> int:
     if words and (len(words) == 1 or (len(words) == 2 and not line.endswith(" "))):
         print(" ".join(COMMANDS))
         return 0
-    if words[1:2] == ["report"]:  # a folder: the shell's own completion
-        return 0
-    os.environ["COMP_LINE"] = re.sub(r"^(\S+)\s+(train|describe)(?=\s)", r"\1", line)
+    if words[1:2] in (["report"], ["export"]) or (words[1:2] == ["eval"] and (len(words) + line.endswith(" ")) < 4):
+        return 0  # a folder or a file: the shell's own completion
+    os.environ["COMP_LINE"] = re.sub(r"^(\S+)\s+(train|describe|eval\s+\S+)(?=\s)", r"\1", line)
     compose(arguments)
     return 0
 
 
-COMMANDS = {"train": _train, "report": _report, "describe": _describe}
+COMMANDS = {"train": _train, "report": _report, "describe": _describe, "eval": _eval, "export": _export}

@@ -108,6 +108,18 @@ class CheckpointTimes:
 
 
 @dataclass
+class Published:
+    """A test error that was published, and of which runs: those with all these settings.
+
+    `of` has choices, such as model/shortcut: identity, and values, such as model.depth: 20.
+    """
+
+    test_error: float = MISSING  # percent
+    of: dict[str, Any] = field(default_factory=dict)
+    source: str = MISSING  # paper and table
+
+
+@dataclass
 class Config:
     """One run.
 
@@ -126,6 +138,8 @@ class Config:
     precision: str = MISSING
     retry_failed: bool = False
     runs_per_device: int = 1  # of a sweep on GPUs
+    reference: dict[str, Any] = field(default_factory=lambda: {"model/shortcut": "plain"})  # a report compares with it
+    published: list[Published] = field(default_factory=list)  # what others found with such runs, for the report
     choices: dict[str, str] = field(default_factory=dict)  # the option taken from each group: {"data": "digits"}
 
     def __post_init__(self) -> None:

@@ -60,17 +60,22 @@ class Split:
 
 @dataclass(frozen=True)
 class Images:
-    """The splits of a data set."""
+    """The splits of a data set, and by what its channels (C,) are to be normalised, as shares of 255."""
 
     train: Split
     test: Split
+    mean: Sequence[float] | None = None  # None: that of the training pixels
+    std: Sequence[float] | None = None
 
     @cached_property
     def channel_statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each channel (C,) over the training pixels, in units of pixel values.
+        """Mean and standard deviation (C,) by which each channel is normalised, in units of pixel values.
 
-        From exact counts, so they depend neither on the order of summation nor on the number of threads.
+        Those of the training pixels come from exact counts, so they depend neither on the order of summation nor on the
+        number of threads.
         """
+        if self.mean is not None and self.std is not None:
+            return 255 * torch.tensor(self.mean), 255 * torch.tensor(self.std)
         levels = torch.arange(256, dtype=torch.float64)
         means, deviations = [], []
         for channel in self.train.images.unbind(-1):
@@ -198,9 +203,13 @@ class Synthetic:
 
 @dataclass(frozen=True)
 class HubImages:
-    """A classified image data set of the Hugging Face Hub with the splits train and test.
+    """A classified image data set of the Hugging Face Hub with the splits train and test, or `test_split`.
 
     `name` is the Hub's name; `path`, if given, a folder that holds the same data set, and then nothing is downloaded.
+    Images are of `shape`, or, with `stored`, of any size: then the middle square of each is kept, with sides of so many
+    pixels, and the network is shown crops of `shape`. `mean` and `std` normalise the channels as somebody's weights
+    want it, as shares of 255; by default they are those of the training images.
+
     The decoded copy lies under `cache` and is memory-mapped. A copy is made under another name and renamed when it is
     whole, so that a half-written one is never used.
     """
@@ -216,9 +225,20 @@ class HubImages:
     test_per_class: int | None
     pad: int
     flip: bool
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    stored: int | None = None
+    test_split: str = "test"
 
     def __post_init__(self) -> None:
         _check_options(self, train_per_class=self.train_per_class, test_per_class=self.test_per_class)
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) != self.shape[0]:
+                raise InputError(f"data.{name} has {len(values)} numbers; the images have {self.shape[0]} channels")
+        if (self.mean is None) != (self.std is None):
+            raise InputError("data.mean and data.std are given together, or neither")
+        if self.stored is not None and self.stored < max(self.shape[1:]):
+            raise InputError(f"data.stored is {self.stored}; it must be at least {max(self.shape[1:])}, as data.shape")
 
     def load(self) -> Images:
         """Return both splits, decoding them first if that has not been done.
@@ -234,7 +254,9 @@ class HubImages:
             images = np.load(folder / f"{split}_images.npy", mmap_mode="c")
             splits.append(Split(torch.from_numpy(images), torch.from_numpy(np.load(folder / f"{split}_targets.npy"))))
         train, test = splits
-        return Images(train.first_per_class(self.train_per_class), test.first_per_class(self.test_per_class))
+        return Images(
+            train.first_per_class(self.train_per_class), test.first_per_class(self.test_per_class), self.mean, self.std
+        )
 
     def prepare(self) -> None:
         """Download and decode the data set unless there is a decoded copy.
@@ -269,6 +291,8 @@ class HubImages:
     def _decoded(self) -> Path:
         """The folder of the decoded copy: another one if the data, or what is read of them, is another."""
         key: list[Any] = [self.name, self.image_column, self.label_column, self.classes, list(self.shape)]
+        if self.stored is not None or self.test_split != "test":
+            key += [self.stored, self.test_split]
         if self.path is not None:
             source = Path(self.path).expanduser().resolve()
             if not source.is_dir():
@@ -282,16 +306,18 @@ class HubImages:
         """Write <split>_images.npy (N, H, W, C) and <split>_targets.npy of both splits into `folder`."""
         import datasets
 
-        data = self._read()
+        there = self._read()
+        data = {split: there.get(self._split(split)) for split in SPLITS}
         for split in SPLITS:
-            if split not in data:
-                raise InputError(f"{self._where} has no split {split!r}; it has {', '.join(data) or 'none'}")
+            if data[split] is None:
+                raise InputError(
+                    f"{self._where} has no split {self._split(split)!r}; it has {', '.join(there) or 'none'}"
+                )
             for column in (self.image_column, self.label_column):
                 if column not in data[split].column_names:
                     columns = ", ".join(data[split].column_names)
                     raise InputError(f"{self._where} has no column {column!r}; it has {columns}")
         total = sum(len(data[split]) for split in SPLITS)
-        channels, height, width = self.shape
         with bar(f"decoding {self.name}", "image", total, leave=False) as decoded:
             for split in SPLITS:
                 rows = data[split]
@@ -311,7 +337,7 @@ class HubImages:
                     folder / f"{split}_images.npy",
                     mode="w+",
                     dtype=np.uint8,
-                    shape=(len(rows), height, width, channels),
+                    shape=(len(rows), *self._size),
                 )
                 for start, some in self._decode_in_parallel(rows, split):
                     images[start : start + len(some)] = some
@@ -320,7 +346,7 @@ class HubImages:
 
     def _decode_in_parallel(self, rows: Any, split: str) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (index of the first image, images (n, H, W, C)); Pillow decodes without the interpreter's lock."""
-        channels, height, width = self.shape
+        height, width, channels = self._size
 
         def decode(numbered: tuple[int, dict[str, Any]]) -> np.ndarray:
             from PIL import Image
@@ -329,7 +355,10 @@ class HubImages:
             file = encoded["path"] if encoded["bytes"] is None else io.BytesIO(encoded["bytes"])
             try:
                 with Image.open(file) as image:
-                    pixels = np.asarray(image.convert("RGB") if image.mode == "P" else image)
+                    if self.stored is not None:
+                        pixels = np.asarray(_middle(image.convert("RGB" if channels == 3 else "L"), self.stored))
+                    else:
+                        pixels = np.asarray(image.convert("RGB") if image.mode == "P" else image)
             except OSError as error:
                 raise InputError(f"{self._where}: image {index} of {split} cannot be decoded: {error}") from error
             pixels = pixels.reshape(*pixels.shape[:2], -1)
@@ -371,6 +400,23 @@ class HubImages:
             for split, rows in data.items()
         }
 
+    def _split(self, split: str) -> str:
+        """What the data set calls one of our splits."""
+        return self.test_split if split == "test" else split
+
+    @property
+    def _size(self) -> tuple[int, int, int]:
+        """Height, width and channels of a decoded image."""
+        channels, height, width = self.shape
+        return self.stored or height, self.stored or width, channels
+
     @property
     def _where(self) -> str:
         return self.name if self.path is None else self.path
+
+
+def _middle(image: Any, side: int) -> Any:
+    """The middle square of a Pillow image, its sides scaled to `side` pixels."""
+    shorter = min(image.size)
+    left, top = ((length - shorter) / 2 for length in image.size)
+    return image.resize((side, side), resample=2, box=(left, top, left + shorter, top + shorter), reducing_gap=3)

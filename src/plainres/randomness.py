@@ -7,7 +7,7 @@ augmentation of (seed, epoch, index of the image).
 import hashlib
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 
 def mix(*values: int | str) -> int:
@@ -31,9 +31,65 @@ def _signed(constant: int) -> int:
     return constant - (1 << 64)
 
 
-def draws(seed: int, epoch: int, index: Tensor) -> Tensor:
-    """62 random bits (N,), int64, for each sample index (N,): SplitMix64 (Steele et al. 2014) at that index."""
-    z = (index + 1) * _signed(0x9E3779B97F4A7C15) + mix("augmentation", seed, epoch)
+def _scrambled(z: Tensor) -> Tensor:
+    """The output function of SplitMix64 (Steele et al. 2014) on int64 numbers."""
     z = (z ^ shift_right(z, 30)) * _signed(0xBF58476D1CE4E5B9)
     z = (z ^ shift_right(z, 27)) * _signed(0x94D049BB133111EB)
-    return shift_right(z ^ shift_right(z, 31), 2)
+    return z ^ shift_right(z, 31)
+
+
+def _mixed(index: Tensor, key: Tensor | int) -> Tensor:
+    """SplitMix64 seeded with `key`, at each `index`: 64 random bits, as int64."""
+    return _scrambled((index + 1) * _signed(0x9E3779B97F4A7C15) + key)
+
+
+def draws(seed: int, epoch: int, index: Tensor) -> Tensor:
+    """62 random bits (N,), int64, for each sample index (N,)."""
+    return shift_right(_mixed(index, mix("augmentation", seed, epoch)), 2)
+
+
+class Noise(nn.Module):
+    """Random numbers for a module that needs some in training, such as a dropout.
+
+    They are a function of the run's seed, of the module's name in the network, of the step, and, where images have
+    their own, of the image's place in the batch of the step. So they are the same after a resume and on any number of
+    devices. `seed_noise` gives them their seed, `position` is set at each step.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key = 0
+        # no buffer: DDP would give every process the first one's place
+        self.position = torch.zeros(2, dtype=torch.int64)  # the step, and the place of this process's first image
+
+    def per_batch(self, like: Tensor) -> Tensor:
+        """One number (), uniform in [0, 1), for the whole batch."""
+        return _uniform(self._of_step(like.device))
+
+    def per_element(self, like: Tensor) -> Tensor:
+        """Numbers of the shape of `like` (N, ...), uniform in [0, 1), for each image its own."""
+        device = like.device
+        first = self.position.to(device)[1]
+        images = _mixed(torch.arange(like.shape[0], device=device) + first, self._of_step(device))
+        each = torch.arange(like[0].numel(), device=device)
+        return _uniform(_mixed(each, images[:, None])).view(like.shape)
+
+    def _of_step(self, device: torch.device) -> Tensor:
+        return _mixed(self.position.to(device)[0], self.key)
+
+
+def _uniform(bits: Tensor) -> Tensor:
+    """64 random bits -> float32 in [0, 1), a multiple of 2^-24."""
+    return shift_right(bits, 40) * 2.0**-24
+
+
+def seed_noise(network: nn.Module, seed: int) -> None:
+    """Give the random numbers of every module that needs some their seed."""
+    for name, module in network.named_modules():
+        if isinstance(module, Noise):
+            module.key = mix("noise", seed, name)
+
+
+def noises(network: nn.Module) -> list[Noise]:
+    """The modules of a network that need random numbers."""
+    return [module for module in network.modules() if isinstance(module, Noise)]

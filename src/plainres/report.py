@@ -17,7 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from plainres.errors import InputError
 from plainres.figures import save_figures
 from plainres.runs import REPORT, write_atomically
-from plainres.study import Row, Study, read
+from plainres.study import Study, read
 
 RESULTS = (  # the columns of results.csv
     *("folder", "study", "family", "shortcut", "depth", "width", "seed"),
@@ -26,8 +26,9 @@ RESULTS = (  # the columns of results.csv
     *("steps", "epochs", "batch_size", "parameters", "multiply_adds"),
     *("wall_time_s", "peak_memory_mib", "device", "git_commit", "weights_sha256", "data_sha256", "versions"),
 )
-HEAD = (  # of the table that is shown
-    *("depth", "seeds", "train, eval mode", "train, running", "test", "test, best epoch*"),
+PUBLISHED = "test, published"
+HEAD = (  # of the table that is shown, without what others have published if there is nothing
+    *("depth", "seeds", "train, eval mode", "train, running", "test", "test, best epoch*", PUBLISHED),
     *("parameters", "multiply-adds"),
 )
 LINE = 110  # characters of the terminal text
@@ -63,13 +64,12 @@ def write(folder: Path) -> str:
 
 def text(study: Study) -> str:
     """The table and the verdict for a terminal, at most 110 columns wide."""
-    rows = [_cells(row) for family in study.families for row in family.rows]
-    table = iter(_aligned([HEAD, *rows], str.rjust))
+    table = iter(_aligned(_shown(study), str.rjust))
     lines = [f"Report on {study.folder}", *textwrap.wrap(study.summary, LINE)]
     lines += ["", "Final errors in %: mean (sample s.d.) over seeds", next(table)]
     for family in study.families:
         lines += [family.label, *(next(table) for _ in family.rows)]
-    lines += ["", *NOTES[:2], "", *textwrap.wrap(study.budget, LINE)]
+    lines += ["", *NOTES[:2], *textwrap.wrap(_published_note(study), LINE), "", *textwrap.wrap(study.budget, LINE)]
     lines.append(NOTES[2] if study.comparisons else NOTHING)
     comparisons = iter(_aligned([c.cells for group in study.comparisons.values() for c in group], str.ljust))
     for heading, group in study.comparisons.items():
@@ -81,13 +81,28 @@ def text(study: Study) -> str:
     return "\n".join(lines)
 
 
-def _cells(row: Row) -> list[str]:
-    """A row of the table as it is shown, in the order of HEAD."""
-    errors = [
-        f"{summary.mean:.2f}" + ("" if summary.sd is None else f" ({summary.sd:.2f})")
-        for summary in row.errors.values()
-    ]
-    return [str(row.depth), str(row.seeds), *errors, f"{row.parameters:,}", f"{row.multiply_adds:,}"]
+def _shown(study: Study) -> list[list[str]]:
+    """The table as it is shown: HEAD and a row for each family and depth, without columns that nobody needs."""
+    rows = [list(HEAD)]
+    for row in [row for family in study.families for row in family.rows]:
+        errors = [
+            f"{summary.mean:.2f}" + ("" if summary.sd is None else f" ({summary.sd:.2f})")
+            for summary in row.errors.values()
+        ]
+        others = f"{row.published.test_error:.2f}" if row.published else ""
+        sizes = f"{row.parameters:,}", f"{row.multiply_adds:,}"
+        rows.append([str(row.depth), str(row.seeds), *errors, others, *sizes])
+    if not study.sources:
+        for row in rows:
+            del row[HEAD.index(PUBLISHED)]
+    return rows
+
+
+def _published_note(study: Study) -> str:
+    """Where published errors are from, nothing if there are none."""
+    if not study.sources:
+        return ""
+    return f"{PUBLISHED}: by others, with their implementation and budget ({'; '.join(study.sources)})."
 
 
 def _table(study: Study) -> list[dict[str, Any]]:
@@ -98,6 +113,9 @@ def _table(study: Study) -> list[dict[str, Any]]:
             cells: dict[str, Any] = {"family": family.label, "depth": row.depth, "seeds": row.seeds}
             for error, summary in row.errors.items():
                 cells |= {f"{error}_mean": summary.mean, f"{error}_sd": summary.sd}
+            if study.sources:
+                cells["test_error_published"] = row.published.test_error if row.published else None
+                cells["source"] = row.published.source if row.published else None
             rows.append(cells | {"parameters": row.parameters, "multiply_adds": row.multiply_adds})
     return rows
 
@@ -128,7 +146,17 @@ def _page(study: Study) -> str:
         name: base64.b64encode((study.folder / REPORT / f"{name}.svg").read_bytes()).decode()
         for name in ("curves", "depth")
     }
-    return template.render(study=study, figures=figures, head=HEAD, cells=_cells, notes=NOTES, nothing=NOTHING)
+    head, *rows = _shown(study)
+    return template.render(
+        study=study,
+        figures=figures,
+        head=head,
+        rows=iter(rows),
+        next=next,
+        published_note=_published_note(study),
+        notes=NOTES,
+        nothing=NOTHING,
+    )
 
 
 def _aligned(rows: Sequence[Sequence[str]], justify: Callable[[str, int], str]) -> list[str]:

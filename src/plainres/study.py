@@ -1,22 +1,23 @@
 """What the folder of a study holds: its finished runs by family, compared, and every folder of no use.
 
-A family is a shortcut, with whatever else tells the study's runs apart besides depth and seed: runs of one
-family and depth differ by seed only. The training error compared is that of an eval-mode pass over the
-training set at the end.
+Runs of one family and depth differ by seed only (see `plainres.families`). The training error compared is that of an
+eval-mode pass over the training set at the end.
 """
 
 import csv
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from plainres.config import Published
 from plainres.errors import InputError
-from plainres.runs import Run, flat, folders_of, identity
+from plainres.families import SHORTCUT, labelled, matches, published
+from plainres.runs import Run, folders_of, identity
 from plainres.statistics import Difference, Summary, paired_difference, summarize
 
-PLAIN = "plain"
 ERRORS = ("train_error_eval", "train_error", "test_error", "best_test_error")  # percent
 SIZES = ("steps", "batch_size", "parameters", "multiply_adds")
 
@@ -30,6 +31,7 @@ class Row:
     errors: dict[str, Summary]  # in the order of ERRORS
     parameters: int
     multiply_adds: int
+    published: Published | None  # what others have found
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,12 @@ class Family:
     """Runs that differ by depth and seed only."""
 
     label: str
-    shortcut: str
-    setting: frozenset[str]  # what else tells it from other families, the shortcut's own parameters aside
+    setting: dict[str, str]  # what tells it from other families, a shortcut's own parameters aside
     runs: dict[int, dict[int, Run]]  # depth -> seed -> finished run, in ascending order
+
+    def is_like(self, reference: Mapping[str, Any]) -> bool:
+        """Whether its runs are what a study compares the others with."""
+        return all(matches(run.config, reference) for by_seed in self.runs.values() for run in by_seed.values())
 
     @property
     def rows(self) -> list[Row]:
@@ -49,7 +54,8 @@ class Family:
             results = [run.result for run in by_seed.values()]
             errors = {error: summarize([result[error] for result in results]) for error in ERRORS}
             sizes = results[0]["parameters"], results[0]["multiply_adds"]
-            rows.append(Row(depth, len(results), errors, *sizes))
+            others = published(next(iter(by_seed.values())).config)
+            rows.append(Row(depth, len(results), errors, *sizes, others))
         return rows
 
 
@@ -92,6 +98,12 @@ class Study:
         return [(family, run) for family in self.families for by in family.runs.values() for run in by.values()]
 
     @property
+    def sources(self) -> list[str]:
+        """Where the published errors that the table has beside its own are from."""
+        rows = [row for family in self.families for row in family.rows]
+        return list(dict.fromkeys(row.published.source for row in rows if row.published))
+
+    @property
     def summary(self) -> str:
         """What was counted, as one sentence."""
         depths = sorted({run.config.model["depth"] for _, run in self.runs})
@@ -128,7 +140,7 @@ def read(folder: Path) -> Study:
         InputError: there is no finished run among them.
     """
     runs, unused = _runs_in(folder)
-    labels = _labels(runs)
+    labels = labelled(runs)
     finished: list[Run] = []
     unfinished: list[tuple[str, str]] = []
     for run in runs:
@@ -142,19 +154,20 @@ def read(folder: Path) -> Study:
         except InputError as error:
             unused.append((run.folder.name, str(error).removeprefix(f"{run.folder}/")))
     if not finished:
-        found = "; ".join(f"{name}: {reason}" for name, reason in [*unfinished, *unused])
+        others = "; ".join(f"{name}: {reason}" for name, reason in [*unfinished, *unused])
         raise InputError(
             f"{folder} has no finished run; repeat the `plainres train` command that started it "
-            f"({textwrap.shorten(found, 300, placeholder=' ...')})"
+            f"({textwrap.shorten(others, 300, placeholder=' ...')})"
         )
-    families: dict[str, Family] = {}
+    found: dict[str, Family] = {}
     for run in sorted(finished, key=lambda run: (run.config.model["depth"], run.config.seed)):
         label, setting = labels[run.name]
-        family = families.setdefault(label, Family(label, run.config.shortcut, setting, {}))
+        family = found.setdefault(label, Family(label, setting, {}))
         family.runs.setdefault(run.config.model["depth"], {})[run.config.seed] = run
-    ordered = sorted(families.values(), key=lambda family: (family.shortcut != PLAIN, family.label))
+    reference = finished[0].config.reference
+    ordered = sorted(found.values(), key=lambda family: (not family.is_like(reference), family.label))
     absent = _absent(runs, labels)
-    return Study(folder, ordered, _comparisons(ordered), unfinished, absent, sorted(unused))
+    return Study(folder, ordered, _comparisons(ordered, reference), unfinished, absent, sorted(unused))
 
 
 def _runs_in(folder: Path) -> tuple[list[Run], list[tuple[str, str]]]:
@@ -224,31 +237,7 @@ def _count(n: int, noun: str) -> str:
     return f"{n} {noun}{'s' * (n != 1)}"
 
 
-def _varying(settings: Sequence[Mapping[str, str]]) -> set[str]:
-    return {key for key in set().union(*settings) if len({setting.get(key) for setting in settings}) > 1}
-
-
-def _labels(runs: list[Run]) -> dict[str, tuple[str, frozenset[str]]]:
-    """By a run's name: the label of its family, and the parts of it that are not about the shortcut."""
-    settings = {run.name: flat(identity(run.config)) for run in runs}
-    own = "model.shortcut."
-    varying = {key for key in _varying(list(settings.values())) if not key.startswith(own)}
-    for shortcut in {run.config.shortcut for run in runs}:  # a shortcut's parameters count among its own kind
-        varying |= _varying([settings[run.name] for run in runs if run.config.shortcut == shortcut])
-    varying -= {"seed", "model.depth"}
-    names = [key.rpartition(".")[2] for key in set().union(*settings.values())]
-    labels = {}
-    for run in runs:
-        parts = {}
-        for key in sorted(varying & settings[run.name].keys()):
-            name = key.rpartition(".")[2]
-            parts[key] = f"{name if names.count(name) == 1 else key} {settings[run.name][key]}"
-        label = f"{run.config.shortcut} ({', '.join(parts.values())})" if parts else run.config.shortcut
-        labels[run.name] = label, frozenset(part for key, part in parts.items() if not key.startswith(own))
-    return labels
-
-
-def _absent(runs: list[Run], labels: dict[str, tuple[str, frozenset[str]]]) -> list[tuple[str, str]]:
+def _absent(runs: list[Run], labels: dict[str, tuple[str, dict[str, str]]]) -> list[tuple[str, str]]:
     """Depths and seeds of the study that a family has not even begun."""
     begun = {(labels[run.name][0], run.config.seed, run.config.model["depth"]) for run in runs}
     families, seeds, depths = (sorted({run[i] for run in begun}) for i in range(3))
@@ -260,8 +249,12 @@ def _absent(runs: list[Run], labels: dict[str, tuple[str, frozenset[str]]]) -> l
     ]
 
 
-def _comparisons(families: list[Family]) -> dict[str, list[Comparison]]:
-    """Deepest minus shallowest in each family, and plain minus every other family at each depth."""
+def _comparisons(families: list[Family], reference: Mapping[str, Any]) -> dict[str, list[Comparison]]:
+    """Deepest minus shallowest in each family, and the reference minus every other family at each depth.
+
+    There may be several references, plain nets of two widths for example: then a family is compared with the one that
+    differs from it in nothing but what makes a reference, and with all of them if there is none such.
+    """
     deeper = []
     for family in families:
         (shallowest, shallow), *_, (deepest, deep) = [*family.runs.items()] * 2
@@ -269,21 +262,28 @@ def _comparisons(families: list[Family]) -> dict[str, list[Comparison]]:
             what = f"{family.label}: {deepest} minus {shallowest}"
             deeper.append(_compare(what, deep, shallow, ("degrades: deeper is worse", "deeper is better")))
     comparisons = {"Training error, deepest minus shallowest": deeper} if deeper else {}
-    plains = [family for family in families if family.shortcut == PLAIN]
-    for other in families:
-        alike = [plain for plain in plains if plain.setting == other.setting] or plains
-        for plain in alike if other.shortcut != PLAIN else []:
-            comparisons[f"Training error, {plain.label} minus {other.label}"] = [
+    references = [family for family in families if family.is_like(reference)]
+    for other in [family for family in families if family not in references]:
+        unlike = {one.label: _unlike(one.setting, other.setting, reference) for one in references}
+        for one in [one for one in references if not unlike[one.label]] or references:
+            name = one.setting[SHORTCUT] if SHORTCUT in reference else "the reference"
+            comparisons[f"Training error, {one.label} minus {other.label}"] = [
                 _compare(
                     f"depth {depth}",
-                    plain.runs.get(depth, {}),
+                    one.runs.get(depth, {}),
                     other.runs.get(depth, {}),
-                    ("plain is worse", "plain is better"),
-                    plain.setting ^ other.setting,
+                    (f"{name} is worse", f"{name} is better"),
+                    unlike[one.label],
                 )
-                for depth in sorted(plain.runs.keys() | other.runs.keys())
+                for depth in sorted(one.runs.keys() | other.runs.keys())
             ]
     return comparisons
+
+
+def _unlike(one: Mapping[str, str], other: Mapping[str, str], reference: Iterable[str]) -> set[str]:
+    """The settings in which two families differ, those aside that make the reference."""
+    differing = {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
+    return {own[key] for own in (one, other) for key in differing - set(reference) if key in own}
 
 
 def _compare(
@@ -291,7 +291,7 @@ def _compare(
     a: dict[int, Run],
     b: dict[int, Run],
     claims: tuple[str, str],
-    unlike: frozenset[str] = frozenset(),
+    unlike: Iterable[str] = (),
 ) -> Comparison:
     """The difference a - b of runs by seed; a claim only at an equal budget, on the same data, with like settings."""
     errors = [{seed: run.result["train_error_eval"] for seed, run in runs.items()} for runs in (a, b)]

@@ -1,0 +1,150 @@
+"""What a trained network makes of each image of a test set."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from plainres.batches import EvaluationBatches, Pixels
+from plainres.build import network_of, source_of
+from plainres.checkpoints import newest
+from plainres.compose import compose
+from plainres.config import Config
+from plainres.errors import InputError
+from plainres.progress import bar
+from plainres.runs import Run, atomically
+from plainres.weights import load_weights
+
+EVALUATION = ("data", "trainer", "precision")  # what may differ from the training
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A test set and what a network makes of it: logits (N, classes) float32 and targets (N,) int64."""
+
+    logits: Tensor
+    targets: Tensor
+
+    @property
+    def losses(self) -> Tensor:
+        """The cross-entropy of each image (N,)."""
+        return F.cross_entropy(self.logits, self.targets, reduction="none")
+
+    @property
+    def wrong(self) -> Tensor:
+        """Whether each image is misjudged (N,)."""
+        return self.logits.argmax(1) != self.targets
+
+    def __str__(self) -> str:
+        lines = [
+            f"loss {self.losses.double().mean().item():.4f}",
+            f"error {100 * self.wrong.double().mean().item():.2f} % of {len(self.targets):,} images",
+            "",
+            "class  images  error in %",
+        ]
+        for target, images in enumerate(torch.bincount(self.targets).tolist()):
+            if images:
+                error = 100 * self.wrong[self.targets == target].double().mean().item()
+                lines.append(f"{target:5}  {images:6,}  {error:10.2f}")
+        return "\n".join(lines)
+
+    def save(self, file: Path) -> None:
+        """Write a row for each image: its number in the test set, target, prediction, loss, logits.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        table = pa.table(
+            {
+                "image": pa.array(range(len(self.targets)), pa.int64()),
+                "target": self.targets.numpy(),
+                "prediction": self.logits.argmax(1).numpy(),
+                "loss": self.losses.numpy(),
+                "logits": self.logits.tolist(),
+            }
+        )
+        try:
+            with atomically(file) as out:
+                pq.write_table(table, out)
+        except OSError as error:
+            raise InputError(f"cannot write {file}: {error.strerror}") from error
+
+
+def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """A run's configuration with other data, or another place to compute, than it was trained with.
+
+    Raises:
+        InputError: an override is of something else, or wrong.
+    """
+    for override in overrides:
+        if not override.startswith(EVALUATION):
+            raise InputError(
+                f"{override}: a run is evaluated as it was trained; {', '.join(EVALUATION)} can be given, as in "
+                "data=cifar10 or data.path=FOLDER"
+            )
+    given = [f"precision={config.precision}", *overrides]
+    if not any(override.startswith("data=") for override in overrides):  # the run's data, with what is to be different
+        own = [f"data.{key}={json.dumps(value)}" for key, value in config.data.items() if not key.startswith("_")]
+        given = [f"data={config.choices['data']}", *own, *given]
+    (composed,) = compose(given)
+    choices = {**config.choices, "data": composed.choices["data"]}
+    return replace(config, data=composed.data, trainer=composed.trainer, precision=composed.precision, choices=choices)
+
+
+def trained(run: Run) -> nn.Module:
+    """The network of a run, with the weights of its newest checkpoint.
+
+    Raises:
+        InputError: there is none.
+    """
+    checkpoint = newest(run).path
+    if checkpoint is None:
+        raise InputError(f"{run.folder} has no checkpoint yet; train it first")
+    config = replace(
+        run.config, model={**run.config.model, "weights": None}
+    )  # with which it began, and which may be gone
+    network = network_of(config, source_of(config))
+    load_weights(network, checkpoint)
+    return network
+
+
+def predict(network: nn.Module, config: Config) -> Predictions:
+    """What a network makes of the test set of `config`, on its device and in its precision.
+
+    Raises:
+        InputError: the images cannot be had, or the network is not made for such.
+    """
+    device = torch.device("cuda" if config.trainer.accelerator == "gpu" else "cpu")
+    torch.set_num_threads(config.trainer.threads)
+    source = source_of(config)
+    images = source.load()
+    pixels = Pixels(images.test, source, images.channel_statistics, device)
+    network = network.to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
+    if config.precision == "64-true":
+        network.double()
+    logits = []
+    with (
+        torch.inference_mode(),
+        torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16-mixed"),
+        bar("evaluating", "image", len(images.test), leave=False, delay=1, disable=None) as shown,
+    ):
+        for x, _ in EvaluationBatches(pixels):
+            x = x.to(device, next(network.parameters()).dtype)  # noqa: PLW2901
+            try:
+                logits.append(network(x).float().cpu())
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0]
+                raise InputError(
+                    f"the network is not made for images of shape {list(source.shape)}: {reason}"
+                ) from error
+            shown.update(len(x))
+    found = torch.cat(logits)
+    if found.shape[1] != source.classes:
+        raise InputError(f"the network tells {found.shape[1]} classes apart, the data have {source.classes}")
+    return Predictions(found, images.test.targets)
