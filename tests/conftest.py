@@ -7,7 +7,7 @@ from typing import Any
 import hydra.utils
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from plainres.blocks import Design
 from plainres.config import CheckpointTimes, Config, Devices, Recipe
@@ -22,11 +22,10 @@ def shipped(group: str) -> dict[str, Any]:
     """What the YAML files of a group of conf/model name, made as Hydra makes it."""
     made = {}
     for file in sorted((CONF / "model" / group).glob("*.yaml")):
-        node = OmegaConf.load(file)
-        assert isinstance(node, DictConfig)
-        node.pop("defaults", None)
-        if "norm" in node:  # the network's
-            node["norm"] = {"_target_": "torch.nn.BatchNorm2d", "_partial_": True}
+        node = OmegaConf.to_container(OmegaConf.load(file))
+        assert isinstance(node, dict)
+        for key in ("defaults", "norm"):  # the order of a block, the normalisation of the network
+            node.pop(key, None)
         made[file.stem] = hydra.utils.instantiate(node, _convert_="all")
     return made
 
@@ -54,9 +53,9 @@ def make_config(tmp_path: Path) -> Callable[..., Config]:
         trainer: dict[str, Any] | None = None,
         **changes: Any,
     ) -> Config:
-        factory = OmegaConf.load(CONF / "model" / "shortcut" / f"{shortcut}.yaml")
-        assert isinstance(factory, DictConfig)
-        factory.pop("norm", None)
+        factory = OmegaConf.to_container(OmegaConf.load(CONF / "model" / "shortcut" / f"{shortcut}.yaml"))
+        assert isinstance(factory, dict)
+        factory.pop("norm", None)  # the network's, which is the default here
         recipe: dict[str, Any] = {
             "batch_size": 32,
             "epochs": 2,
@@ -84,7 +83,7 @@ def make_config(tmp_path: Path) -> Callable[..., Config]:
                 "_partial_": True,
                 "depth": depth,
                 "width": width,
-                "shortcut": OmegaConf.to_container(factory),
+                "shortcut": factory,
             },
             "data": copy.deepcopy(data) if data is not None else synthetic,
             "optim": Recipe(**(recipe | (optim or {}))),

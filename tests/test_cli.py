@@ -43,7 +43,7 @@ def test_help_of_train_lists_the_choices(capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit, match="0"):
         main(["train", "--help"])
     said = capsys.readouterr().out
-    assert "model/shortcut: identity, plain, projection, projection_all" in said
+    assert "model/shortcut: convolution, dropout, exclusive_gating, highway, identity, plain, projection, " in said
     assert "experiment=digits" in said
 
 
@@ -111,7 +111,24 @@ def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
     ("override", "message"),
     [
         ("model.depth=21", "model.depth is 21; it must be 6n+2 with n at least 1: the nearest are 20 and 26"),
-        ("model/shortcut=highway", "there are identity, plain, projection, projection_all"),
+        (
+            "model/shortcut=highwya",
+            "there are convolution, dropout, exclusive_gating, highway, identity, plain, projec",
+        ),
+        (
+            "model/block=bottlenek",
+            "model/block=bottlenek: there is no such choice; there are basic, bottleneck, resblk",
+        ),
+        ("model/block/order=post", "there are bn_after_addition, fixup, full_preactivation, no_relu_after_addition, "),
+        ("model.block.kernels=[2]", "model.block.kernels is [2]; it is a list of odd kernel sizes"),
+        ("model.block.kernels=3", "model.block.kernels is 3; it is a list of odd kernel sizes"),
+        (
+            "model.block.order.tail=[gelu]",
+            "model.block.order.tail names 'gelu'; it is a list of any of norm, relu, bias,",
+        ),
+        ("model/init=xavier", "there are delta_orthogonal, fixup, he_fan_in, he_fan_out, orthogonal, zero_gamma"),
+        ("model/norm=layer", "there are batch, group, none"),
+        ("model=resnet", "there are cifar, fixup, imagenet, preactivation, resblk, skipinit, wide"),
         ("model.dept=20", "there is no option model.dept (did you mean depth?)"),
         ("sede=1", "there is no option sede (did you mean seed?)"),
         ("optim.batchsize=1", "there is no option optim.batchsize (did you mean batch_size?)"),
@@ -120,7 +137,10 @@ def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
         ("optim.batch_size=many", "Value 'many' of type 'str' could not be converted to Integer"),
         ("optim.steps.x=1", "optim.steps.x=1"),
         ("model.depth=twenty", "model.depth is 'twenty'; it must be int"),
-        ("data=cifar11", "data=cifar11: there is no such choice; there are cifar10, cifar100, digits, synthetic"),
+        (
+            "data=cifar11",
+            "data=cifar11: there is no such choice; there are cifar10, cifar100, digits, imagenet, synthetic",
+        ),
         ("precision=16", "precision is '16'; it must be one of 32-true, bf16-mixed"),
         ("trainer.accelerator=tpu", "trainer.accelerator is 'tpu'; it must be cpu or gpu"),
         ("depth", "missing EQUAL"),
@@ -149,6 +169,14 @@ def test_a_missing_data_folder(capfd: pytest.CaptureFixture[str], tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
+def test_a_missing_file_of_weights(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    wrong = "model.weights=nowhere.pth"
+    for command in (["train", wrong], ["train", "-m", "seed=0,1", wrong], ["eval", "nowhere.pth"]):
+        assert main([*command, *SMALL]) == 2
+        assert "nowhere.pth: there is no such file" in capfd.readouterr().err
+        assert not list(tmp_path.iterdir())
+
+
 def test_an_unwritable_runs_folder(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert main(["train", *SMALL, "runs=file/runs"]) == 2
@@ -168,7 +196,7 @@ def test_a_sweep_with_a_mistake_trains_nothing(capfd: pytest.CaptureFixture[str]
     [
         (["report", "nowhere"], "nowhere is not a folder"),
         (["report", "."], "holds no runs"),
-        (["trian"], "there is no command 'trian'; there are train, report, describe"),
+        (["trian"], "there is no command 'trian'; there are train, report, describe, eval, export"),
     ],
 )
 def test_other_mistakes(arguments: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
@@ -242,7 +270,8 @@ def test_the_readmes_shortcut_of_ones_own(tmp_path: Path) -> None:
     [
         ("plainres tr", {"train"}),
         ("plainres train model/shortcut=pro", {"model/shortcut=projection", "model/shortcut=projection_all"}),
-        ("plainres train experiment=dig", {"experiment=digits"}),
+        ("plainres train experiment=cifar10_d", {"experiment=cifar10_degradation"}),
+        ("plainres eval runs/x trainer=d", {"trainer=ddp"}),
         ("plainres describe model.dep", {"model.depth="}),
     ],
 )

@@ -9,6 +9,7 @@ from conftest import ROOT
 from plainres.build import architecture_of, source_of
 from plainres.compose import compose, compose_jobs
 from plainres.config import Config
+from plainres.families import labelled, matches, published, reference, settings
 from plainres.runs import Run, run_name
 
 CONF = ROOT / "conf"
@@ -38,23 +39,51 @@ def test_the_default() -> None:
     make(config)
 
 
+# runs of one seed, depths, and how many families they make
 AXES = {
-    "digits": (30, [8, 20, 32, 44, 56]),
-    "cifar10_degradation": (24, [20, 32, 44, 56]),
-    "cifar10_quick": (18, [8, 20, 56]),
+    "digits": (10, [8, 20, 32, 44, 56], 2),
+    "cifar10_degradation": (8, [20, 32, 44, 56], 2),
+    "cifar10_quick": (6, [8, 20, 56], 2),
+    "cifar10_shortcuts": (8, [20, 56], 4),
+    "cifar10_identity_mappings": (7, [110], 7),
+    "cifar10_activation": (6, [110], 6),
+    "cifar10_span": (8, [38, 110], 4),
+    "cifar10_width": (16, [20, 56], 8),
+    "digits_shortcuts": (12, [8, 20, 56], 4),
+    "digits_identity_mappings": (14, [20, 56], 7),
+    "digits_activation": (12, [20, 56], 6),
+    "digits_span": (8, [38, 74], 4),
+    "imagenet_degradation": (4, [18, 34], 2),
 }
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_an_experiment_has_its_axes_ready(experiment: str) -> None:
-    runs, depths = AXES[experiment]
-    configs = compose([f"experiment={experiment}"])
-    assert len({run_name(config) for config in configs}) == len(configs) == runs
-    assert {config.shortcut for config in configs} == {"plain", "identity"}
+def test_an_experiment_has_its_axes_and_its_reference_ready(experiment: str) -> None:
+    count, depths, families = AXES[experiment]
+    configs = compose([f"experiment={experiment}", "seed=0"])
+    assert len({run_name(config) for config in configs}) == len(configs) == count
     assert sorted({config.model["depth"] for config in configs}) == depths
     assert {config.study for config in configs} == {experiment}
-    for config in configs[:: runs // 3]:
+    labels = {label for label, _ in labelled([Run.of(config) for config in configs]).values()}
+    assert len(labels) == families
+    assert 0 < sum(matches(config, reference(config)) for config in configs) < count
+    for config in configs[:: max(1, count // 4)]:
         make(config)
+    for entry in configs[0].published:
+        assert set(entry.of) <= settings(configs[0]).keys() | {"model.shortcut.bias", *SCALING}
+    if configs[0].published:
+        assert any(published(config) for config in configs)
+
+
+SCALING = ("model.shortcut.shortcut", "model.shortcut.residual")
+
+
+def test_published_numbers_are_found_by_the_settings_of_a_run() -> None:
+    table = ["experiment=cifar10_identity_mappings", "seed=0", "model/shortcut=shortcut_gating"]
+    for bias, error in ((0, "12.86"), (-6, "6.91"), ("-6.0", "6.91"), (-3, None)):
+        (config,) = compose([*table, f"model.shortcut.bias={bias}"])
+        found = published(config)
+        assert (found.test_error if found else None) == error
 
 
 def test_the_digits_study_has_the_settings_it_was_measured_with() -> None:

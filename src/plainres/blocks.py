@@ -106,7 +106,8 @@ class Design:
     order: Order = field(default_factory=Order)
 
     def __post_init__(self) -> None:
-        if not self.kernels or not all(isinstance(k, int) and k > 0 and k % 2 for k in self.kernels):
+        kernels = self.kernels if isinstance(self.kernels, Sequence) else []
+        if not kernels or not all(isinstance(k, int) and k > 0 and k % 2 for k in kernels):
             raise InputError(f"model.block.kernels is {self.kernels}; it is a list of odd kernel sizes, such as [3,3]")
         if self.expansion < 1:
             raise InputError(f"model.block.expansion is {self.expansion}; it must be at least 1")

@@ -114,7 +114,7 @@ class Published:
     `of` has choices, such as model/shortcut: identity, and values, such as model.depth: 20.
     """
 
-    test_error: float = MISSING  # percent
+    test_error: str = MISSING  # percent, or such as "> 20"
     of: dict[str, Any] = field(default_factory=dict)
     source: str = MISSING  # paper and table
 
@@ -138,7 +138,7 @@ class Config:
     precision: str = MISSING
     retry_failed: bool = False
     runs_per_device: int = 1  # of a sweep on GPUs
-    reference: dict[str, Any] = field(default_factory=lambda: {"model/shortcut": "plain"})  # a report compares with it
+    reference: dict[str, Any] = field(default_factory=dict)  # settings of runs; a report compares the others with them
     published: list[Published] = field(default_factory=list)  # what others found with such runs, for the report
     choices: dict[str, str] = field(default_factory=dict)  # the option taken from each group: {"data": "digits"}
 

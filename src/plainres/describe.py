@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer: a module without children that computes or holds something."""
+    """One layer: a module without children."""
 
     name: str
     kind: str
@@ -71,7 +71,8 @@ def describe(network: nn.Module, shape: Sequence[int]) -> Description:
 
     handles: list[Any] = []
     for name, module in network.named_modules():
-        if not any(True for _ in module.children()):
+        empty = isinstance(module, nn.Sequential)  # nothing stands before a block, or behind the last
+        if not any(True for _ in module.children()) and not empty:
             watch(name, module)
     training = network.training
     try:

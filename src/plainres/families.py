@@ -26,7 +26,20 @@ def settings(config: Config) -> dict[str, str]:
 def matches(config: Config, of: Mapping[str, Any]) -> bool:
     """Whether a run has all of some settings."""
     own = settings(config)
-    return all(own.get(key) == str(value) for key, value in of.items())
+    return all(key in own and _same(own[key], value) for key, value in of.items())
+
+
+def _same(found: str, wanted: Any) -> bool:
+    """Whether a setting is a value; numbers are equal however they are written."""
+    try:
+        return found == str(wanted) or float(found) == float(wanted)
+    except (TypeError, ValueError):
+        return False
+
+
+def reference(config: Config) -> dict[str, Any]:
+    """The settings of the runs that the others of a study are compared with: plain nets, unless it names others."""
+    return config.reference or {SHORTCUT: "plain"}
 
 
 def published(config: Config) -> Published | None:

@@ -89,7 +89,7 @@ def _shown(study: Study) -> list[list[str]]:
             f"{summary.mean:.2f}" + ("" if summary.sd is None else f" ({summary.sd:.2f})")
             for summary in row.errors.values()
         ]
-        others = f"{row.published.test_error:.2f}" if row.published else ""
+        others = row.published.test_error if row.published else ""
         sizes = f"{row.parameters:,}", f"{row.multiply_adds:,}"
         rows.append([str(row.depth), str(row.seeds), *errors, others, *sizes])
     if not study.sources:

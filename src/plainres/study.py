@@ -14,7 +14,7 @@ from typing import Any
 
 from plainres.config import Published
 from plainres.errors import InputError
-from plainres.families import SHORTCUT, labelled, matches, published
+from plainres.families import SHORTCUT, labelled, matches, published, reference
 from plainres.runs import Run, folders_of, identity
 from plainres.statistics import Difference, Summary, paired_difference, summarize
 
@@ -42,9 +42,9 @@ class Family:
     setting: dict[str, str]  # what tells it from other families, a shortcut's own parameters aside
     runs: dict[int, dict[int, Run]]  # depth -> seed -> finished run, in ascending order
 
-    def is_like(self, reference: Mapping[str, Any]) -> bool:
+    def is_like(self, wanted: Mapping[str, Any]) -> bool:
         """Whether its runs are what a study compares the others with."""
-        return all(matches(run.config, reference) for by_seed in self.runs.values() for run in by_seed.values())
+        return all(matches(run.config, wanted) for by_seed in self.runs.values() for run in by_seed.values())
 
     @property
     def rows(self) -> list[Row]:
@@ -164,10 +164,10 @@ def read(folder: Path) -> Study:
         label, setting = labels[run.name]
         family = found.setdefault(label, Family(label, setting, {}))
         family.runs.setdefault(run.config.model["depth"], {})[run.config.seed] = run
-    reference = finished[0].config.reference
-    ordered = sorted(found.values(), key=lambda family: (not family.is_like(reference), family.label))
+    wanted = reference(finished[0].config)
+    ordered = sorted(found.values(), key=lambda family: (not family.is_like(wanted), family.label))
     absent = _absent(runs, labels)
-    return Study(folder, ordered, _comparisons(ordered, reference), unfinished, absent, sorted(unused))
+    return Study(folder, ordered, _comparisons(ordered, wanted), unfinished, absent, sorted(unused))
 
 
 def _runs_in(folder: Path) -> tuple[list[Run], list[tuple[str, str]]]:
@@ -249,7 +249,7 @@ def _absent(runs: list[Run], labels: dict[str, tuple[str, dict[str, str]]]) -> l
     ]
 
 
-def _comparisons(families: list[Family], reference: Mapping[str, Any]) -> dict[str, list[Comparison]]:
+def _comparisons(families: list[Family], wanted: Mapping[str, Any]) -> dict[str, list[Comparison]]:
     """Deepest minus shallowest in each family, and the reference minus every other family at each depth.
 
     There may be several references, plain nets of two widths for example: then a family is compared with the one that
@@ -262,11 +262,11 @@ def _comparisons(families: list[Family], reference: Mapping[str, Any]) -> dict[s
             what = f"{family.label}: {deepest} minus {shallowest}"
             deeper.append(_compare(what, deep, shallow, ("degrades: deeper is worse", "deeper is better")))
     comparisons = {"Training error, deepest minus shallowest": deeper} if deeper else {}
-    references = [family for family in families if family.is_like(reference)]
+    references = [family for family in families if family.is_like(wanted)]
     for other in [family for family in families if family not in references]:
-        unlike = {one.label: _unlike(one.setting, other.setting, reference) for one in references}
+        unlike = {one.label: _unlike(one.setting, other.setting, wanted) for one in references}
         for one in [one for one in references if not unlike[one.label]] or references:
-            name = one.setting[SHORTCUT] if SHORTCUT in reference else "the reference"
+            name = one.setting[SHORTCUT] if SHORTCUT in wanted else "the reference"
             comparisons[f"Training error, {one.label} minus {other.label}"] = [
                 _compare(
                     f"depth {depth}",
@@ -280,10 +280,10 @@ def _comparisons(families: list[Family], reference: Mapping[str, Any]) -> dict[s
     return comparisons
 
 
-def _unlike(one: Mapping[str, str], other: Mapping[str, str], reference: Iterable[str]) -> set[str]:
+def _unlike(one: Mapping[str, str], other: Mapping[str, str], wanted: Iterable[str]) -> set[str]:
     """The settings in which two families differ, those aside that make the reference."""
     differing = {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
-    return {own[key] for own in (one, other) for key in differing - set(reference) if key in own}
+    return {own[key] for own in (one, other) for key in differing - set(wanted) if key in own}
 
 
 def _compare(
