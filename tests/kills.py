@@ -28,12 +28,13 @@ from plainres.train import launch
 ASIDE = ("wall_time_s", "peak_memory_mib", "sessions")  # of a result: what it cost, and in how many parts
 
 
-def digits(runs: Path, every_n_steps: int, devices: int = 1, seed: int = 0) -> Run:
+def digits(runs: Path, every_n_steps: int, devices: int = 1, seed: int = 0, shortcut: str = "identity") -> Run:
     """Three epochs of the digits, in batches of 60: 75 steps."""
     from plainres.compose import compose
 
     options = ["model.depth=8", "model.width=4", "optim.epochs=3", "optim.batch_size=60", f"runs={runs}"]
     options += [f"seed={seed}", f"checkpoint.every_n_steps={every_n_steps}", f"trainer.devices={devices}"]
+    options += [f"model/shortcut={shortcut}"]
     return Run.of(compose(options)[0])
 
 

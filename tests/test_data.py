@@ -1,4 +1,5 @@
 import io
+import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from conftest import CIFAR10
+from plainres.cli import main
 from plainres.data import Digits, HubImages, Images, Split, Synthetic
 from plainres.errors import InputError
 
@@ -227,6 +229,60 @@ def test_an_empty_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     with pytest.raises(InputError, match=r"images cannot be read: .*any data files"):
         source(tmp_path).prepare()
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """A folder of images of many sizes and modes, by split and class, as people keep ImageNet."""
+    folder = tmp_path / "photographs"
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 8), ("validation", 2)):
+        for label in ("cat", "dog"):
+            (folder / split / label).mkdir(parents=True)
+            for index in range(count):
+                height, width = 40 + 10 * index, 90 - 5 * index
+                smooth = np.linspace(0, 200, height * width * 3).reshape(height, width, 3)
+                array = (smooth + generator.integers(0, 55)).astype(np.uint8)
+                image = Image.fromarray(array).convert(["RGB", "L", "CMYK"][index % 3])
+                image.save(folder / split / label / f"{index}.jpg")
+    return folder
+
+
+def test_images_of_any_size_are_kept_as_their_middle_square(photographs: Path, tmp_path: Path) -> None:
+    options = {"shape": [3, 16, 16], "stored": 20, "test_split": "validation", "classes": 2, "image_column": "image"}
+    own = {"mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3]}
+    images = source(tmp_path, path=str(photographs), **options, **own).load()
+    assert images.train.images.shape == (16, 20, 20, 3)
+    assert images.test.targets.tolist() == [0, 0, 1, 1]
+    with Image.open(photographs / "validation" / "cat" / "0.jpg") as image:  # 90 pixels wide, 40 high
+        middle = image.crop((25, 0, 65, 40)).resize((20, 20), Image.Resampling.BILINEAR)
+    difference = np.asarray(middle).astype(int) - images.test.images[0].numpy()
+    assert abs(difference).max() <= 3
+    mean, std = images.channel_statistics
+    torch.testing.assert_close(mean, torch.tensor([127.5, 102.0, 76.5]))
+    torch.testing.assert_close(std, torch.tensor([25.5, 51.0, 76.5]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stored": 5}, "data.stored is 5; it must be at least 6, as data.shape"),
+        ({"mean": [0.5], "std": [0.5]}, "data.mean has 1 numbers; the images have 3 channels"),
+        ({"mean": [0.5, 0.5, 0.5]}, "data.mean and data.std are given together"),
+    ],
+)
+def test_wrong_options(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        source(tmp_path, **changes)
+
+
+def test_imagenet_is_trained_from_a_folder(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["model=imagenet", "model.width=4", "data=imagenet", f"data.path={photographs}", "data.cache=cache"]
+    options += ["data.classes=2", "data.shape=[3,64,64]", "data.stored=72", "optim.batch_size=8", "optim.epochs=1"]
+    assert main(["train", *options]) == 0
+    (result,) = Path("runs").glob("*/*/result.json")
+    assert json.loads(result.read_text())["depth"] == 18
 
 
 def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from plainres import report
-from plainres.config import CheckpointTimes, Config, Devices, Recipe
+from plainres.config import CheckpointTimes, Config, Devices, Published, Recipe
 from plainres.errors import InputError
 from plainres.runs import Run, write_atomically
 
@@ -22,10 +22,16 @@ EXPECTED = {  # training error by depth, about as in the digits study: mean, s.d
 
 
 def a_run(folder: Path, shortcut: str, depth: int, seed: int, **changes: Any) -> Run:
-    """A run that has not started; `changes`: width, epochs, shortcut parameters."""
+    """A run that has not started; `changes`: width, epochs, norm, published, reference, shortcut parameters."""
+    norm = changes.pop("norm", "batch")
+    beside = {key: changes.pop(key) for key in ("published", "reference") if key in changes}
     recipe = Recipe(64, changes.pop("epochs", EPOCHS), None, 0.05, 0.9, 1e-4, [0.5, 0.75], 0.1, None, 80.0)
     model = {"_target_": "plainres.networks.CifarNet", "_partial_": True, "depth": depth}
     model["width"] = changes.pop("width", 8)
+    model["norm"] = {
+        "_target_": f"somewhere.{norm.title()}",
+        **({"groups": changes.pop("groups", 8)} if norm == "group" else {}),
+    }
     model["shortcut"] = {"_target_": f"plainres.shortcuts.{shortcut.title()}", "_partial_": True, **changes}
     run = Run.of(
         Config(
@@ -38,7 +44,8 @@ def a_run(folder: Path, shortcut: str, depth: int, seed: int, **changes: Any) ->
             runs=str(folder.parent),
             seed=seed,
             precision="32-true",
-            choices={"model/shortcut": shortcut},
+            choices={"model": "cifar", "model/norm": norm, "model/shortcut": shortcut, "trainer": "cpu"},
+            **beside,
         )
     )
     run.prepare()
@@ -287,6 +294,54 @@ def test_a_parameter_of_one_shortcut_is_no_difference_to_plain(folder: Path):
     study = report.read(folder)
     assert [family.label for family in study.families] == ["plain", "dropout (rate 0.1)", "dropout (rate 0.5)"]
     assert len(study.comparisons) == 2
+
+
+def test_a_choice_is_told_by_its_name_and_its_values_only_if_they_vary_too(folder: Path):
+    for seed in (0, 1):
+        for norm in ({"norm": "batch"}, {"norm": "group"}, {"norm": "group", "groups": 4}):
+            for shortcut in ("plain", "identity"):
+                finish(a_run(folder, shortcut, 20, seed, **norm), 5 + seed)
+    study = report.read(folder)
+    settings = ["norm batch", "norm group, groups 4", "norm group, groups 8"]
+    assert [family.label for family in study.families] == [
+        f"{shortcut} ({setting})" for shortcut in ("plain", "identity") for setting in settings
+    ]
+    assert list(study.comparisons) == [
+        f"Training error, plain ({setting}) minus identity ({setting})" for setting in settings
+    ]
+
+
+def test_a_study_may_have_another_reference_than_plain_nets(folder: Path):
+    reference = {"reference": {"model/norm": "batch"}}
+    for seed in range(3):
+        finish(a_run(folder, "identity", 20, seed, **reference), 40 + seed)
+        finish(a_run(folder, "identity", 20, seed, norm="group", **reference), 2 * seed)
+    study = report.read(folder)
+    assert [family.label for family in study.families] == ["identity (norm batch)", "identity (norm group)"]
+    assert list(study.comparisons) == ["Training error, identity (norm batch) minus identity (norm group)"]
+    assert "the reference is worse" in line(told(folder), "depth 20", "3 seeds")
+
+
+def test_published_errors_stand_beside_ours(folder: Path):
+    published = [
+        Published("8.75", {"model/shortcut": "identity", "model.depth": 20}, "Somebody 2015, Table 6"),
+        Published("> 20", {"model/shortcut": "dropout", "model.depth": 20, "model.shortcut.rate": 0.5}, "Another 2016"),
+    ]
+    finish(a_run(folder, "identity", 20, 0, published=published), 5)
+    finish(a_run(folder, "identity", 32, 0, published=published), 5)
+    finish(a_run(folder, "dropout", 20, 0, rate=0.5, published=published), 5)
+    text = told(folder)
+    assert "test, published" in line(text, "depth", "parameters")
+    assert "> 20" in line(text, "20", "> 20")
+    assert "test, published: by others" in text
+    assert "(Another 2016; Somebody 2015, Table 6)" in " ".join(text.split())
+    report.write(folder)
+    with (folder / "report" / "table.csv").open() as file:
+        rows = {(row["family"], row["depth"]): row for row in csv.DictReader(file)}
+    assert rows["identity", "20"]["test_error_published"] == "8.75"
+    assert rows["identity", "20"]["source"] == "Somebody 2015, Table 6"
+    assert rows["identity", "32"]["test_error_published"] == ""
+    assert "&gt; 20" in (folder / "report" / "index.html").read_text()
 
 
 def test_across_training_budgets_nothing_is_claimed(folder: Path):

@@ -49,6 +49,27 @@ def test_killed_at_random_moments_a_run_ends_as_if_it_had_not_been(tmp_path: Pat
         assert [row["epoch"] for row in run.curve()] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("shortcut", ["dropout", "stochastic_depth"])
+def test_what_a_shortcut_draws_is_the_same_after_a_resume(tmp_path: Path, shortcut: str) -> None:
+    whole = digits(tmp_path / "whole", 10**6, shortcut=shortcut)
+    train(whole)
+    run = elsewhere(whole, tmp_path / "killed", 7)
+    assert kill_in_one_process(run, _when(lambda: 7 < run.step < 60)) == 1
+    assert ending(run) == ending(whole)
+
+
+@pytest.mark.parametrize("shortcut", ["dropout", "stochastic_depth"])
+def test_what_a_shortcut_draws_is_the_same_on_two_processes(make_config: Make, tmp_path: Path, shortcut: str) -> None:
+    alone = Run.of(make_config(shortcut=shortcut, precision="64-true", optim={"batch_size": 20}))
+    train(alone)
+    trainer = Devices(accelerator="cpu", devices=2, threads=1, sync_batch_norm=True)
+    both = Run.of(replace(alone.config, runs=str(tmp_path / "both"), trainer=trainer))
+    launch(both)
+    states = [torch.load(run.checkpoints / "step-000000010.ckpt", weights_only=True) for run in (alone, both)]
+    for key, tensor in states[0]["state_dict"].items():
+        torch.testing.assert_close(tensor, states[1]["state_dict"][key], atol=1e-9, rtol=0)
+
+
 def test_one_of_two_processes_is_killed_then_both(tmp_path: Path) -> None:
     whole = digits(tmp_path / "whole", 10**6, devices=2)
     launch(whole)
