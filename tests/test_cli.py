@@ -249,19 +249,33 @@ def test_the_traceback_is_there_for_who_wants_it() -> None:
 
 
 def test_the_readmes_shortcut_of_ones_own(tmp_path: Path) -> None:
-    blocks = dict(re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
+    readme = (ROOT / "README.md").read_text()
+    section = readme[readme.index("## A shortcut of your own") : readme.index("## Where things are")]
+    blocks = dict(re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", section, re.DOTALL))
     assert set(blocks) == {"mine.py", "conf/model/shortcut/halved.yaml"}
     for name, text in blocks.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    sweep = ("-m", *SMALL, "model/shortcut=plain,identity,halved", "study=own")
-    trained = run("train", "--config-dir=conf", *sweep, PYTHONPATH=".")
+    train, report = re.findall(r"^    ((?:PYTHONPATH=. )?plainres .*)$", section, re.MULTILINE)
+    path = f"{PLAINRES.parent}{os.pathsep}{os.environ['PATH']}"
+
+    def typed(line: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"PATH": path}
+        return subprocess.run(
+            line, cwd=tmp_path, shell=True, capture_output=True, text=True, check=False, env=environment
+        )
+
+    trained = typed(f"{train} model.depth=8,14 model.width=4 optim.epochs=1 seed=0,1")
     assert trained.returncode == 0, trained.stderr
     assert "halved-8-w4-s0" in trained.stderr
-    report = run("report", "runs/own")
-    assert "Training error, plain minus halved" in report.stdout
-    weights = [json.loads(file.read_text())["weights_sha256"] for file in tmp_path.glob("runs/own/*/result.json")]
-    assert len(set(weights)) == 3
+    reported = typed(report)
+    assert reported.returncode == 0, reported.stderr
+    assert "Training error, plain minus halved" in reported.stdout
+    assert "halved: 14 minus 8" in reported.stdout
+    page = (tmp_path / "runs" / "digits" / "report" / "index.html").read_text()
+    assert page.count("halved") > 5
+    weights = [json.loads(file.read_text())["weights_sha256"] for file in tmp_path.glob("runs/digits/*/result.json")]
+    assert len(set(weights)) == 12
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
