@@ -92,8 +92,9 @@ class Identity(nn.Module):
 class Convolution(nn.Module):
     """y = F(x) + W x, W a 1x1 convolution, around every block: C_in C_out parameters, and C_out with a bias.
 
-    He et al. 2016 (Identity Mappings), section 3.2, "1x1 convolutional shortcut". W is initialised as other
-    convolutions are: N(0, 2 / fan_out).
+    He et al. 2016 (Identity Mappings), section 3.2, h(x) as it is written. (What its Table 1 measured is
+    `ProjectionAll`: "the BN layers [...] are adopted right after the weight layers for all units", figure 2.) W is
+    initialised as other convolutions are: N(0, 2 / fan_out).
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, *, bias: bool = False) -> None:
