@@ -104,4 +104,7 @@ def scrambled(network: nn.Module, size: int = 32) -> nn.Module:
                 module.momentum = 1
         channels = next(network.parameters()).shape[1]
         network.train()(torch.randn(8, channels, size, size, generator=generator))
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.1
     return network.eval()

@@ -104,6 +104,13 @@ def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
     assert (found["parameters"], found["multiply_adds"]) == (269722, 40551040)
     assert main(["describe", "-m", "data=cifar10", "model.depth=20,32", "seed=0,1", "--json"]) == 0
     assert [each["parameters"] for each in json.loads(capsys.readouterr().out)] == [269722, 464154]
+    assert main(["describe", "-m", "model/norm=batch,none", "model.width=4,8", "--json"]) == 0
+    names = [each["network"] for each in json.loads(capsys.readouterr().out)]
+    assert names == [
+        f"identity (norm {norm}, width {width}), depth 20, width {width}, on digits"
+        for norm in ("batch", "none")
+        for width in (4, 8)
+    ]
 
 
 @pytest.mark.parametrize("command", ["train", "describe"])
@@ -146,6 +153,15 @@ def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
         ("depth", "missing EQUAL"),
         ("~model.depth", "model lacks depth"),
         ("model.shortcut=plain", "it is chosen with a slash, model/shortcut=plain"),
+        ("model.block=bottleneck", "it is chosen with a slash, model/block=bottleneck"),
+        ("model.block.order=fixup", "it is chosen with a slash, model/block/order=fixup"),
+        ("model.norm=group", "it is chosen with a slash, model/norm=group"),
+        ("model.block.order.before=null", "model.block.order.before names None; it is a list of any of norm, relu"),
+        ("model.block.order.before=[[relu]]", "model.block.order.before names ['relu']; it is a list of any of norm"),
+        ("model.block.kernels=[true]", "model.block.kernels is [True]; it is a list of odd kernel sizes"),
+        ("model.weights=nowhere.pth", "model.weights=nowhere.pth: there is no such file"),
+        ("model.weights=123", "model.weights=123: it cannot be read"),
+        ("model.weights=.", "model.weights=.: it cannot be read"),
         ("model.depth=8,20", "to train each of several values, add -m"),
         ("optim.lr=inf", "optim.lr is inf; it must be above 0 and finite"),
         ("study=../x", "study is '../x'; it must be the name of a folder"),

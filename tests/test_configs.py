@@ -1,5 +1,6 @@
 """Every YAML in conf/ is composed, and what it names is made."""
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,8 @@ SCALING = ("model.shortcut.shortcut", "model.shortcut.residual")
 
 def test_published_numbers_are_found_by_the_settings_of_a_run() -> None:
     table = ["experiment=cifar10_identity_mappings", "seed=0", "model/shortcut=shortcut_gating"]
+    for changed in ("model.width=8", "data=digits", "model/block/order=fixup", "model/shortcut=highway"):
+        assert published(compose(["experiment=cifar10_degradation", "seed=0", changed, "model.depth=20"])[0]) is None
     for bias, error in ((0, "12.86"), (-6, "6.91"), ("-6.0", "6.91"), (-3, None)):
         (config,) = compose([*table, f"model.shortcut.bias={bias}"])
         found = published(config)
@@ -92,6 +95,13 @@ def test_the_digits_study_has_the_settings_it_was_measured_with() -> None:
     assert (optim.batch_size, optim.epochs, optim.lr, optim.weight_decay) == (64, 10, 0.05, 1e-4)
     assert (optim.milestones, optim.gamma, config.model["width"]) == ([0.5, 0.75], 0.1, 8)
     assert (config.data["pad"], config.data["flip"], config.trainer.threads) == (0, False, 1)
+
+
+@pytest.mark.parametrize("experiment", ["digits", "cifar10_quick"])
+def test_runs_have_the_names_under_which_their_evidence_is_kept(experiment: str) -> None:
+    with (ROOT / "experiments" / experiment / "results.csv").open() as file:
+        kept = {row["folder"] for row in csv.DictReader(file) if row["seed"] == "0"}
+    assert kept == {run_name(config) for config in compose([f"experiment={experiment}", "seed=0"])}
 
 
 def test_he2015_is_the_papers() -> None:

@@ -68,6 +68,7 @@ def test_a_run_on_other_data(run: Run, capsys: pytest.CaptureFixture[str]) -> No
         (["data=cifar11"], "data=cifar11: there is no such choice"),
         (["data.classes=7"], "the network tells 10 classes apart, the data have 7"),
         (["data.shape=[3,8,8]"], "the network is not made for images of shape [3, 8, 8]"),
+        (["trainer=gpu"], "the trainer is to use 1 GPUs, but torch finds 0"),
         (["data.shape=many"], "it must be [channels, height, width]"),
     ],
 )
@@ -79,12 +80,10 @@ def test_mistakes_with_a_run(overrides: list[str], message: str, run: Run, capsy
     assert said.count("\n") == 1
 
 
-def test_a_run_becomes_a_file_that_torchvisions_names_fit_and_back(
-    run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_becomes_a_file_of_weights_and_begins_another_run(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["export", str(run.folder), "mine.safetensors"]) == 0
-    assert capsys.readouterr().out == "mine.safetensors: in torchvision's names\n"
+    assert capsys.readouterr().out == "mine.safetensors: in plainres's names\n"
     assert main(["eval", "mine.safetensors", *SMALL]) == 0
     said = capsys.readouterr().out
     assert f"error {run.result['test_error']:.2f} % of 256 images" in said
@@ -92,7 +91,13 @@ def test_a_run_becomes_a_file_that_torchvisions_names_fit_and_back(
     assert main(["train", *SMALL, "model.weights=mine.safetensors", "optim.lr=1e-9", "study=more"]) == 0
     (folder,) = Path("runs/more").iterdir()
     assert Run.read(folder).result["test_error"] == pytest.approx(run.result["test_error"], abs=3)
-    Path("mine.safetensors").unlink()
+    again = run.result["weights_sha256"] != Run.read(folder).result["weights_sha256"]
+    assert again
+    Path("mine.safetensors").rename("moved.safetensors")
+    capsys.readouterr()
+    assert main(["train", *SMALL, "model.weights=moved.safetensors", "optim.lr=1e-9", "study=more"]) == 0
+    assert "is finished already" in capsys.readouterr().err  # the same weights, under another name
+    Path("moved.safetensors").unlink()
     assert main(["eval", str(folder)]) == 0  # the weights that it began with are not needed again
 
 
@@ -117,6 +122,18 @@ def test_mistakes(
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
+
+
+def test_weights_of_an_interrupted_run_are_said_to_be_such(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    (run.folder / "result.json").unlink()
+    capsys.readouterr()
+    assert main(["eval", str(run.folder)]) == 0
+    assert f"{run.name} is not finished: these are its weights after step 2" in capsys.readouterr().err
+
+
+def test_a_path_is_taken_as_it_is(run: Run) -> None:
+    run.config.data["path"] = "/tmp/ü $x"
+    assert with_overrides(run.config, ["data.test=9"]).data["path"] == "/tmp/ü $x"
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

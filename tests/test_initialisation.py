@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
 from plainres.blocks import Design, Order
 from plainres.errors import InputError
 from plainres.initialisation import (
     Scheme,
-    branches,
+    blocks,
     delta_orthogonal,
     fixup,
     he_fan_in,
@@ -19,7 +19,8 @@ from plainres.initialisation import (
     zero_gamma,
 )
 from plainres.networks import BASIC, CifarNet
-from plainres.shortcuts import Identity, Plain, ProjectionAll, ShortcutFactory
+from plainres.normalisation import NormFactory
+from plainres.shortcuts import ExclusiveGating, Identity, Plain, ProjectionAll, ReZero, ShortcutFactory
 
 SCHEMES = [he_fan_in, he_fan_out, orthogonal, delta_orthogonal, zero_gamma, fixup]
 
@@ -31,8 +32,9 @@ def initialised(
     seed: int = 0,
     depth: int = 20,
     block: Design = BASIC,
+    norm: NormFactory = nn.BatchNorm2d,
 ) -> Any:
-    network = CifarNet(3, 10, depth, 16, shortcut, block=block)
+    network = CifarNet(3, 10, depth, 16, shortcut, block=block, norm=norm)
     scheme(network, Generator().manual_seed(seed))
     return network
 
@@ -57,16 +59,41 @@ def test_he_initialisation(scheme: Scheme, fan: Callable[[nn.Conv2d], int]) -> N
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_scheme_is_a_function_of_the_seed_and_leaves_shortcuts_and_global_state_alone(scheme: Scheme) -> None:
-    plain, again = initialised(scheme, Plain).state_dict(), initialised(scheme, Plain).state_dict()
-    network = initialised(scheme, Plain)
+    norm = nn.Identity if scheme is fixup else nn.BatchNorm2d
+
+    def begun(shortcut: ShortcutFactory, seed: int = 0) -> dict[str, Tensor]:
+        return initialised(scheme, shortcut, seed=seed, norm=norm).state_dict()
+
+    identity, again, other = begun(Identity), begun(Identity), begun(Identity, 1)
+    assert all(torch.equal(identity[key], again[key]) for key in identity)
+    assert not torch.equal(identity["stem.conv.weight"], other["stem.conv.weight"])
+    for shortcut in (ProjectionAll, ExclusiveGating, ReZero):
+        joined = begun(shortcut)
+        assert all(torch.equal(identity[key], joined[key]) for key in identity)
+    network = initialised(scheme, norm=norm)
     state = torch.get_rng_state()
     scheme(network, Generator().manual_seed(1))
     assert torch.equal(torch.get_rng_state(), state)
-    other = network.state_dict()
-    assert all(torch.equal(plain[key], again[key]) for key in plain)
-    assert not torch.equal(plain["stem.conv.weight"], other["stem.conv.weight"])
-    projected = initialised(scheme, ProjectionAll).state_dict()
-    assert all(torch.equal(plain[key], projected[key]) for key in plain)
+
+
+@pytest.mark.parametrize("scheme", [zero_gamma, fixup])
+def test_branches_that_begin_at_0_and_could_never_leave_it_are_refused(scheme: Scheme) -> None:
+    norm = nn.Identity if scheme is fixup else nn.BatchNorm2d
+    with pytest.raises(InputError, match="a plain net, which has nothing else, is dead"):
+        initialised(scheme, Plain, norm=norm)
+    with pytest.raises(InputError, match=r"where the ReLU at the end of stages\.0\.0 is dead"):
+        initialised(scheme, block=Design(order=Order(behind=["norm", "relu"], joined=[])), norm=norm)
+    network = initialised(scheme, norm=norm)
+    for _ in range(4):  # first the head learns, then the ends of the branches, then all
+        network.zero_grad()
+        (network(torch.randn(4, 3, 8, 8)) - 1).square().mean().backward()
+        torch.optim.SGD(network.parameters(), 0.1).step()
+    assert all(conv.weight.grad.any() for conv in convolutions(network))  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def test_fixup_is_for_networks_without_normalisation() -> None:
+    with pytest.raises(InputError, match="it goes with model/norm=none"):
+        initialised(fixup)
 
 
 def test_orthogonal_matrices() -> None:
@@ -86,7 +113,8 @@ def test_delta_orthogonal_convolutions_keep_norms() -> None:
 
 def test_zero_gamma_begins_as_the_shortcuts_alone() -> None:
     network = initialised(zero_gamma)
-    fx = [branch(torch.randn(2, convolutions(branch)[0].in_channels, 8, 8)) for branch in branches(network)]
+    branches = [block.residual for _, block in blocks(network)]
+    fx = [branch(torch.randn(2, convolutions(branch)[0].in_channels, 8, 8)) for branch in branches]
     assert len(fx) == 9
     assert not any(each.any() for each in fx)
     with pytest.raises(InputError, match="zero_gamma needs a normalisation with a weight"):
@@ -94,9 +122,9 @@ def test_zero_gamma_begins_as_the_shortcuts_alone() -> None:
 
 
 def test_fixup_scales_by_the_number_of_blocks() -> None:
-    network, he = initialised(fixup), initialised(he_fan_out)
-    for mine, theirs in zip(branches(network), branches(he), strict=True):
-        first, last = convolutions(mine)
-        torch.testing.assert_close(first.weight, convolutions(theirs)[0].weight * 9**-0.5)
+    network, he = initialised(fixup, norm=nn.Identity), initialised(he_fan_out, norm=nn.Identity)
+    for (_, mine), (_, theirs) in zip(blocks(network), blocks(he), strict=True):
+        first, last = convolutions(mine.residual)
+        torch.testing.assert_close(first.weight, convolutions(theirs.residual)[0].weight * 9**-0.5)
         assert not last.weight.any()
     assert not network.head.linear.weight.any()

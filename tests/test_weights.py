@@ -2,6 +2,7 @@
 
 import io
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from plainres.blocks import Design
+from plainres.blocks import Design, Order
 from plainres.errors import InputError
 from plainres.networks import CifarNet, ImageNet
-from plainres.shortcuts import ExclusiveGating, Identity, Projection
-from plainres.weights import load_weights, save_weights, torchvision_name
+from plainres.normalisation import group
+from plainres.shortcuts import ExclusiveGating, Identity, Plain, Projection, Scaling
+from plainres.weights import is_torchvisions, load_weights, save_weights, torchvision_name
 from references import CifarResNet, ImageNetResNet, scrambled
 
 BOTTLENECK = Design(kernels=[1, 3, 1], expansion=4, stride_in=2)
@@ -78,7 +80,7 @@ def test_every_name_of_akamasters_has_its_place(n: int) -> None:
 def test_what_we_write_is_torchvisions_and_we_read_it_back(tmp_path: Path) -> None:
     ours = scrambled(imagenet(18, classes=7), 64)
     file = tmp_path / "ours.safetensors"
-    assert save_weights(ours.state_dict(), file) == "torchvision's"
+    assert save_weights(ours, {"depth": 18}, file) == "torchvision's"
     theirs = ImageNetResNet(BLOCKS[18], bottleneck=False, classes=7).eval()
     theirs.load_state_dict(safetensors.torch.load_file(file), strict=True)
     again = imagenet(18, classes=7).eval()
@@ -90,12 +92,34 @@ def test_what_we_write_is_torchvisions_and_we_read_it_back(tmp_path: Path) -> No
 def test_a_network_that_torchvision_has_no_names_for_keeps_its_own(tmp_path: Path) -> None:
     ours = scrambled(CifarNet(1, 10, 8, 4, ExclusiveGating))
     file = tmp_path / "ours.safetensors"
-    assert save_weights(ours.state_dict(), file) == "plainres's"
+    assert save_weights(ours, {"depth": 8}, file) == "plainres's"
     again = CifarNet(1, 10, 8, 4, ExclusiveGating)
     load_weights(again, file)
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in ours.state_dict().items())
     with pytest.raises(InputError, match="cannot write"):
-        save_weights(ours.state_dict(), tmp_path / "nowhere" / "ours.safetensors")
+        save_weights(ours, {}, tmp_path / "nowhere" / "ours.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "torchvisions"),
+    [
+        ({}, True),
+        ({"depth": 50, "block": BOTTLENECK}, True),
+        ({"width": 8}, True),
+        ({"shortcut": Identity}, False),
+        ({"shortcut": Plain}, False),
+        ({"norm": partial(group, groups=4)}, False),
+        ({"block": Design(order=Order(behind=["norm", "relu"], joined=[]))}, False),
+        ({"block": Design(bias=True)}, False),
+        ({"depth": 50, "block": Design([1, 3, 1], 4, 1)}, False),
+        ({"shortcut": lambda i, o, stride: Scaling(i, o, stride) if i == o else Projection(i, o, stride)}, False),
+    ],
+)
+def test_what_computes_something_else_is_none_of_torchvisions(changes: dict[str, Any], torchvisions: bool) -> None:
+    options: dict[str, Any] = {"in_channels": 3, "classes": 9, "depth": 18, "width": 64, "shortcut": Projection}
+    with torch.device("meta"):
+        assert is_torchvisions(ImageNet(**(options | changes))) == torchvisions
+        assert not is_torchvisions(CifarNet(3, 10, 20, 16, Projection))
 
 
 class Hostile:
@@ -129,6 +153,7 @@ def test_a_file_with_code_is_refused_and_its_code_not_run(tmp_path: Path, monkey
         ("list.pth", saved([torch.zeros(1)]), "holds no weights: it must be a state dict"),
         ("none.pth", saved({}), "holds no weights"),
         ("settings.pth", saved({"lr": 0.1}), "holds no weights"),
+        ("numbered.pth", saved({0: torch.zeros(1)}), "holds no weights"),
     ],
 )
 def test_what_is_no_file_of_weights_is_said(name: str, content: bytes | None, message: str, tmp_path: Path) -> None:

@@ -77,7 +77,8 @@ class Order:
 
     def __post_init__(self) -> None:
         for place, names in vars(self).items():
-            wrong = [names] if isinstance(names, str) else [name for name in names if name not in NAMES]
+            listed = isinstance(names, Sequence) and not isinstance(names, str)
+            wrong = [name for name in names if name not in list(NAMES)] if listed else [names]
             if wrong:
                 raise InputError(
                     f"model.block.order.{place} names {wrong[0]!r}; it is a list of any of {', '.join(NAMES)}"
@@ -107,7 +108,7 @@ class Design:
 
     def __post_init__(self) -> None:
         kernels = self.kernels if isinstance(self.kernels, Sequence) else []
-        if not kernels or not all(isinstance(k, int) and k > 0 and k % 2 for k in kernels):
+        if not kernels or not all(type(k) is int and k > 0 and k % 2 for k in kernels):
             raise InputError(f"model.block.kernels is {self.kernels}; it is a list of odd kernel sizes, such as [3,3]")
         if self.expansion < 1:
             raise InputError(f"model.block.expansion is {self.expansion}; it must be at least 1")

@@ -3,6 +3,7 @@
 import inspect
 import pkgutil
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -14,7 +15,7 @@ from torch import Generator, nn
 
 from plainres.config import Config
 from plainres.data import Source
-from plainres.errors import InputError
+from plainres.errors import InputError, first_line
 from plainres.initialisation import Scheme, he_fan_out
 from plainres.randomness import mix, seed_noise
 from plainres.weights import load_weights, weights_for
@@ -43,8 +44,22 @@ def architecture_of(config: Config, source: Source) -> nn.Module:
         return factory(in_channels=source.shape[0], classes=source.classes)
     except InputError:
         raise
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"model: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # the class may be the user's own
+        raise InputError(f"model: {type(error).__name__}: {first_line(error)}") from error
+
+
+def check_devices(config: Config) -> None:
+    """See whether the devices that a run asks for are here.
+
+    Raises:
+        InputError: they are not.
+    """
+    trainer = config.trainer
+    if trainer.accelerator == "gpu" and torch.cuda.device_count() < trainer.devices:
+        raise InputError(
+            f"the trainer is to use {trainer.devices} GPUs, but torch finds {torch.cuda.device_count()}; "
+            "trainer=cpu needs none"
+        )
 
 
 def check(config: Config, *, devices: bool = True) -> None:
@@ -52,21 +67,18 @@ def check(config: Config, *, devices: bool = True) -> None:
     memory.
 
     Raises:
-        InputError: as `source_of` and `architecture_of`.
+        InputError: as `check_devices`, `source_of` and `architecture_of`; the network does not take the images or the
+            initialisation, or the weights in its file do not fit.
     """
-    trainer = config.trainer
-    if devices and trainer.accelerator == "gpu" and torch.cuda.device_count() < trainer.devices:
-        raise InputError(
-            f"the trainer is to use {trainer.devices} GPUs, but torch finds {torch.cuda.device_count()}; "
-            "trainer=cpu needs none"
-        )
+    if devices:
+        check_devices(config)
     source = source_of(config)
     with torch.device("meta"):
         network = architecture_of(config, source)
         try:
             logits = network(torch.zeros(2, *source.shape))
-        except (TypeError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:  # the class may be the user's own
+            reason = f"{type(error).__name__}: {first_line(error)}"
             raise InputError(f"model: fails on images of shape {list(source.shape)}: {reason}") from error
         _scheme(config)(network, Generator())  # the meta device draws nothing, but a scheme may not suit the network
     if file := config.model.get("weights"):
@@ -80,6 +92,9 @@ def network_of(config: Config, source: Source) -> nn.Module:
 
     What a shortcut draws when it is made comes from one stream of random numbers, the backbone's weights from another;
     the global stream is left as it was.
+
+    Raises:
+        InputError: as `architecture_of`; the initialisation does not suit the network, or the file does not fit it.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix("shortcut", config.seed))
@@ -94,7 +109,10 @@ def network_of(config: Config, source: Source) -> nn.Module:
 def _scheme(config: Config) -> Scheme:
     if "init" not in config.model:
         return he_fan_out
-    return _instantiate(config.model["init"], "model.init")
+    node = config.model["init"]
+    if not isinstance(node, Mapping):
+        raise InputError(f"model.init is {node!r}; it is chosen with a slash, model/init={node}")
+    return _instantiate(node, "model.init")
 
 
 def _instantiate(node: Mapping[str, Any], key: str) -> Any:
@@ -130,8 +148,9 @@ def _check(node: Mapping[str, Any], key: str) -> None:
             raise InputError(f"{key} has no option {name!r}; {target.__name__} takes {', '.join(parameters)}")
         if isinstance(value, Mapping):
             _check(value, f"{key}.{name}")
-        elif isinstance(value, str) and getattr(hints.get(name), "_is_protocol", False):
-            raise InputError(f"{key}.{name} is {value!r}; it is chosen with a slash, {key}/{name}={value}")
+        elif getattr(hints.get(name), "_is_protocol", False) or is_dataclass(hints.get(name)):
+            group = "model/norm" if name == "norm" else f"{key}.{name}".replace(".", "/")
+            raise InputError(f"{key}.{name} is {value!r}; it is chosen with a slash, {group}={value}")
         elif not _is_a(value, hints.get(name, Any)):
             wanted = inspect.formatannotation(hints[name])
             raise InputError(f"{key}.{name} is {value!r}; it must be {wanted.replace(' | None', ' or null')}")

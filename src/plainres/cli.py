@@ -138,14 +138,19 @@ def _describe(arguments: list[str]) -> int:
     from plainres.build import architecture_of, source_of
     from plainres.compose import compose
     from plainres.describe import describe
+    from plainres.families import labelled
+    from plainres.runs import Run
 
+    runs = [Run.of(config) for config in compose([argument for argument in arguments if argument != "--json"])]
+    families = labelled(runs) if runs else {}
     descriptions = {}
-    for config in compose([argument for argument in arguments if argument != "--json"]):
-        source = source_of(config)
-        model = config.model
-        name = f"{config.shortcut}, depth {model['depth']}, width {model['width']}, on {config.choices['data']}"
-        key = (name, *source.shape, source.classes)
+    for run in runs:
+        config = run.config
+        source, model = source_of(config), config.model
+        key = (json.dumps(model), *source.shape, source.classes)
         if key not in descriptions:
+            label, _ = families[run.name]
+            name = f"{label}, depth {model['depth']}, width {model['width']}, on {config.choices['data']}"
             with torch.device("meta"):
                 descriptions[key] = name, describe(architecture_of(config, source), source.shape)
     if "--json" in arguments:
@@ -165,22 +170,22 @@ def _eval(arguments: list[str]) -> int:
     if not arguments or "=" in arguments[0]:
         raise InputError("plainres eval needs the folder of a run or a file of weights first; see plainres eval --help")
     from plainres.build import check, network_of, source_of
-    from plainres.compose import compose
-    from plainres.evaluate import predict, trained, with_overrides
+    from plainres.evaluate import predict, the_one, trained, with_overrides
     from plainres.runs import Run
 
     target, overrides = Path(arguments[0]), arguments[1:]
     if target.is_dir():
         run = Run.read(target)
         config = with_overrides(run.config, overrides)
-        network, name, place = trained(run), run.name, target
+        network, name, prefix = trained(run), run.name, f"{target}/"
     else:
-        (config,) = compose([*overrides, f'model.weights="{target}"'])
+        config = the_one(overrides)
+        config.model["weights"] = str(target)
         check(config)
-        network, name, place = network_of(config, source_of(config)), target.stem, Path()
+        network, name, prefix = network_of(config, source_of(config)), target.stem, f"{target.stem}-"
     found = predict(network, config)
     data = config.choices["data"]
-    file = place / f"{'' if target.is_dir() else f'{name}-'}predictions-{data}.parquet"
+    file = Path(f"{prefix}predictions-{data}.parquet")
     found.save(file)
     print(f"{name} on the test set of {data}")
     print(found)
@@ -199,7 +204,8 @@ def _export(arguments: list[str]) -> int:
     from plainres.runs import Run
     from plainres.weights import save_weights
 
-    names = save_weights(trained(Run.read(given.run)).state_dict(), given.file)
+    run = Run.read(given.run)
+    names = save_weights(trained(run), run.config.model, given.file)
     print(f"{given.file}: in {names} names")
     return 0
 

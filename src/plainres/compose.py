@@ -2,11 +2,13 @@
 
 import copy
 import difflib
+import hashlib
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -156,7 +158,19 @@ def typed(composed: DictConfig, choices: dict[str, str]) -> Config:
     config = OmegaConf.to_object(task)
     assert isinstance(config, Config)
     config.choices = {group: name for group, name in choices.items() if not group.startswith("hydra/")}
+    if weights := config.model.get("weights"):
+        config.weights_sha256 = _sha256(weights)
     return config
+
+
+def _sha256(file: Any) -> str:
+    """The digest of a file: which weights a run begins with is what it holds, not what it is called."""
+    try:
+        with Path(file).open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except (OSError, TypeError) as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else "it cannot be read"
+        raise InputError(f"model.weights={file}: {reason}") from error
 
 
 def _one_line(error: Exception) -> str:

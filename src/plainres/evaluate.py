@@ -1,6 +1,6 @@
 """What a trained network makes of each image of a test set."""
 
-import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plainres.batches import EvaluationBatches, Pixels
-from plainres.build import network_of, source_of
+from plainres.build import check_devices, network_of, source_of
 from plainres.checkpoints import newest
 from plainres.compose import compose
 from plainres.config import Config
-from plainres.errors import InputError
+from plainres.errors import InputError, first_line
 from plainres.progress import bar
 from plainres.runs import Run, atomically
 from plainres.weights import load_weights
@@ -66,7 +66,7 @@ class Predictions:
                 "target": self.targets.numpy(),
                 "prediction": self.logits.argmax(1).numpy(),
                 "loss": self.losses.numpy(),
-                "logits": self.logits.tolist(),
+                "logits": pa.FixedSizeListArray.from_arrays(self.logits.flatten().numpy(), self.logits.shape[1]),
             }
         )
         try:
@@ -83,18 +83,32 @@ def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
         InputError: an override is of something else, or wrong.
     """
     for override in overrides:
-        if not override.startswith(EVALUATION):
+        if not override.lstrip("+").startswith((*EVALUATION, "--config-dir")):
             raise InputError(
                 f"{override}: a run is evaluated as it was trained; {', '.join(EVALUATION)} can be given, as in "
                 "data=cifar10 or data.path=FOLDER"
             )
     given = [f"precision={config.precision}", *overrides]
-    if not any(override.startswith("data=") for override in overrides):  # the run's data, with what is to be different
-        own = [f"data.{key}={json.dumps(value)}" for key, value in config.data.items() if not key.startswith("_")]
-        given = [f"data={config.choices['data']}", *own, *given]
-    (composed,) = compose(given)
+    others = any(override.startswith("data=") for override in overrides)
+    composed = the_one([*given, *([] if others else [f"data={config.choices['data']}"])])
+    data = composed.data
+    if not others:  # the run's data, with what is to be different
+        keys = [override.split("=")[0].split(".")[1] for override in overrides if "data." in override.split("=")[0]]
+        data = config.data | {key: data[key] for key in keys}
     choices = {**config.choices, "data": composed.choices["data"]}
-    return replace(config, data=composed.data, trainer=composed.trainer, precision=composed.precision, choices=choices)
+    return replace(config, data=data, trainer=composed.trainer, precision=composed.precision, choices=choices)
+
+
+def the_one(overrides: Sequence[str]) -> Config:
+    """The configuration that overrides make.
+
+    Raises:
+        InputError: they make several, or are wrong.
+    """
+    configs = compose(overrides)
+    if len(configs) != 1:
+        raise InputError(f"{' '.join(overrides)}: one network is evaluated at a time, and these are {len(configs)}")
+    return configs[0]
 
 
 def trained(run: Run) -> nn.Module:
@@ -103,14 +117,16 @@ def trained(run: Run) -> nn.Module:
     Raises:
         InputError: there is none.
     """
-    checkpoint = newest(run).path
-    if checkpoint is None:
+    saved = newest(run)
+    if saved.path is None:
         raise InputError(f"{run.folder} has no checkpoint yet; train it first")
+    if not run.finished:
+        print(f"{run.name} is not finished: these are its weights after step {saved.step}", file=sys.stderr)
     config = replace(
         run.config, model={**run.config.model, "weights": None}
     )  # with which it began, and which may be gone
     network = network_of(config, source_of(config))
-    load_weights(network, checkpoint)
+    load_weights(network, saved.path)
     return network
 
 
@@ -120,6 +136,7 @@ def predict(network: nn.Module, config: Config) -> Predictions:
     Raises:
         InputError: the images cannot be had, or the network is not made for such.
     """
+    check_devices(config)
     device = torch.device("cuda" if config.trainer.accelerator == "gpu" else "cpu")
     torch.set_num_threads(config.trainer.threads)
     source = source_of(config)
@@ -138,8 +155,10 @@ def predict(network: nn.Module, config: Config) -> Predictions:
             x = x.to(device, next(network.parameters()).dtype)  # noqa: PLW2901
             try:
                 logits.append(network(x).float().cpu())
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
-                reason = str(error).splitlines()[0]
+                reason = first_line(error)
                 raise InputError(
                     f"the network is not made for images of shape {list(source.shape)}: {reason}"
                 ) from error

@@ -4,7 +4,7 @@ A family is a shortcut, with whatever else tells the study's runs apart besides 
 conf/ explains is told by its name (norm group), the rest by its values (width 16).
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -44,6 +44,8 @@ def reference(config: Config) -> dict[str, Any]:
 
 def published(config: Config) -> Published | None:
     """What others have found with such a run, None if the study knows of nothing."""
+    if not matches(config, config.published_if):
+        return None
     return next((found for found in config.published if matches(config, found.of)), None)
 
 
@@ -53,15 +55,15 @@ def labelled(runs: Sequence[Run]) -> dict[str, tuple[str, dict[str, str]]]:
     A shortcut's own parameters are in the label alone: they are no difference to another shortcut.
     """
     own = {run.name: settings(run.config) for run in runs}
-    varying = {key for key in set().union(*own.values()) if _tells_apart(key, list(own.values()))}
-    varying -= {SHORTCUT, *ASIDE}
-    names = [key.replace("/", ".").rpartition(".")[2] for key in set().union(*own.values())]
+    keys = set().union(*own.values())
+    varying = {key for key in keys if _tells_apart(key, list(own.values()))} - {SHORTCUT, *ASIDE}
+    names = Counter(_path(key)[-1] for key in keys)
     found = {}
     for run in runs:
         parts = {}
-        for key in sorted(varying & own[run.name].keys(), key=lambda key: key.replace("/", ".")):
-            name = key.replace("/", ".").rpartition(".")[2]
-            parts[key] = f"{name if names.count(name) == 1 else key} {own[run.name][key]}"
+        for key in sorted(varying & own[run.name].keys(), key=_path):
+            name = _path(key)[-1]
+            parts[key] = f"{name if names[name] == 1 else key} {own[run.name][key]}"
         label = f"{run.config.shortcut} ({', '.join(parts.values())})" if parts else run.config.shortcut
         setting = {key: part for key, part in parts.items() if not key.startswith("model.shortcut.")}
         found[run.name] = label, {SHORTCUT: run.config.shortcut, **setting}
@@ -70,10 +72,14 @@ def labelled(runs: Sequence[Run]) -> dict[str, tuple[str, dict[str, str]]]:
 
 def _tells_apart(key: str, all_settings: Iterable[Mapping[str, str]]) -> bool:
     """Whether a setting varies among runs that have made the same choice of every group that it is part of."""
-    path = key.replace("/", ".")
-    values: defaultdict[tuple[str | None, ...], set[str | None]] = defaultdict(set)
+    path = _path(key)
+    values: defaultdict[tuple[str, ...], set[str | None]] = defaultdict(set)
     for own in all_settings:
-        above = [group for group in own if ("/" in group or "." not in group) and group != key]
-        choice = [own[group] for group in sorted(above) if path.startswith(group.replace("/", ".") + ".")]
-        values[tuple(choice)].add(own.get(key))
+        above = [group for group in ("/".join(path[:length]) for length in range(1, len(path))) if group in own]
+        values[tuple(own[group] for group in above)].add(own.get(key))
     return any(len(found) > 1 for found in values.values())
+
+
+def _path(key: str) -> list[str]:
+    """The names that a choice, model/norm, or a value, model.norm.groups, is reached by."""
+    return key.replace("/", ".").split(".")

@@ -6,12 +6,13 @@ identical backbones. In all schemes the linear layer, which no ReLU follows, is 
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
 
 from plainres.errors import InputError
+from plainres.shortcuts import Plain
 
 RELU_GAIN = math.sqrt(2)  # what a ReLU takes from the variance of its input
 
@@ -68,11 +69,11 @@ def zero_gamma(network: nn.Module, generator: Generator) -> None:
     """As `he_fan_out`, and each branch begins at 0: the weight of its last normalisation is (Goyal et al. 2017, 5.1).
 
     Raises:
-        InputError: a branch does not end with a normalisation that has a weight.
+        InputError: a branch does not end with a normalisation that has a weight, or would never leave 0.
     """
     he_fan_out(network, generator)
-    for branch in branches(network):
-        last = [module for module in branch.children() if not isinstance(module, nn.ReLU)][-1]
+    for branch in _that_may_begin_at_zero(network, "zero_gamma"):
+        *_, last = branch.children()
         weight = None if isinstance(last, nn.Conv2d) else getattr(last, "weight", None)
         if weight is None:
             raise InputError(
@@ -86,11 +87,17 @@ def fixup(network: nn.Module, generator: Generator) -> None:
     """Fixup (Zhang et al. 2019, section 3): the last convolution of each branch and the head are 0, the others of a
     branch as in `he_fan_out` times L^(-1 / (2m - 2)), L the number of branches and m the convolutions of one.
 
-    Its scalar biases and multipliers are model/block/order=fixup, to be used with model/norm=none.
+    Its scalar biases and multipliers are model/block/order=fixup, to be used with model/norm=none. (Its authors train
+    these with a tenth of the learning rate, which is not done here.)
+
+    Raises:
+        InputError: there is a normalisation, or a branch would never leave 0.
     """
     he_fan_out(network, generator)
-    found = list(branches(network))
+    found = _that_may_begin_at_zero(network, "fixup")
     for branch in found:
+        if any(isinstance(module, nn.BatchNorm2d | nn.GroupNorm) for module in branch.children()):
+            raise InputError("model/init=fixup stands in for a normalisation: it goes with model/norm=none")
         *inner, last = [module for module in branch.children() if isinstance(module, nn.Conv2d)]
         with torch.no_grad():
             for conv in inner:
@@ -100,11 +107,28 @@ def fixup(network: nn.Module, generator: Generator) -> None:
     nn.init.zeros_(head.weight)
 
 
-def branches(network: nn.Module) -> Iterator[nn.Module]:
-    """The residual branch of each block, in order."""
+def blocks(network: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Name and module of each block, in order: what has a residual branch and a shortcut, and is part of none."""
     for name, module in network.named_modules():
-        if name.rpartition(".")[2] == "residual":
-            yield module
+        if hasattr(module, "residual") and hasattr(module, "shortcut") and "shortcut" not in name.split("."):
+            yield name, module
+
+
+def _that_may_begin_at_zero(network: nn.Module, scheme: str) -> list[nn.Module]:
+    """The branches of a network, if gradients reach them though they begin at 0."""
+    found = []
+    for name, block in blocks(network):
+        *_, last = block.residual.children()
+        if isinstance(block.shortcut, Plain):
+            raise InputError(
+                f"model/init={scheme} begins each branch at 0: a plain net, which has nothing else, is dead"
+            )
+        if isinstance(last, nn.ReLU):
+            raise InputError(
+                f"model/init={scheme} begins each branch at 0, where the ReLU at the end of {name} is dead"
+            )
+        found.append(block.residual)
+    return found
 
 
 def _each_convolution(network: nn.Module, generator: Generator, draw: Callable[[Tensor], object]) -> None:

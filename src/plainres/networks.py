@@ -47,6 +47,7 @@ class Stack(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(OrderedDict(stem))
         self.stages = nn.Sequential()
+        number = 0
         for stage, count in enumerate(blocks):
             inside = width * 2**stage
             layers = nn.Sequential()
@@ -54,11 +55,12 @@ class Stack(nn.Module):
                 stride = 2 if stage > 0 and index == 0 else 1
                 first = stage == index == 0
                 layers.append(block.build(channels, inside, stride, shortcut, norm, first=first))
+                number += 1
+                for module in layers[-1].modules():
+                    if isinstance(module, Placed):
+                        module.place(number, sum(blocks))
                 channels = inside * block.expansion
             self.stages.append(layers)
-        placed = [module for module in self.stages.modules() if isinstance(module, Placed)]
-        for number, module in enumerate(placed, 1):
-            module.place(number, len(placed))
         self.tail = nn.Sequential(OrderedDict(arranged(block.order.tail, channels, norm)))
         self.head = nn.Sequential(
             OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), linear=nn.Linear(channels, classes))
@@ -74,8 +76,8 @@ class CifarNet(Stack):
 
     A 3x3 stem of `stem_width` channels (None: `width`), then `stages` stages of n blocks. With three stages and blocks
     of two layers the depth is 6n+2, with bottlenecks 9n+2, and so on; layers on shortcuts are not counted. (Wide
-    ResNets, Zagoruyko & Komodakis 2016, count those and not the head: their WRN-40-2 has depth 38, width 32 and
-    `stem_width` 16 here.)
+    ResNets, Zagoruyko & Komodakis 2016, count all but the head, as if blocks had two layers: their WRN-40-2 has depth
+    38, width 32 and `stem_width` 16 here.)
 
     Shapes: images (N, in_channels, H, W) -> logits (N, classes).
 
@@ -119,7 +121,8 @@ class CifarNet(Stack):
 class ImageNet(Stack):
     """The network of He et al. 2015, Table 1, for images of 224x224: depth 18 or 34, or 50, 101, 152 with bottlenecks.
 
-    A 7x7 stem of stride 2 and `width` channels, 3x3 max pooling of stride 2, then four stages.
+    A 7x7 stem of stride 2 and `width` channels, 3x3 max pooling of stride 2, then four stages. With pre-activation the
+    first normalisation and activation come behind the pooling.
 
     Shapes: images (N, in_channels, H, W) -> logits (N, classes).
 

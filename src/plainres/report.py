@@ -147,12 +147,13 @@ def _page(study: Study) -> str:
         for name in ("curves", "depth")
     }
     head, *rows = _shown(study)
+    shown = iter(rows)
+    tables = [(family.label, [next(shown) for _ in family.rows]) for family in study.families]
     return template.render(
         study=study,
         figures=figures,
         head=head,
-        rows=iter(rows),
-        next=next,
+        tables=tables,
         published_note=_published_note(study),
         notes=NOTES,
         nothing=NOTHING,

@@ -30,7 +30,36 @@ from omegaconf import OmegaConf
 from plainres.config import Config
 from plainres.errors import InputError, LockedError
 
-NOT_IDENTITY = {"data": ("path", "cache")}  # where the images are found, not which
+NOT_IDENTITY = {"data": ("path", "cache"), "model": ("weights",)}  # where these are found, not which they are
+# Keys that came later, with what they mean for runs that were named without them: so these keep their names.
+_BATCH_NORM = {"_target_": "torch.nn.BatchNorm2d", "_partial_": True}
+LATER: dict[str, Any] = {
+    "model.block": {
+        "_target_": "plainres.blocks.Design",
+        "kernels": [3, 3],
+        "expansion": 1,
+        "stride_in": 1,
+        "bias": False,
+        "order": {
+            "_target_": "plainres.blocks.Order",
+            "before": [],
+            "between": ["norm", "relu"],
+            "behind": ["norm"],
+            "joined": ["relu"],
+            "stem": ["norm", "relu"],
+            "tail": [],
+        },
+    },
+    "model.norm": _BATCH_NORM,
+    "model.shortcut.norm": _BATCH_NORM,
+    "model.init": {"_target_": "plainres.initialisation.he_fan_out", "_partial_": True},
+    "model.stages": 3,
+    "model.stem_width": None,
+    "data.mean": None,
+    "data.std": None,
+    "data.stored": None,
+    "data.test_split": "test",
+}
 REPORT = "report"  # the folder among the runs that holds their report
 
 
@@ -40,12 +69,24 @@ def identity(config: Config) -> dict[str, Any]:
     parts = {key: parts[key] for key in ("model", "data", "optim", "seed", "precision")}
     for group, keys in NOT_IDENTITY.items():
         parts[group] = {key: value for key, value in parts[group].items() if key not in keys}
+    if config.weights_sha256:
+        parts["model"]["weights_sha256"] = config.weights_sha256
     return parts
+
+
+def _without_later(parts: dict[str, Any], key: str = "") -> dict[str, Any]:
+    """Nested values without those of LATER that are as they were before there was a choice."""
+    kept = {}
+    for name, value in parts.items():
+        path = f"{key}.{name}".lstrip(".")
+        if path not in LATER or value != LATER[path]:
+            kept[name] = _without_later(value, path) if isinstance(value, dict) else value
+    return kept
 
 
 def run_name(config: Config) -> str:
     """A readable name, unique by the first 8 hexadecimal digits of the identity's SHA-256."""
-    canonical = json.dumps(identity(config), sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps(_without_later(identity(config)), sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
     model = config.model
     return f"{config.shortcut}-{model['depth']}-w{model['width']}-s{config.seed}-{digest}"

@@ -92,9 +92,9 @@ class Identity(nn.Module):
 class Convolution(nn.Module):
     """y = F(x) + W x, W a 1x1 convolution, around every block: C_in C_out parameters, and C_out with a bias.
 
-    He et al. 2016 (Identity Mappings), section 3.2, h(x) as it is written. (What its Table 1 measured is
-    `ProjectionAll`: "the BN layers [...] are adopted right after the weight layers for all units", figure 2.) W is
-    initialised as other convolutions are: N(0, 2 / fan_out).
+    The 1x1 convolutional shortcut of He et al. 2016 (Identity Mappings), section 3.1, without normalisation. (What its
+    Table 1 measured is `ProjectionAll`: BN layers "are adopted right after the weight layers for all units", figure 2.)
+    W is N(0, 2 / fan_out), whatever model/init.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, *, bias: bool = False) -> None:
@@ -234,7 +234,8 @@ class Highway(_Gated):
     """y = T(x) F(x) + (1 - T(x)) x, T a 3x3 convolution and a sigmoid: 9 C_in C_out + C_out parameters.
 
     Srivastava et al. 2015 (Training Very Deep Networks), equation 3; the gate of a convolutional layer has that layer's
-    receptive field, and a negative bias at first.
+    receptive field, and a negative bias at first. The paper's F is one layer with its activation, and none follows the
+    join: model.block.kernels=[3] model/block/order=relu_before_addition.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, bias: float = -2) -> None:
@@ -249,8 +250,8 @@ class Highway(_Gated):
 class Dropout(Identity):
     """y = F(x) + m x, each element of m 0 with probability `p`, else 1; when evaluating, m = 1 - p. No parameters.
 
-    He et al. 2016 (Identity Mappings), section 3.1, dropout shortcut with p = 0.5, "which statistically imposes a scale
-    of lambda with an expectation of 0.5": so what is kept is not scaled up.
+    He et al. 2016 (Identity Mappings), section 3.1, dropout shortcut with p = 0.5: it "statistically imposes a scale of
+    lambda with an expectation of 0.5", so what is kept is not scaled up.
 
     Raises:
         InputError: `p` is no probability.
@@ -298,8 +299,7 @@ class StochasticDepth(Identity):
 class ReZero(Identity):
     """y = a F(x) + x, a one number that is learned, `initial` at first. 1 parameter.
 
-    Bachlechner et al. 2020 (ReZero is All You Need), equation 5: a begins at 0, so that the network begins as the
-    identity.
+    Bachlechner et al. 2020 (ReZero is All You Need): a begins at 0, so that the network begins as the identity.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, initial: float = 0.0) -> None:
@@ -317,6 +317,9 @@ class SkipInit(ReZero):
     De & Smith 2020 (Batch Normalization Biases Residual Blocks), section 4, the larger of the two beginnings that it
     finds to train, for networks without normalisation and with biases; the other, 0, is ReZero's.
     """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__(in_channels, out_channels, stride)
 
     def place(self, block: int, blocks: int) -> None:
         """The more blocks, the smaller each branch."""

@@ -4,6 +4,7 @@ Three families of names are understood: plainres's own, torchvision's ResNets (c
 those of akamaster/pytorch_resnet_cifar10, which are torchvision's but for `linear` and a `module.` before each.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,8 +15,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from plainres.blocks import Design
 from plainres.errors import InputError, first_line
+from plainres.networks import ImageNet
 from plainres.runs import atomically
+from plainres.shortcuts import Projection
 
 SUFFIXES = (".pth", ".th", ".pt", ".ckpt", ".safetensors")
 # plainres's names -> torchvision's; \1 is the stage (torchvision counts from 1), \2 the block, \3 the layer
@@ -82,17 +86,42 @@ def weights_for(network: nn.Module, file: Path) -> dict[str, Tensor]:
     return found
 
 
-def save_weights(state: Mapping[str, Tensor], file: Path) -> str:
-    """Write weights of ours as safetensors, in torchvision's names if it has one for each; return whose names."""
-    names = {key: torchvision_name(key) for key in state}
-    foreign = None not in names.values()
-    tensors = {str(names[key]) if foreign else key: value.contiguous() for key, value in state.items()}
+def save_weights(network: nn.Module, model: Mapping[str, Any], file: Path) -> str:
+    """Write a network's weights as safetensors, in torchvision's names if it has the like; return whose names.
+
+    Its configuration, `model`, stands in the file's metadata.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    theirs = is_torchvisions(network)
+    tensors = {
+        str(torchvision_name(key)) if theirs else key: value.contiguous() for key, value in network.state_dict().items()
+    }
+    metadata = {"format": "pt", "plainres": json.dumps(model)}
     try:
         with atomically(file) as out:
-            out.write(safetensors.torch.save(tensors, metadata={"format": "pt"}))
+            out.write(safetensors.torch.save(tensors, metadata=metadata))
     except OSError as error:
         raise InputError(f"cannot write {file}: {error.strerror}") from error
-    return "torchvision's" if foreign else "plainres's"
+    return "torchvision's" if theirs else "plainres's"
+
+
+def is_torchvisions(network: nn.Module) -> bool:
+    """Whether a network computes what one of torchvision's ResNets does with weights of these names and shapes."""
+    if not isinstance(network, ImageNet):
+        return False
+    stem, head = network.stem[0], network.head[-1]
+    assert isinstance(stem, nn.Conv2d)
+    assert isinstance(head, nn.Linear)
+    channels, classes, width = stem.in_channels, head.out_features, stem.out_channels
+    blocks = [len(list(stage.children())) for stage in network.stages]
+    with torch.device("meta"):
+        for block in (Design(), Design(kernels=[1, 3, 1], expansion=4, stride_in=2)):
+            depth = block.layers * sum(blocks) + 2
+            if repr(network) == repr(ImageNet(channels, classes, depth, width, Projection, block=block)):
+                return True
+    return False
 
 
 def _read(file: Path) -> dict[str, Tensor]:
@@ -116,7 +145,8 @@ def _read(file: Path) -> dict[str, Tensor]:
         ) from error
     if isinstance(held, Mapping) and isinstance(held.get("state_dict"), Mapping):
         held = held["state_dict"]
-    if not isinstance(held, Mapping) or not held or not all(isinstance(value, Tensor) for value in held.values()):
+    tensors = isinstance(held, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in held.items())
+    if not held or not tensors:
         raise InputError(f"{file} holds no weights: it must be a state dict, or have one as its state_dict")
     # what DataParallel and our own LightningModule put before each name
     return {re.sub(r"^(module|network)\.", "", key): value for key, value in held.items()}
