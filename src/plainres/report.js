@@ -1,0 +1,394 @@
+// The page's figures, drawn as SVG from the JSON in the page; nothing else is loaded.
+//
+// A figure is a form of controls, a drawing and a readout. What is drawn follows from the form, the width and the theme
+// alone, and every change of one of them draws it anew. Families have a colour and a marker, depths a shade, training
+// errors are dashed with hollow markers: nothing is told by colour only.
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const THEMES = {
+    light: { page: "#ffffff", text: "#1c1c1c", soft: "#666666", grid: "#e8e8e8", deep: "#000000", pale: 0.45, strong: 0.45 },
+    dark: { page: "#17181a", text: "#e4e4e4", soft: "#a0a0a0", grid: "#303236", deep: "#ffffff", pale: 0.3, strong: 0.5 },
+  };
+  const MARKERS = [ // paths around 0, 0
+    "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z", "M-3.5-3.5h7v7h-7z", "M0-5L4.5 0L0 5L-4.5 0z", "M0-4.8L4.6 3.6h-9.2z",
+    "M0 4.8L4.6-3.6h-9.2z", "M-1.6-4.6h3.2v3h3v3.2h-3v3h-3.2v-3h-3v-3.2h3z", "M-4.4-1.6h8.8l-2.6 5.6h-3.6z",
+  ];
+  const FONT = "system-ui, sans-serif";
+  const ROWS = 12; // of a readout
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const theme = () => (dark.matches ? THEMES.dark : THEMES.light);
+
+  const escape = (text) => String(text).replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
+  const number = (value) => (value === 0 || value >= 0.1 ? value.toFixed(2) : String(+value.toPrecision(2)));
+  const count = (value) => value.toLocaleString("en");
+  const engineering = (value) => (value >= 1e6 ? `${value / 1e6}M` : value >= 1e3 ? `${value / 1e3}k` : String(+value.toPrecision(3)));
+
+  function mix(colour, target, share) {
+    const parts = [1, 3, 5].map((at) => [colour, target].map((c) => parseInt(c.slice(at, at + 2), 16)));
+    return "#" + parts.map(([a, b]) => Math.round(a + (b - a) * share).toString(16).padStart(2, "0")).join("");
+  }
+
+  // The deeper, the further from the page. Black, as the text, is seen on a dark page as well.
+  function shade(family, depth, theme) {
+    const name = data.colours[family % data.colours.length];
+    const colour = name === "#000000" ? mix(theme.text, theme.page, 0.3) : name;
+    const last = data.depths.length - 1;
+    const share = last && depth !== null ? theme.pale - ((theme.pale + theme.strong) * data.depths.indexOf(depth)) / last : 0;
+    return share > 0 ? mix(colour, theme.page, share) : mix(colour, theme.deep, -share);
+  }
+
+  function marker(x, y, line, theme, size = 1) {
+    const at = `translate(${x.toFixed(1)} ${y.toFixed(1)}) scale(${size})`;
+    const path = MARKERS[(line.family + Math.floor(line.family / data.colours.length)) % MARKERS.length];
+    const fill = line.dashed ? theme.page : line.colour;
+    return `<path class="marker" d="${path}" transform="${at}" fill="${fill}" stroke="${line.colour}" stroke-width="1.2"/>`;
+  }
+
+  function swatch(line, theme) {
+    const dash = line.dashed ? ' stroke-dasharray="4 3"' : "";
+    return `<svg class="swatch" width="30" height="12" aria-hidden="true"><path d="M1 6h28" stroke="${line.colour}" stroke-width="2"${dash}/>${
+      line.family === undefined ? "" : marker(15, 6, line, theme)}</svg>`;
+  }
+
+  // What is drawn -----------------------------------------------------------------------------------------------------
+
+  // Mean, sample standard deviation and range of values over seeds, at x.
+  function point(x, values) {
+    const n = values.length;
+    const mean = values.reduce((a, b) => a + b, 0) / n;
+    const sd = n > 1 ? Math.sqrt(values.reduce((sum, value) => sum + (value - mean) ** 2, 0) / (n - 1)) : null;
+    return { x, y: mean, sd, n, values, low: Math.min(...values), high: Math.max(...values) };
+  }
+
+  // Runs -> the points of their mean curve.
+  function meanCurve(runs, error) {
+    const found = new Map();
+    for (const run of runs) {
+      run.step.forEach((step, i) => found.set(step, [...(found.get(step) || []), run[error][i]]));
+    }
+    return [...found].sort((a, b) => a[0] - b[0]).map(([step, values]) => point(step, values));
+  }
+
+  // The families that are chosen, with their runs of some depths.
+  function shown(choice, depths) {
+    return choice.getAll("family").map(Number).map((family) => ({
+      family, label: data.families[family],
+      runs: data.runs.filter((run) => run.family === family && depths.includes(run.depth)),
+    })).filter(({ runs }) => runs.length);
+  }
+
+  // Errors over iterations: a panel for each family, or one for all.
+  function curves(choice, theme) {
+    const panels = shown(choice, choice.getAll("depth").map(Number)).map(({ label, family, runs }) => {
+      const lines = [];
+      for (const depth of new Set(runs.map((run) => run.depth))) {
+        const same = runs.filter((run) => run.depth === depth);
+        for (const error of choice.getAll("error")) {
+          const look = { family, depth, dashed: error === "train", colour: shade(family, depth, theme) };
+          const name = `${label}, ${depth} layers`;
+          const end = error === choice.getAll("error").at(-1) ? String(depth) : "";
+          const kind = error === "train" ? "training" : "test";
+          if (choice.get("seeds") === "mean") {
+            lines.push({ ...look, name: `${name}, ${kind}`, points: meanCurve(same, error), end, band: true });
+          } else {
+            for (const run of same) {
+              lines.push({ ...look, name: `${name}, seed ${run.seed}, ${kind}`, points: meanCurve([run], error), thin: true });
+            }
+          }
+        }
+      }
+      return { title: label, lines };
+    });
+    const apart = choice.get("panels") === "apart";
+    return {
+      panels: apart ? panels : [{ title: "", lines: panels.flatMap((panel) => panel.lines) }],
+      log: choice.get("axis") === "log",
+      late: true, // as in the paper, the first steps, far above, are cut off
+      x: "iterations", y: "error (%)", at: (x) => `iteration ${count(x)}`,
+    };
+  }
+
+  // Final errors against depth: the mean with its standard deviation, and every seed.
+  function finals(choice, theme) {
+    const error = choice.get("final");
+    const lines = shown(choice, data.depths).map(({ label, family, runs }) => {
+      const depths = [...new Set(runs.map((run) => run.depth))];
+      return {
+        name: label, family, colour: shade(family, null, theme), dots: true,
+        points: depths.map((depth) => point(depth, runs.filter((run) => run.depth === depth).map((run) => run[error]))),
+      };
+    });
+    return {
+      panels: [{ title: "", lines }], log: choice.get("axis") === "log", ticks: data.depths,
+      x: "depth (weighted layers)", y: error === "train_final" ? "final training error (%)" : "final test error (%)",
+      at: (x) => `${x} layers`,
+    };
+  }
+
+  // How it is drawn ---------------------------------------------------------------------------------------------------
+
+  function linearTicks(top, wanted) {
+    const rough = top / wanted;
+    const power = 10 ** Math.floor(Math.log10(rough));
+    const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough);
+    return Array.from({ length: Math.floor(top / step + 1e-9) + 1 }, (_, i) => +(i * step).toPrecision(6));
+  }
+
+  // The vertical axis. 0 has no logarithm: it stands at the lower edge.
+  function vertical(drawing) {
+    const lines = drawing.panels.flatMap((panel) => panel.lines);
+    const all = lines.flatMap((line) => line.points);
+    if (drawing.log) {
+      const positive = all.flatMap((p) => p.values).filter((value) => value > 0);
+      const top = Math.max(...positive, 1e-3) * 1.3;
+      const least = Math.min(...positive, top / 10);
+      const bottom = all.some((p) => p.low <= 0) ? least / 3 : least / 1.3;
+      const factors = top / bottom > 300 ? [1] : [1, 2, 5];
+      const ticks = [...Array(12).keys()].flatMap((i) => factors.map((f) => +(f * 10 ** (i - 8)).toPrecision(1)));
+      return {
+        share: (y) => Math.log(Math.max(y, bottom) / bottom) / Math.log(top / bottom),
+        ticks: [...ticks.filter((y) => y >= least / 1.3 && y <= top), ...(bottom < least / 2 ? [0] : [])],
+      };
+    }
+    const last = Math.max(...all.map((p) => p.x));
+    const seen = drawing.late ? all.filter((p) => 2 * p.x >= last).map((p) => 1.35 * p.high) : all.map((p) => 1.06 * p.high);
+    const top = Math.min(100, Math.max(...seen, drawing.late ? 5 : 0.1));
+    return { share: (y) => (y + 0.01 * top) / (1.01 * top), ticks: linearTicks(top, 5) };
+  }
+
+  // A drawing -> its SVG, and where its panels are, for the readout.
+  function draw(drawing, width, theme, legend) {
+    const { panels } = drawing;
+    const columns = Math.max(1, Math.min(panels.length, 3, Math.floor(width / 270)));
+    const cell = width / columns;
+    const height = panels.length > 1 ? 250 : Math.max(280, Math.min(430, width * 0.5));
+    const margin = { left: 46, right: drawing.ticks ? 14 : 26, top: panels.length > 1 ? 38 : 14, bottom: 46 };
+    const axis = vertical(drawing);
+    const xs = panels.flatMap((panel) => panel.lines.flatMap((line) => line.points.map((p) => p.x)));
+    const [from, to] = drawing.ticks ? [Math.min(...xs), Math.max(...xs)] : [0, Math.max(...xs)];
+    const pad = drawing.ticks ? Math.max((to - from) * 0.04, 1) : 0;
+    const text = (x, y, what, more = "") => `<text x="${x}" y="${y}" fill="${theme.soft}" ${more}>${escape(what)}</text>`;
+    let svg = "";
+    const places = panels.map(({ title, lines }, i) => {
+      const left = (i % columns) * cell + margin.left;
+      const top = Math.floor(i / columns) * height + margin.top;
+      const wide = cell - margin.left - margin.right;
+      const high = height - margin.top - margin.bottom;
+      const toX = (x) => left + ((x - from + pad) / (to - from + 2 * pad || 1)) * wide;
+      const toY = (y) => top + high * (1 - axis.share(y));
+      const path = (points) => points.map((p, j) => `${j ? "L" : "M"}${toX(p[0]).toFixed(1)} ${toY(p[1]).toFixed(1)}`).join("");
+      if (title) {
+        const room = Math.floor(wide / 6.4);
+        const short = title.length > room ? `${title.slice(0, room - 1)}…` : title;
+        svg += `<text x="${left}" y="${top - 14}" fill="${theme.text}" font-weight="600">${escape(short)}<title>${escape(title)}</title></text>`;
+      }
+      for (const y of axis.ticks) {
+        svg += `<path d="M${left} ${toY(y).toFixed(1)}h${wide}" stroke="${theme.grid}"/>`;
+        svg += text(left - 6, (toY(y) + 4).toFixed(1), engineering(y), 'text-anchor="end"');
+      }
+      let taken = -Infinity;
+      for (const x of drawing.ticks || linearTicks(to, wide / 70)) {
+        if (toX(x) - taken < 22 || x > to) continue;
+        taken = toX(x);
+        svg += `<path d="M${taken.toFixed(1)} ${top + high}v4" stroke="${theme.soft}"/>`;
+        svg += text(taken.toFixed(1), top + high + 17, engineering(x), 'text-anchor="middle"');
+      }
+      svg += `<path d="M${left} ${top}v${high}h${wide}" fill="none" stroke="${theme.soft}"/>`;
+      svg += text(left + wide / 2, top + high + 35, drawing.x, 'text-anchor="middle"');
+      if (i % columns === 0) svg += text(0, 0, drawing.y, `text-anchor="middle" transform="translate(${left - 36} ${top + high / 2}) rotate(-90)"`);
+      svg += `<clipPath id="clip-${drawing.name}-${i}"><rect x="${left}" y="${top - 6}" width="${wide + 8}" height="${high + 12}"/></clipPath>`;
+      svg += `<g clip-path="url(#clip-${drawing.name}-${i})" fill="none" stroke-linejoin="round">`;
+      for (const line of lines) {
+        const { points, colour } = line;
+        if (line.band && points.some((p) => p.n > 1)) {
+          const around = [...points.map((p) => [p.x, p.high]), ...points.map((p) => [p.x, p.low]).reverse()];
+          svg += `<path d="${path(around)}z" fill="${colour}" opacity="0.13"/>`;
+        }
+        svg += `<path class="line" d="${path(points.map((p) => [p.x, p.y]))}" stroke="${colour}" stroke-width="${
+          line.thin || line.dashed ? 1.2 : 2}"${line.dashed ? ' stroke-dasharray="5 3"' : ""}/>`;
+        for (const p of line.dots ? points : []) {
+          if (p.sd) svg += `<path d="${path([[p.x, Math.max(p.y - p.sd, 0)], [p.x, p.y + p.sd]])}" stroke="${colour}" stroke-width="1.5"/>`;
+          for (const y of p.values) svg += `<circle cx="${toX(p.x)}" cy="${toY(y)}" r="2.5" fill="${theme.page}" stroke="${colour}"/>`;
+        }
+        const every = line.dots ? 1 : Math.ceil(points.length / 4);
+        points.forEach((p, j) => {
+          const here = j % every === line.family % every || j === points.length - 1;
+          if (here) svg += marker(toX(p.x), toY(p.y), line, theme, line.dots ? 1.1 : line.thin ? 0.6 : 0.85);
+        });
+      }
+      svg += "</g>";
+      let above = top + high + 16;
+      const ends = lines.filter((line) => line.end).map((line) => ({ line, y: toY(line.points.at(-1).y) })).sort((a, b) => b.y - a.y);
+      for (const { line, y } of ends.length <= 14 ? ends : []) {
+        above = Math.min(y + 4, above - 11);
+        const at = `x="${left + wide + 7}" y="${above.toFixed(1)}" font-size="10.5"`;
+        svg += `<text ${at} fill="${line.colour}">${line.end}</text>`;
+      }
+      const steps = [...new Set(lines.flatMap((line) => line.points.map((p) => p.x)))].sort((a, b) => a - b);
+      return { left, top, wide, high, toX, toY, lines, steps };
+    });
+    let tall = Math.ceil(panels.length / columns) * height;
+    if (legend) {
+      let x = margin.left;
+      for (const line of legend) {
+        const needs = 44 + 6.6 * line.name.length;
+        if (x + needs > width && x > margin.left) [x, tall] = [margin.left, tall + 20];
+        svg += `<g transform="translate(${x} ${tall})">${swatch(line, theme)}${text(36, 10, line.name)}</g>`;
+        x += needs;
+      }
+      tall += 24;
+      svg = `<rect width="${width}" height="${tall}" fill="${theme.page}"/>${svg}`;
+    }
+    const size = `width="${width}" height="${tall}" viewBox="0 0 ${width} ${tall}"`;
+    return { places, svg: `<svg ${size} font-family="${FONT}" font-size="12">${svg}<g class="cursor"></g></svg>` };
+  }
+
+  // How it is used ----------------------------------------------------------------------------------------------------
+
+  const all = (values) => values.map((value) => [value, value]);
+  const families = ["checkbox", "family", "Families", data.families.map((label, i) => [i, label])];
+  const axes = ["radio", "axis", "Axis", [["linear", "linear"], ["log", "logarithmic"]]];
+  const FIGURES = {
+    depth: { of: finals, controls: [families, ["radio", "final", "Error", [["train_final", "training"], ["test_final", "test"]]], axes] },
+    curves: {
+      of: curves,
+      controls: [
+        families,
+        ["checkbox", "depth", "Depth", all(data.depths)],
+        ["checkbox", "error", "Error", [["train", "training"], ["test", "test"]]],
+        ["radio", "seeds", "Seeds", [["mean", "mean and range"], ["each", "each"]]],
+        axes,
+        ["radio", "panels", "Families", data.families.length > 3 ? [["apart", "apart"], ["one", "together"]] : [["one", "together"], ["apart", "apart"]]],
+      ],
+    },
+  };
+
+  function figure(name, { of, controls }) {
+    const root = document.querySelector(`[data-figure=${name}]`);
+    const [form, canvas, readout] = ["form", ".canvas", ".readout"].map((part) => root.querySelector(part));
+    form.innerHTML = controls.map(([type, field, legend, options]) => `<fieldset><legend>${legend}</legend>${
+      options.map(([value, label], i) => `<label><input type="${type}" name="${field}" value="${value}"${
+        type === "checkbox" || i === 0 ? " checked" : ""}><span class="key" data-key="${field}-${value}"></span>${escape(label)}</label>`).join("")
+    }</fieldset>`).join("");
+    let places = [];
+    let drawing;
+    let spot = null; // panel and step of the readout
+
+    const drawn = (theme) => ({ ...of(new FormData(form), theme), name });
+
+    function redraw() {
+      if (!canvas.clientWidth) return; // in print
+      drawing = drawn(theme());
+      const empty = !drawing.panels.some((panel) => panel.lines.length);
+      canvas.querySelector(".drawing").innerHTML = empty ? "<p>Nothing is chosen.</p>" : "";
+      places = [];
+      if (!empty) {
+        const made = draw(drawing, canvas.clientWidth, theme());
+        canvas.querySelector(".drawing").innerHTML = made.svg;
+        places = made.places;
+      }
+      for (const key of form.querySelectorAll(".key")) key.innerHTML = keyOf(...key.dataset.key.split("-"));
+      hide();
+    }
+
+    function keyOf(field, value) {
+      if (field === "family") return swatch({ family: +value, colour: shade(+value, null, theme()) }, theme());
+      if (field === "error") return swatch({ colour: theme().text, dashed: value === "train" }, theme());
+      return "";
+    }
+
+    function hide() {
+      spot = null;
+      readout.hidden = true;
+      const cursor = canvas.querySelector(".cursor");
+      if (cursor) cursor.innerHTML = "";
+    }
+
+    // Show the values at a step of a panel, those nearest to y if there are many.
+    function show(panel, step, y) {
+      const place = places[panel];
+      const { left, top, wide, high, toX, toY, lines, steps } = place;
+      spot = { panel, step };
+      const x = steps[step];
+      const found = lines.map((line) => ({ line, p: line.points.find((p) => p.x === x) })).filter(({ p }) => p);
+      const far = ({ p }) => (y === null ? 0 : Math.abs(toY(p.y) - y));
+      const near = [...found].sort((a, b) => far(a) - far(b)).slice(0, ROWS);
+      const rows = [...near].sort((a, b) => b.p.y - a.p.y);
+      const spread = rows.some(({ p }) => p.n > 1);
+      readout.innerHTML = `<table><caption>${drawing.at(x)}${spread ? " <small>mean (s.d.) over seeds, %</small>" : " <small>%</small>"}</caption>${
+        rows.map(({ line, p }) => `<tr${y !== null && line === near[0].line ? ' class="nearest"' : ""}><td>${swatch(line, theme())}</td><td>${
+          escape(line.name)}</td><td>${number(p.y)}</td><td>${p.sd === null ? "" : `(${number(p.sd)})`}</td></tr>`).join("")
+      }</table>${found.length > rows.length ? `<small>and ${found.length - rows.length} more</small>` : ""}`;
+      readout.hidden = false;
+      const right = toX(x) - left > wide / 2;
+      readout.style.left = right ? "auto" : `${toX(x) + 14}px`;
+      readout.style.right = right ? `${canvas.clientWidth - toX(x) + 14}px` : "auto";
+      readout.style.top = `${top + 4}px`;
+      canvas.querySelector(".cursor").innerHTML = `<path d="M${toX(x)} ${top}v${high}" stroke="${theme().soft}" stroke-dasharray="2 2"/>` +
+        rows.map(({ line, p }) => (toY(p.y) < top ? "" : marker(toX(x), toY(p.y), line, theme(), 1.15))).join("");
+    }
+
+    canvas.addEventListener("pointermove", (event) => {
+      const box = canvas.querySelector("svg")?.getBoundingClientRect();
+      if (!box) return;
+      const [x, y] = [event.clientX - box.left, event.clientY - box.top];
+      const panel = places.findIndex(({ left, top, wide, high, steps }) =>
+        steps.length && x > left - 12 && x < left + wide + 12 && y > top - 12 && y < top + high + 12);
+      if (panel < 0) return hide();
+      const { steps, toX } = places[panel];
+      const far = steps.map((step) => Math.abs(toX(step) - x));
+      show(panel, far.indexOf(Math.min(...far)), y);
+    });
+    canvas.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") hide(); });
+    canvas.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") return hide();
+      const { panel, step } = spot || { panel: 0, step: -1 };
+      const to = { ArrowRight: [panel, step + 1], ArrowLeft: [panel, step - 1], ArrowDown: [panel + 1, step], ArrowUp: [panel - 1, step] }[event.key];
+      if (!to || !places.length) return undefined;
+      event.preventDefault();
+      const next = Math.max(0, Math.min(to[0], places.length - 1));
+      if (places[next].steps.length) show(next, Math.max(0, Math.min(to[1], places[next].steps.length - 1)), null);
+      return undefined;
+    });
+    canvas.addEventListener("blur", hide);
+    form.addEventListener("change", redraw);
+    dark.addEventListener("change", redraw);
+    new ResizeObserver(redraw).observe(canvas);
+
+    // The figure as it is chosen, in light colours, with a legend.
+    function save(kind) {
+      const look = drawn(THEMES.light);
+      const lines = look.panels.flatMap((panel) => panel.lines);
+      if (!lines.length) return;
+      const legend = data.families.map((label, family) => ({ name: label, family, colour: shade(family, null, THEMES.light) }))
+        .filter(({ family }) => lines.some((line) => line.family === family));
+      for (const dashed of new Set(lines.map((line) => Boolean(line.dashed)))) {
+        if (name === "curves") legend.push({ name: dashed ? "training" : "test", colour: THEMES.light.text, dashed });
+      }
+      const holder = document.createElement("div");
+      holder.innerHTML = draw(look, 900, THEMES.light, legend).svg;
+      const svg = new XMLSerializer().serializeToString(holder.firstChild);
+      const link = document.createElement("a");
+      const download = (blob) => {
+        link.href = URL.createObjectURL(blob);
+        link.download = `${data.study}-${name}.${kind}`;
+        link.click();
+        setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+      };
+      if (kind === "svg") return download(new Blob([svg], { type: "image/svg+xml" }));
+      const image = new Image();
+      image.onload = () => {
+        const bitmap = document.createElement("canvas");
+        [bitmap.width, bitmap.height] = [2 * image.width, 2 * image.height];
+        bitmap.getContext("2d").drawImage(image, 0, 0, bitmap.width, bitmap.height);
+        bitmap.toBlob(download);
+      };
+      image.src = `data:image/svg+xml,${encodeURIComponent(svg)}`;
+    }
+    for (const button of root.querySelectorAll("button[data-save]")) button.addEventListener("click", () => save(button.dataset.save));
+  }
+
+  document.documentElement.classList.add("live");
+  for (const [name, parts] of Object.entries(FIGURES)) figure(name, parts);
+})();
