@@ -29,7 +29,11 @@ class Page:
         given = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3), (os.POSIX_SPAWN_DUP2, 3, 4)]
         quiet = [(os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0)]
         self._process = os.posix_spawn(
-            FOUND, [FOUND, *OPTIONS, f"--user-data-dir={profile}"], os.environ, file_actions=[*given, *quiet], setsid=True
+            FOUND,
+            [FOUND, *OPTIONS, f"--user-data-dir={profile}"],
+            os.environ,
+            file_actions=[*given, *quiet],
+            setsid=True,
         )
         theirs.close()
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -63,21 +67,20 @@ class Page:
                 raise RuntimeError("Chromium has ended")
             whole += byte
         message = json.loads(whole)
-        if message.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
-            self.complaints.append(json.dumps(message["params"]))
-        elif message.get("method") == "Runtime.consoleAPICalled" and message["params"]["type"] in ("error", "warning"):
-            self.complaints.append(json.dumps(message["params"]))
+        happened, params = message.get("method"), message.get("params", {})
+        if happened in ("Runtime.exceptionThrown", "Log.entryAdded") or params.get("type") in ("error", "warning"):
+            self.complaints.append(json.dumps(params))
         return message
 
     def open(self, file: Path, width: int = 1200, height: int = 900, *, dark: bool = False) -> None:
-        """Show a file in a window of some size."""
+        """Show a file in a window of some size, without the complaints of the one before."""
+        self.complaints.clear()
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.call("Page.navigate", url=file.resolve().as_uri())
         while self._read().get("method") != "Page.loadEventFired":
             pass
-        self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression."""

@@ -15,7 +15,7 @@
     "M0 4.8L4.6-3.6h-9.2z", "M-1.6-4.6h3.2v3h3v3.2h-3v3h-3.2v-3h-3v-3.2h3z", "M-4.4-1.6h8.8l-2.6 5.6h-3.6z",
   ];
   const FONT = "system-ui, sans-serif";
-  const ROWS = 12; // of a readout
+  const ROWS = 10; // of a readout
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const theme = () => (dark.matches ? THEMES.dark : THEMES.light);
 
@@ -80,17 +80,18 @@
 
   // Errors over iterations: a panel for each family, or one for all.
   function curves(choice, theme) {
+    const apart = choice.get("panels") === "apart";
     const panels = shown(choice, choice.getAll("depth").map(Number)).map(({ label, family, runs }) => {
       const lines = [];
       for (const depth of new Set(runs.map((run) => run.depth))) {
         const same = runs.filter((run) => run.depth === depth);
         for (const error of choice.getAll("error")) {
           const look = { family, depth, dashed: error === "train", colour: shade(family, depth, theme) };
-          const name = `${label}, ${depth} layers`;
+          const name = apart ? `${depth} layers` : `${label} ${depth}`;
           const end = error === choice.getAll("error").at(-1) ? String(depth) : "";
           const kind = error === "train" ? "training" : "test";
           if (choice.get("seeds") === "mean") {
-            lines.push({ ...look, name: `${name}, ${kind}`, points: meanCurve(same, error), end, band: true });
+            lines.push({ ...look, name: `${name}, ${kind}`, points: meanCurve(same, error), end, band: end !== "" });
           } else {
             for (const run of same) {
               lines.push({ ...look, name: `${name}, seed ${run.seed}, ${kind}`, points: meanCurve([run], error), thin: true });
@@ -100,7 +101,6 @@
       }
       return { title: label, lines };
     });
-    const apart = choice.get("panels") === "apart";
     return {
       panels: apart ? panels : [{ title: "", lines: panels.flatMap((panel) => panel.lines) }],
       log: choice.get("axis") === "log",
@@ -140,7 +140,7 @@
     const lines = drawing.panels.flatMap((panel) => panel.lines);
     const all = lines.flatMap((line) => line.points);
     if (drawing.log) {
-      const positive = all.flatMap((p) => p.values).filter((value) => value > 0);
+      const positive = all.flatMap((p) => [p.y, ...p.values]).filter((value) => value > 0);
       const top = Math.max(...positive, 1e-3) * 1.3;
       const least = Math.min(...positive, top / 10);
       const bottom = all.some((p) => p.low <= 0) ? least / 3 : least / 1.3;
@@ -203,7 +203,7 @@
         const { points, colour } = line;
         if (line.band && points.some((p) => p.n > 1)) {
           const around = [...points.map((p) => [p.x, p.high]), ...points.map((p) => [p.x, p.low]).reverse()];
-          svg += `<path d="${path(around)}z" fill="${colour}" opacity="0.13"/>`;
+          svg += `<path d="${path(around)}z" fill="${colour}" opacity="0.12"/>`;
         }
         svg += `<path class="line" d="${path(points.map((p) => [p.x, p.y]))}" stroke="${colour}" stroke-width="${
           line.thin || line.dashed ? 1.2 : 2}"${line.dashed ? ' stroke-dasharray="5 3"' : ""}/>`;
@@ -248,6 +248,7 @@
 
   const all = (values) => values.map((value) => [value, value]);
   const families = ["checkbox", "family", "Families", data.families.map((label, i) => [i, label])];
+  const [together, apart] = [["one", "one"], ["apart", "by family"]];
   const axes = ["radio", "axis", "Axis", [["linear", "linear"], ["log", "logarithmic"]]];
   const FIGURES = {
     depth: { of: finals, controls: [families, ["radio", "final", "Error", [["train_final", "training"], ["test_final", "test"]]], axes] },
@@ -259,7 +260,7 @@
         ["checkbox", "error", "Error", [["train", "training"], ["test", "test"]]],
         ["radio", "seeds", "Seeds", [["mean", "mean and range"], ["each", "each"]]],
         axes,
-        ["radio", "panels", "Families", data.families.length > 3 ? [["apart", "apart"], ["one", "together"]] : [["one", "together"], ["apart", "apart"]]],
+        ["radio", "panels", "Panels", data.families.length > 3 ? [apart, together] : [together, apart]],
       ],
     },
   };
@@ -271,6 +272,7 @@
       options.map(([value, label], i) => `<label><input type="${type}" name="${field}" value="${value}"${
         type === "checkbox" || i === 0 ? " checked" : ""}><span class="key" data-key="${field}-${value}"></span>${escape(label)}</label>`).join("")
     }</fieldset>`).join("");
+    let width = 0;
     let places = [];
     let drawing;
     let spot = null; // panel and step of the readout
@@ -278,13 +280,14 @@
     const drawn = (theme) => ({ ...of(new FormData(form), theme), name });
 
     function redraw() {
-      if (!canvas.clientWidth) return; // in print
+      width = canvas.clientWidth;
+      if (!width) return; // in print
       drawing = drawn(theme());
       const empty = !drawing.panels.some((panel) => panel.lines.length);
       canvas.querySelector(".drawing").innerHTML = empty ? "<p>Nothing is chosen.</p>" : "";
       places = [];
       if (!empty) {
-        const made = draw(drawing, canvas.clientWidth, theme());
+        const made = draw(drawing, width, theme());
         canvas.querySelector(".drawing").innerHTML = made.svg;
         places = made.places;
       }
@@ -323,7 +326,7 @@
       readout.hidden = false;
       const right = toX(x) - left > wide / 2;
       readout.style.left = right ? "auto" : `${toX(x) + 14}px`;
-      readout.style.right = right ? `${canvas.clientWidth - toX(x) + 14}px` : "auto";
+      readout.style.right = right ? `${width - toX(x) + 14}px` : "auto";
       readout.style.top = `${top + 4}px`;
       canvas.querySelector(".cursor").innerHTML = `<path d="M${toX(x)} ${top}v${high}" stroke="${theme().soft}" stroke-dasharray="2 2"/>` +
         rows.map(({ line, p }) => (toY(p.y) < top ? "" : marker(toX(x), toY(p.y), line, theme(), 1.15))).join("");
@@ -354,7 +357,10 @@
     canvas.addEventListener("blur", hide);
     form.addEventListener("change", redraw);
     dark.addEventListener("change", redraw);
-    new ResizeObserver(redraw).observe(canvas);
+    new ResizeObserver(() => {
+      if (canvas.clientWidth !== width) redraw(); // its height grows with the readout
+    }).observe(canvas);
+    redraw();
 
     // The figure as it is chosen, in light colours, with a legend.
     function save(kind) {
