@@ -24,6 +24,10 @@
   const count = (value) => value.toLocaleString("en");
   const engineering = (value) => (value >= 1e6 ? `${value / 1e6}M` : value >= 1e3 ? `${value / 1e3}k` : String(+value.toPrecision(3)));
 
+  // Math.min(...values) takes no 100,000 values.
+  const least = (values) => values.reduce((a, b) => Math.min(a, b), Infinity);
+  const most = (values) => values.reduce((a, b) => Math.max(a, b), -Infinity);
+
   function mix(colour, target, share) {
     const parts = [1, 3, 5].map((at) => [colour, target].map((c) => parseInt(c.slice(at, at + 2), 16)));
     return "#" + parts.map(([a, b]) => Math.round(a + (b - a) * share).toString(16).padStart(2, "0")).join("");
@@ -58,7 +62,7 @@
     const n = values.length;
     const mean = values.reduce((a, b) => a + b, 0) / n;
     const sd = n > 1 ? Math.sqrt(values.reduce((sum, value) => sum + (value - mean) ** 2, 0) / (n - 1)) : null;
-    return { x, y: mean, sd, n, values, low: Math.min(...values), high: Math.max(...values) };
+    return { x, y: mean, sd, n, values, low: least(values), high: most(values) };
   }
 
   // Runs -> the points of their mean curve.
@@ -141,19 +145,19 @@
     const all = lines.flatMap((line) => line.points);
     if (drawing.log) {
       const positive = all.flatMap((p) => [p.y, ...p.values]).filter((value) => value > 0);
-      const top = Math.max(...positive, 1e-3) * 1.3;
-      const least = Math.min(...positive, top / 10);
-      const bottom = all.some((p) => p.low <= 0) ? least / 3 : least / 1.3;
+      const top = Math.max(most(positive), 1e-3) * 1.3;
+      const lowest = Math.min(least(positive), top / 10);
+      const bottom = all.some((p) => p.low <= 0) ? lowest / 3 : lowest / 1.3;
       const factors = top / bottom > 300 ? [1] : [1, 2, 5];
       const ticks = [...Array(12).keys()].flatMap((i) => factors.map((f) => +(f * 10 ** (i - 8)).toPrecision(1)));
       return {
         share: (y) => Math.log(Math.max(y, bottom) / bottom) / Math.log(top / bottom),
-        ticks: [...ticks.filter((y) => y >= least / 1.3 && y <= top), ...(bottom < least / 2 ? [0] : [])],
+        ticks: [...ticks.filter((y) => y >= lowest / 1.3 && y <= top), ...(bottom < lowest / 2 ? [0] : [])],
       };
     }
-    const last = Math.max(...all.map((p) => p.x));
+    const last = most(all.map((p) => p.x));
     const seen = drawing.late ? all.filter((p) => 2 * p.x >= last).map((p) => 1.35 * p.high) : all.map((p) => 1.06 * p.high);
-    const top = Math.min(100, Math.max(...seen, drawing.late ? 5 : 0.1));
+    const top = Math.min(100, Math.max(most(seen), drawing.late ? 5 : 0.1));
     return { share: (y) => (y + 0.01 * top) / (1.01 * top), ticks: linearTicks(top, 5) };
   }
 
@@ -166,7 +170,7 @@
     const margin = { left: 46, right: drawing.ticks ? 14 : 26, top: panels.length > 1 ? 38 : 14, bottom: 46 };
     const axis = vertical(drawing);
     const xs = panels.flatMap((panel) => panel.lines.flatMap((line) => line.points.map((p) => p.x)));
-    const [from, to] = drawing.ticks ? [Math.min(...xs), Math.max(...xs)] : [0, Math.max(...xs)];
+    const [from, to] = [drawing.ticks ? least(xs) : 0, most(xs)];
     const pad = drawing.ticks ? Math.max((to - from) * 0.04, 1) : 0;
     const text = (x, y, what, more = "") => `<text x="${x}" y="${y}" fill="${theme.soft}" ${more}>${escape(what)}</text>`;
     let svg = "";
@@ -341,7 +345,7 @@
       if (panel < 0) return hide();
       const { steps, toX } = places[panel];
       const far = steps.map((step) => Math.abs(toX(step) - x));
-      show(panel, far.indexOf(Math.min(...far)), y);
+      show(panel, far.indexOf(least(far)), y);
     });
     canvas.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") hide(); });
     canvas.addEventListener("keydown", (event) => {

@@ -149,10 +149,6 @@ def _page(study: Study) -> str:
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     ours = files("plainres")
     template = environment.from_string(ours.joinpath("report.html").read_text(encoding="utf-8"))
-    figures = {
-        name: base64.b64encode((study.folder / REPORT / f"{name}.svg").read_bytes()).decode()
-        for name in ("curves", "depth")
-    }
     head, *rows = _shown(study)
     others = {heading: group for heading, group in study.comparisons.items() if heading != DEEPER}
     return template.render(
@@ -160,7 +156,7 @@ def _page(study: Study) -> str:
         name=study.folder.resolve().name,
         data=_data(study),
         script=Markup(ours.joinpath("report.js").read_text(encoding="utf-8")),
-        figures=figures,
+        figures={name: _inlined(study.folder / REPORT / name) for name in ("curves", "depth")},
         deeper={DEEPER: study.comparisons[DEEPER]} if DEEPER in study.comparisons else {},
         others=others,
         of_shortcuts=SHORTCUT in reference(study.runs[0][1].config),
@@ -172,6 +168,13 @@ def _page(study: Study) -> str:
         notes=NOTES,
         nothing=NOTHING,
     )
+
+
+def _inlined(figure: Path) -> str:
+    """A figure as a URL that contains it: as SVG, or as PNG where that is smaller, that is of long curves."""
+    kinds = {"svg+xml": figure.with_suffix(".svg"), "png": figure.with_suffix(".png")}
+    kind, content = min(((kind, file.read_bytes()) for kind, file in kinds.items()), key=lambda found: len(found[1]))
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _data(study: Study) -> dict[str, Any]:
