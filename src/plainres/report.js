@@ -58,7 +58,7 @@
   // What is drawn -----------------------------------------------------------------------------------------------------
 
   // Mean, sample standard deviation and range of values over seeds, at x.
-  function point(x, values) {
+  function over(x, values) {
     const n = values.length;
     const mean = values.reduce((a, b) => a + b, 0) / n;
     const sd = n > 1 ? Math.sqrt(values.reduce((sum, value) => sum + (value - mean) ** 2, 0) / (n - 1)) : null;
@@ -71,7 +71,7 @@
     for (const run of runs) {
       run.step.forEach((step, i) => found.set(step, [...(found.get(step) || []), run[error][i]]));
     }
-    return [...found].sort((a, b) => a[0] - b[0]).map(([step, values]) => point(step, values));
+    return [...found].sort((a, b) => a[0] - b[0]).map(([step, values]) => over(step, values));
   }
 
   // The families that are chosen, with their runs of some depths.
@@ -116,11 +116,11 @@
   // Final errors against depth: the mean with its standard deviation, and every seed.
   function finals(choice, theme) {
     const error = choice.get("final");
-    const lines = shown(choice, data.depths).map(({ label, family, runs }) => {
+    const lines = shown(choice, data.depths).map(({ label, family, runs }, i, all) => {
       const depths = [...new Set(runs.map((run) => run.depth))];
       return {
-        name: label, family, colour: shade(family, null, theme), dots: true,
-        points: depths.map((depth) => point(depth, runs.filter((run) => run.depth === depth).map((run) => run[error]))),
+        name: label, family, colour: shade(family, null, theme), dots: true, aside: i / all.length - (all.length - 1) / (2 * all.length),
+        points: depths.map((depth) => over(depth, runs.filter((run) => run.depth === depth).map((run) => run[error]))),
       };
     });
     return {
@@ -156,7 +156,7 @@
       };
     }
     const last = most(all.map((p) => p.x));
-    const seen = drawing.late ? all.filter((p) => 2 * p.x >= last).map((p) => 1.35 * p.high) : all.map((p) => 1.06 * p.high);
+    const seen = drawing.late ? all.filter((p) => 2 * p.x >= last).map((p) => 1.35 * p.high) : all.map((p) => 1.05 * Math.max(p.high, p.y + p.sd));
     const top = Math.min(100, Math.max(most(seen), drawing.late ? 5 : 0.1));
     return { share: (y) => (y + 0.01 * top) / (1.01 * top), ticks: linearTicks(top, 5) };
   }
@@ -179,9 +179,10 @@
       const top = Math.floor(i / columns) * height + margin.top;
       const wide = cell - margin.left - margin.right;
       const high = height - margin.top - margin.bottom;
-      const toX = (x) => left + ((x - from + pad) / (to - from + 2 * pad || 1)) * wide;
+      const nextTo = Math.min(5 * lines.length, 0.06 * wide); // families beside each other at one depth
+      const toX = (x, line) => nextTo * (line?.aside || 0) + left + ((x - from + pad) / (to - from + 2 * pad || 1)) * wide;
       const toY = (y) => top + high * (1 - axis.share(y));
-      const path = (points) => points.map((p, j) => `${j ? "L" : "M"}${toX(p[0]).toFixed(1)} ${toY(p[1]).toFixed(1)}`).join("");
+      const path = (points, line) => points.map((p, j) => `${j ? "L" : "M"}${toX(p[0], line).toFixed(1)} ${toY(p[1]).toFixed(1)}`).join("");
       if (title) {
         const room = Math.floor(wide / 6.4);
         const short = title.length > room ? `${title.slice(0, room - 1)}…` : title;
@@ -209,16 +210,16 @@
           const around = [...points.map((p) => [p.x, p.high]), ...points.map((p) => [p.x, p.low]).reverse()];
           svg += `<path d="${path(around)}z" fill="${colour}" opacity="0.12"/>`;
         }
-        svg += `<path class="line" d="${path(points.map((p) => [p.x, p.y]))}" stroke="${colour}" stroke-width="${
+        svg += `<path class="line" d="${path(points.map((p) => [p.x, p.y]), line)}" stroke="${colour}" stroke-width="${
           line.thin || line.dashed ? 1.2 : 2}"${line.dashed ? ' stroke-dasharray="5 3"' : ""}/>`;
         for (const p of line.dots ? points : []) {
-          if (p.sd) svg += `<path d="${path([[p.x, Math.max(p.y - p.sd, 0)], [p.x, p.y + p.sd]])}" stroke="${colour}" stroke-width="1.5"/>`;
-          for (const y of p.values) svg += `<circle cx="${toX(p.x)}" cy="${toY(y)}" r="2.5" fill="${theme.page}" stroke="${colour}"/>`;
+          if (p.sd) svg += `<path d="${path([[p.x, Math.max(p.y - p.sd, 0)], [p.x, p.y + p.sd]], line)}" stroke="${colour}" stroke-width="1.5"/>`;
+          for (const y of p.values) svg += `<circle cx="${toX(p.x, line).toFixed(1)}" cy="${toY(y)}" r="2.5" fill="${theme.page}" stroke="${colour}"/>`;
         }
         const every = line.dots ? 1 : Math.ceil(points.length / 4);
         points.forEach((p, j) => {
           const here = j % every === line.family % every || j === points.length - 1;
-          if (here) svg += marker(toX(p.x), toY(p.y), line, theme, line.dots ? 1.1 : line.thin ? 0.6 : 0.85);
+          if (here) svg += marker(toX(p.x, line), toY(p.y), line, theme, line.dots ? 1.1 : line.thin ? 0.6 : 0.85);
         });
       }
       svg += "</g>";
@@ -333,31 +334,38 @@
       readout.style.right = right ? `${width - toX(x) + 14}px` : "auto";
       readout.style.top = `${top + 4}px`;
       canvas.querySelector(".cursor").innerHTML = `<path d="M${toX(x)} ${top}v${high}" stroke="${theme().soft}" stroke-dasharray="2 2"/>` +
-        rows.map(({ line, p }) => (toY(p.y) < top ? "" : marker(toX(x), toY(p.y), line, theme(), 1.15))).join("");
+        rows.map(({ line, p }) => (toY(p.y) < top ? "" : marker(toX(x, line), toY(p.y), line, theme(), 1.15))).join("");
     }
 
-    canvas.addEventListener("pointermove", (event) => {
-      const box = canvas.querySelector("svg")?.getBoundingClientRect();
+    function point(event) {
+      const box = canvas.querySelector(".drawing svg")?.getBoundingClientRect();
       if (!box) return;
       const [x, y] = [event.clientX - box.left, event.clientY - box.top];
       const panel = places.findIndex(({ left, top, wide, high, steps }) =>
         steps.length && x > left - 12 && x < left + wide + 12 && y > top - 12 && y < top + high + 12);
-      if (panel < 0) return hide();
-      const { steps, toX } = places[panel];
-      const far = steps.map((step) => Math.abs(toX(step) - x));
+      if (panel < 0) {
+        hide();
+        return;
+      }
+      const far = places[panel].steps.map((step) => Math.abs(places[panel].toX(step) - x));
       show(panel, far.indexOf(least(far)), y);
-    });
-    canvas.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") hide(); });
-    canvas.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") return hide();
+    }
+
+    function press(event) {
+      if (event.key === "Escape") hide();
       const { panel, step } = spot || { panel: 0, step: -1 };
-      const to = { ArrowRight: [panel, step + 1], ArrowLeft: [panel, step - 1], ArrowDown: [panel + 1, step], ArrowUp: [panel - 1, step] }[event.key];
-      if (!to || !places.length) return undefined;
+      const to = {
+        ArrowLeft: [panel, step - 1], ArrowRight: [panel, step + 1], ArrowUp: [panel - 1, step], ArrowDown: [panel + 1, step],
+      }[event.key];
+      const last = to && places[to[0]] ? places[to[0]].steps.length - 1 : -1;
+      if (last < 0) return; // the page may scroll
       event.preventDefault();
-      const next = Math.max(0, Math.min(to[0], places.length - 1));
-      if (places[next].steps.length) show(next, Math.max(0, Math.min(to[1], places[next].steps.length - 1)), null);
-      return undefined;
-    });
+      show(to[0], Math.max(0, Math.min(to[1], last)), null);
+    }
+
+    for (const kind of ["pointermove", "pointerdown"]) canvas.addEventListener(kind, point);
+    canvas.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") hide(); });
+    canvas.addEventListener("keydown", press);
     canvas.addEventListener("blur", hide);
     form.addEventListener("change", redraw);
     dark.addEventListener("change", redraw);

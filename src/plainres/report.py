@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from plainres.errors import InputError
 from plainres.families import SHORTCUT, reference
@@ -155,7 +154,7 @@ def _page(study: Study) -> str:
         study=study,
         name=study.folder.resolve().name,
         data=_data(study),
-        script=Markup(ours.joinpath("report.js").read_text(encoding="utf-8")),
+        script=ours.joinpath("report.js").read_text(encoding="utf-8"),
         figures={name: _inlined(study.folder / REPORT / name) for name in ("curves", "depth")},
         deeper={DEEPER: study.comparisons[DEEPER]} if DEEPER in study.comparisons else {},
         others=others,
