@@ -1,5 +1,6 @@
 """The report's page in a headless Chromium: what a person sees of it and can do with it."""
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from chromium import FOUND, Page
 from plainres import report
-from test_report import a_run, finish
+from test_report import a_run, data_of, finish
 
 pytestmark = [
     pytest.mark.skipif(FOUND is None, reason="there is no Chromium or Chrome on the PATH"),
@@ -230,6 +231,23 @@ def test_a_figure_is_saved_as_chosen(page: Page, kind: str, tmp_path: Path):
         assert b"plain" not in content
     else:
         assert content.startswith(b"\x89PNG")
+
+
+def test_all_the_points_that_a_page_may_have_are_drawn(browser: Page, file: Path):
+    page = file.read_text()
+    data = data_of(page)
+    seeds, points = 60, report.ALL_POINTS // 60
+    curve = {"step": list(range(1, points + 1)), "train": [2.5] * points, "test": [5.0] * points}
+    many = data | {"runs": [data["runs"][0] | curve | {"seed": seed} for seed in range(seeds)]}
+    start = page.index("{", page.index('id="data">'))
+    full = file.with_name("full.html")
+    full.write_text(page[:start] + json.dumps(many) + page[page.index("</script>", start) :])
+    browser.open(full)
+    choose(browser, "seeds", "each")
+    choose(browser, "axis", "log")
+    assert browser.run(LINES) == 2 * seeds
+    assert "and 110 more" in hover(browser, "curves", 0.5)
+    assert browser.complaints == []
 
 
 def test_figures_of_runs_are_loaded(page: Page):
