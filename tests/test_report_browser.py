@@ -136,6 +136,7 @@ def test_controls_hide_and_show(page: Page):
     choose(page, "panels", "apart")
     assert page.run("document.querySelectorAll('[data-figure=curves] clipPath').length") == 3
     assert page.run(LINES) == 6
+    assert hover(page, "curves", 0.2, 0.5).startswith("plain, iteration ")
     assert page.run("document.querySelectorAll('[data-figure=depth] .line').length") == 3  # has controls of its own
 
 
@@ -190,6 +191,9 @@ def test_text_and_curves_are_seen_on_the_page(browser: Page, file: Path, dark: b
     for family in range(3):
         marker = f"[data-figure=depth] [value='{family}'] + .key path"
         assert contrast(*colours(browser, marker)) > 2.5, marker
+    for depth in (8, 56):
+        shade = f"[data-figure=curves] [name=depth][value='{depth}'] + .key path"
+        assert contrast(*colours(browser, shade)) > 2.5, shade
     assert browser.complaints == []
 
 

@@ -7,8 +7,14 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const THEMES = { // a shade is up to `pale` of the way to the page, or up to `full` to `deep`
-    light: { page: "#ffffff", text: "#1c1c1c", soft: "#666666", grid: "#e8e8e8", deep: "#000000", pale: 0.4, full: 0.4 },
-    dark: { page: "#17181a", text: "#e4e4e4", soft: "#a0a0a0", grid: "#303236", deep: "#ffffff", pale: 0.3, full: 0.5 },
+    light: {
+      page: "#ffffff", text: "#1c1c1c", soft: "#666666", grid: "#e8e8e8",
+      deep: "#000000", pale: 0.4, full: 0.4,
+    },
+    dark: {
+      page: "#17181a", text: "#e4e4e4", soft: "#a0a0a0", grid: "#303236",
+      deep: "#ffffff", pale: 0.05, full: 0.6,
+    },
   };
   const MARKERS = [ // paths around 0, 0
     "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z", "M-3.5-3.5h7v7h-7z", "M0-5L4.5 0L0 5L-4.5 0z", "M0-4.8L4.6 3.6h-9.2z",
@@ -248,7 +254,7 @@
         svg += `<text ${at} fill="${line.colour}">${line.end}</text>`;
       }
       const steps = [...new Set(lines.flatMap((line) => line.points.map((p) => p.x)))].sort((a, b) => a - b);
-      return { left, top, wide, high, toX, toY, lines, steps };
+      return { title, left, top, wide, high, toX, toY, lines, steps };
     });
     let tall = Math.ceil(panels.length / columns) * height;
     if (legend) {
@@ -341,7 +347,7 @@
 
     // Show the values at a step of a panel, those nearest to y if there are many.
     function show(panel, step, y) {
-      const { left, top, wide, high, toX, toY, lines, steps } = places[panel];
+      const { title, left, top, wide, high, toX, toY, lines, steps } = places[panel];
       spot = { panel, step };
       const x = steps[step];
       const found = lines.map((line) => ({ line, p: line.points.find((p) => p.x === x) })).filter(({ p }) => p);
@@ -355,8 +361,9 @@
         const name = `<td>${swatch(line, theme())}</td><td>${escape(line.name)}</td>`;
         return `<tr ${nearest}>${name}<td>${number(p.y)}</td><td>${sd}</td></tr>`;
       });
+      const where = `${title ? `${escape(title)}, ` : ""}${drawing.at(x)}`;
       const more = found.length - rows.length;
-      readout.innerHTML = `<table><caption>${drawing.at(x)} <small>${unit}</small></caption>${cells.join("")}</table>${
+      readout.innerHTML = `<table><caption>${where} <small>${unit}</small></caption>${cells.join("")}</table>${
         more ? `<small>and ${more} more</small>` : ""}`;
       readout.hidden = false;
       const right = toX(x) - left > wide / 2;
