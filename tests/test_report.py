@@ -1,6 +1,7 @@
 """The report, from small study folders written here: no network is trained."""
 
 import csv
+import json
 import random
 import re
 import shutil
@@ -173,17 +174,89 @@ def test_tables_and_figures_are_written(study: Path):
     assert not list((study / "report").glob("*.tmp*"))
 
 
+def data_of(page: str) -> dict[str, Any]:
+    """What the page's script draws."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert found
+    return json.loads(found[1])
+
+
 def test_the_page_is_self_contained(study: Path):
     report.write(study)
     page = (study / "report" / "index.html").read_text()
     assert "degrades: deeper is worse" in page
     assert "Student&#39;s 95 % interval" in page
     assert page.count("data:image/svg+xml;base64,") == 2
-    assert "<script" not in page
     assert "http" not in page
-    for link in re.findall(r'href="([^"]+)"', page):
-        assert (study / "report" / link).exists()
-    assert page.count('href="../') == 30  # every run is linked to its folder
+    assert "url(" not in page.replace("url(#", "")
+    assert re.findall(r'<(?:script|link|iframe)[^>]* (?:src|href)="([^"]*)"', page) == ["data:,"]
+    for link in re.findall(r'href="([^"#]+)"', page):
+        assert link == "data:," or (study / "report" / link).exists()
+    anchors = set(re.findall(r'href="#([^"]+)"', page))
+    assert anchors == {"depth", "others", "curves", "trained"} <= set(re.findall(r'id="([^"]+)"', page))
+
+
+def test_every_number_is_linked_to_its_runs(study: Path):
+    report.write(study)
+    page = (study / "report" / "index.html").read_text()
+    row = page[page.index(">43.00 (12.00)<") :].partition("</tr>")[0]
+    linked = re.findall(r'href="\.\./([^"]+)/"', row)
+    assert [name[: name.rindex("-")] for name in linked] == [f"plain-44-w8-s{seed}" for seed in range(3)]
+    row = page[page.index(">plain: 56 minus 8<") :].partition("</tr>")[0]
+    assert "[+44.10, +73.90]" in row
+    assert re.findall(r">(seed \d|[\d.]+)(?:: <a|</a>)", row) == [
+        *("seed 0", "53.00", "0.00", "seed 1", "59.00", "0.00", "seed 2", "65.00", "0.00")
+    ]
+    for folder in study.iterdir():
+        assert folder.name == "report" or page.count(f'href="../{folder.name}/"') >= 2
+
+
+def test_the_page_draws_what_the_runs_have_written(study: Path):
+    report.write(study)
+    data = data_of((study / "report" / "index.html").read_text())
+    assert data["families"] == ["plain", "identity"]
+    assert data["depths"] == [8, 20, 32, 44, 56]
+    assert len(data["runs"]) == 30
+    for drawn in data["runs"]:
+        name = f"{data['families'][drawn['family']]}-{drawn['depth']}-w8-s{drawn['seed']}-*"
+        (folder,) = study.glob(name)
+        written = rows(folder / "metrics.csv")
+        assert drawn["step"] == [int(row["step"]) for row in written]
+        for key in ("train", "test"):
+            assert drawn[key] == pytest.approx([float(row[f"{key}/error"]) for row in written], abs=6e-4)
+        result = Run.read(folder).result
+        assert drawn["train_final"] == pytest.approx(result["train_error_eval"], abs=6e-4)
+        assert drawn["test_final"] == pytest.approx(result["test_error"], abs=6e-4)
+
+
+def test_long_curves_are_thinned_and_keep_their_ends(folder: Path):
+    finish(a_run(folder, "plain", 8, 0, epochs=2500), 5)
+    report.write(folder)
+    (drawn,) = data_of((folder / "report" / "index.html").read_text())["runs"]
+    assert len(drawn["step"]) == len(drawn["train"]) == report.POINTS
+    assert (drawn["step"][0], drawn["step"][-1]) == (23, 2500 * 23)
+    assert drawn["step"] == sorted(set(drawn["step"]))
+
+
+def test_figures_of_runs_have_a_section(few: Path):
+    run = Run.read(next(few.glob("identity-8-w8-s1-*")))
+    (run.folder / "probes").mkdir()
+    for name in ("lesion.svg", "probes/responses.svg"):
+        (run.folder / name).write_text("<svg/>")
+    report.write(few)
+    page = (few / "report" / "index.html").read_text()
+    section = page[page.index('<section id="inside">') :].partition("</section>")[0]
+    assert re.findall(r"<h3>(.*)</h3>", section) == ["responses", "lesion"]
+    sources = [f"../{run.folder.name}/{name}" for name in ("probes/responses.svg", "lesion.svg")]
+    assert re.findall(r'src="([^"]+)"', section) == sources
+    assert section.count("identity, 8 layers") == 2
+
+
+def test_the_questions_are_those_that_the_runs_answer(few: Path):
+    report.write(few)
+    page = (few / "report" / "index.html").read_text()
+    headings = ["Does depth hurt?", "Does the shortcut help?", "Curves", "What was trained"]
+    assert re.findall(r"<h2>(.*)</h2>", page) == headings
 
 
 def test_the_same_runs_give_the_same_bytes(few: Path):

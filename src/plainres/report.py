@@ -15,9 +15,10 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from plainres.errors import InputError
-from plainres.figures import save_figures
-from plainres.runs import REPORT, write_atomically
-from plainres.study import Study, read
+from plainres.families import SHORTCUT, reference
+from plainres.figures import COLOURS, save_figures
+from plainres.runs import REPORT, Run, write_atomically
+from plainres.study import DEEPER, Family, Study, read
 
 RESULTS = (  # the columns of results.csv
     *("folder", "study", "family", "shortcut", "depth", "width", "seed"),
@@ -31,6 +32,9 @@ HEAD = (  # of the table that is shown, without what others have published if th
     *("depth", "seeds", "train, eval mode", "train, running", "test", "test, best epoch*", PUBLISHED),
     *("parameters", "multiply-adds"),
 )
+PICTURES = ("probes/*.svg", "*.svg")  # in a run's folder
+POINTS, ALL_POINTS = 1000, 60_000  # of a curve, and of all curves together, in the page: 2 MB are opened at once
+DIGITS = 3  # of an error in percent in the page: one image of 100,000
 LINE = 110  # characters of the terminal text
 NOTES = (
     "eval mode: a pass over the training set at the end; running: over the last epoch, as the net changes.",
@@ -139,25 +143,79 @@ def _csv(rows: list[dict[str, Any]]) -> str:
 
 
 def _page(study: Study) -> str:
-    """index.html, with the figures of the report's folder inside."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    template = environment.from_string(files("plainres").joinpath("report.html").read_text(encoding="utf-8"))
-    figures = {
-        name: base64.b64encode((study.folder / REPORT / f"{name}.svg").read_bytes()).decode()
-        for name in ("curves", "depth")
-    }
+    """index.html, with its script, its data and the figures of the report's folder inside."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    ours = files("plainres")
+    template = environment.from_string(ours.joinpath("report.html").read_text(encoding="utf-8"))
     head, *rows = _shown(study)
     shown = iter(rows)
-    tables = [(family.label, [next(shown) for _ in family.rows]) for family in study.families]
+    tables = [(family.label, [(next(shown), by_seed) for by_seed in family.runs.values()]) for family in study.families]
+    others = {heading: group for heading, group in study.comparisons.items() if heading != DEEPER}
     return template.render(
         study=study,
-        figures=figures,
+        name=study.folder.resolve().name,
+        data=_data(study),
+        script=ours.joinpath("report.js").read_text(encoding="utf-8"),
+        figures={name: _inlined(study.folder / REPORT / name) for name in ("curves", "depth")},
+        deeper={DEEPER: study.comparisons[DEEPER]} if DEEPER in study.comparisons else {},
+        others=others,
+        of_shortcuts=SHORTCUT in reference(study.runs[0][1].config),
+        pictures=_pictures(study),
         head=head,
         tables=tables,
         published_note=_published_note(study),
         notes=NOTES,
         nothing=NOTHING,
     )
+
+
+def _inlined(figure: Path) -> str:
+    """A figure as a URL that contains it: as SVG, or as PNG where that is smaller, that is of long curves."""
+    kinds = {"svg+xml": figure.with_suffix(".svg"), "png": figure.with_suffix(".png")}
+    kind, content = min(((kind, file.read_bytes()) for kind, file in kinds.items()), key=lambda found: len(found[1]))
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _data(study: Study) -> dict[str, Any]:
+    """What the page's script draws: of each run the curves, thinned if they are long, and the final errors."""
+    labels = [family.label for family in study.families]
+    most = min(POINTS, max(ALL_POINTS // len(study.runs), 2))
+    runs = []
+    for family, run in study.runs:
+        curve = run.curve()
+        n = min(most, len(curve))
+        rows = [curve[-1 - (n - 1 - i) * (len(curve) - 1) // max(n - 1, 1)] for i in range(n)]
+        runs.append(
+            {
+                "family": labels.index(family.label),
+                "depth": run.config.model["depth"],
+                "seed": run.config.seed,
+                "step": [round(row["step"]) for row in rows],
+                "train": [round(row["train/error"], DIGITS) for row in rows],
+                "test": [round(row["test/error"], DIGITS) for row in rows],
+                "train_final": round(run.result["train_error_eval"], DIGITS),
+                "test_final": round(run.result["test_error"], DIGITS),
+            }
+        )
+    depths = sorted({run["depth"] for run in runs})
+    return {
+        "study": study.folder.resolve().name,
+        "families": labels,
+        "depths": depths,
+        "colours": COLOURS,
+        "runs": runs,
+    }
+
+
+def _pictures(study: Study) -> dict[str, list[tuple[Family, Run, str]]]:
+    """What has been drawn of finished runs: by what it shows, the runs and where in their folders it is."""
+    found: dict[str, list[tuple[Family, Run, str]]] = {}
+    for pattern in PICTURES:
+        for family, run in study.runs:
+            for file in sorted(run.folder.glob(pattern)):
+                found.setdefault(file.stem, []).append((family, run, file.relative_to(run.folder).as_posix()))
+    return found
 
 
 def _aligned(rows: Sequence[Sequence[str]], justify: Callable[[str, int], str]) -> list[str]:

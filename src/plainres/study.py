@@ -20,6 +20,7 @@ from plainres.statistics import Difference, Summary, paired_difference, summariz
 
 ERRORS = ("train_error_eval", "train_error", "test_error", "best_test_error")  # percent
 SIZES = ("steps", "batch_size", "parameters", "multiply_adds")
+DEEPER = "Training error, deepest minus shallowest"  # the heading of what tells whether depth hurts
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Comparison:
     what: str
     difference: Difference
     verdict: str
+    pairs: dict[int, tuple[Run, Run]]  # by seed: the runs whose errors are subtracted
 
     @property
     def cells(self) -> tuple[str, str, str, str, str]:
@@ -261,7 +263,7 @@ def _comparisons(families: list[Family], wanted: Mapping[str, Any]) -> dict[str,
         if shallowest != deepest:
             what = f"{family.label}: {deepest} minus {shallowest}"
             deeper.append(_compare(what, deep, shallow, ("degrades: deeper is worse", "deeper is better")))
-    comparisons = {"Training error, deepest minus shallowest": deeper} if deeper else {}
+    comparisons = {DEEPER: deeper} if deeper else {}
     references = [family for family in families if family.is_like(wanted)]
     for other in [family for family in families if family not in references]:
         unlike = {one.label: _unlike(one.setting, other.setting, wanted) for one in references}
@@ -306,7 +308,7 @@ def _compare(
         verdict = f"settings differ ({', '.join(sorted(unlike))}): no claim"
     else:
         verdict = difference.verdict(*claims)
-    return Comparison(what, difference, verdict)
+    return Comparison(what, difference, verdict, {seed: (a[seed], b[seed]) for seed in difference.seeds})
 
 
 def _budgets(runs: Iterable[Run]) -> list[str]:

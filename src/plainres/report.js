@@ -1,0 +1,461 @@
+// The page's figures, drawn as SVG from the JSON in the page; nothing else is loaded.
+//
+// A figure is a form of controls, a drawing and a readout. What is drawn follows from the form, the width and the theme
+// alone, and every change of one of them draws it anew. Families have a colour and a marker, depths a shade, training
+// errors are dashed with hollow markers: nothing is told by colour only.
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const THEMES = { // a shade is up to `pale` of the way to the page, or up to `full` to `deep`
+    light: {
+      page: "#ffffff", text: "#1c1c1c", soft: "#666666", grid: "#e8e8e8",
+      deep: "#000000", pale: 0.4, full: 0.4,
+    },
+    dark: {
+      page: "#17181a", text: "#e4e4e4", soft: "#a0a0a0", grid: "#303236",
+      deep: "#ffffff", pale: 0.05, full: 0.6,
+    },
+  };
+  const MARKERS = [ // paths around 0, 0
+    "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z", "M-3.5-3.5h7v7h-7z", "M0-5L4.5 0L0 5L-4.5 0z", "M0-4.8L4.6 3.6h-9.2z",
+    "M0 4.8L4.6-3.6h-9.2z", "M-1.6-4.6h3.2v3h3v3.2h-3v3h-3.2v-3h-3v-3.2h3z", "M-4.4-1.6h8.8l-2.6 5.6h-3.6z",
+  ];
+  const ROWS = 10; // of a readout
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const theme = () => (dark.matches ? THEMES.dark : THEMES.light);
+
+  const escape = (text) => String(text).replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
+  const number = (value) => (value >= 0.1 || value < 0.0005 ? value.toFixed(2) : String(+value.toPrecision(2)));
+  const short = (value) => (value >= 1e6 ? `${value / 1e6}M` : value >= 1e3 ? `${value / 1e3}k` : String(value));
+
+  // Math.min(...values) takes no 100,000 values.
+  const least = (values) => values.reduce((a, b) => Math.min(a, b), Infinity);
+  const most = (values) => values.reduce((a, b) => Math.max(a, b), -Infinity);
+
+  function mix(colour, target, share) {
+    const parts = [1, 3, 5].map((at) => [colour, target].map((c) => parseInt(c.slice(at, at + 2), 16)));
+    return "#" + parts.map(([a, b]) => Math.round(a + (b - a) * share).toString(16).padStart(2, "0")).join("");
+  }
+
+  // The deeper, the further from the page. Black, as the text, is seen on a dark page as well.
+  function shade(family, depth, theme) {
+    const name = data.colours[family % data.colours.length];
+    const colour = name === "#000000" ? mix(theme.text, theme.page, 0.3) : name;
+    const last = data.depths.length - 1;
+    const at = data.depths.indexOf(depth) / last;
+    const share = last && depth !== null ? theme.pale - (theme.pale + theme.full) * at : 0;
+    return share > 0 ? mix(colour, theme.page, share) : mix(colour, theme.deep, -share);
+  }
+
+  function marker(x, y, line, theme, size = 1) {
+    const at = `translate(${x.toFixed(1)} ${y.toFixed(1)}) scale(${size})`;
+    const path = MARKERS[(line.family + Math.floor(line.family / data.colours.length)) % MARKERS.length];
+    const fill = line.dashed ? theme.page : line.colour;
+    const style = `fill="${fill}" stroke="${line.colour}" stroke-width="1.2"`;
+    return `<path class="marker" d="${path}" transform="${at}" ${style}/>`;
+  }
+
+  function swatch(line, theme) {
+    const dash = line.dashed ? ' stroke-dasharray="4 3"' : "";
+    const path = `<path d="M1 6h28" stroke="${line.colour}" stroke-width="2"${dash}/>`;
+    const middle = line.family === undefined ? "" : marker(15, 6, line, theme);
+    return `<svg class="swatch" width="30" height="12" aria-hidden="true">${path}${middle}</svg>`;
+  }
+
+  // What is drawn -----------------------------------------------------------------------------------------------------
+
+  // Mean, sample standard deviation and range of values over seeds, at x.
+  function over(x, values) {
+    const n = values.length;
+    const mean = values.reduce((a, b) => a + b, 0) / n;
+    const sd = n > 1 ? Math.sqrt(values.reduce((sum, value) => sum + (value - mean) ** 2, 0) / (n - 1)) : null;
+    return { x, y: mean, sd, n, values, low: least(values), high: most(values) };
+  }
+
+  // Runs -> the points of their mean curve.
+  function meanCurve(runs, error) {
+    const found = new Map();
+    for (const run of runs) {
+      run.step.forEach((step, i) => found.set(step, [...(found.get(step) || []), run[error][i]]));
+    }
+    return [...found].sort((a, b) => a[0] - b[0]).map(([step, values]) => over(step, values));
+  }
+
+  // The families that are chosen, with their runs of some depths.
+  function shown(choice, depths) {
+    return choice.getAll("family").map(Number).map((family) => ({
+      family, label: data.families[family],
+      runs: data.runs.filter((run) => run.family === family && depths.includes(run.depth)),
+    })).filter(({ runs }) => runs.length);
+  }
+
+  // Errors over iterations: a panel for each family, or one for all.
+  function curves(choice, theme) {
+    const apart = choice.get("panels") === "apart";
+    const panels = shown(choice, choice.getAll("depth").map(Number)).map(({ label, family, runs }) => {
+      const lines = [];
+      for (const depth of new Set(runs.map((run) => run.depth))) {
+        const same = runs.filter((run) => run.depth === depth);
+        for (const error of choice.getAll("error")) {
+          const look = { family, dashed: error === "train", colour: shade(family, depth, theme) };
+          const name = apart ? `${depth} layers` : `${label} ${depth}`;
+          const end = error === choice.getAll("error").at(-1) ? String(depth) : "";
+          const kind = error === "train" ? "training" : "test";
+          if (choice.get("seeds") === "mean") {
+            lines.push({ ...look, name: `${name}, ${kind}`, points: meanCurve(same, error), end, band: end !== "" });
+            continue;
+          }
+          for (const run of same) {
+            const one = { name: `${name}, seed ${run.seed}, ${kind}`, points: meanCurve([run], error), thin: true };
+            lines.push({ ...look, ...one, end: run === same[0] ? end : "" });
+          }
+        }
+      }
+      return { title: label, lines };
+    });
+    return {
+      panels: apart ? panels : [{ title: "", lines: panels.flatMap((panel) => panel.lines) }],
+      log: choice.get("axis") === "log",
+      late: true, // as in the paper, the first steps, far above, are cut off
+      x: "iterations", y: "error (%)", at: (x) => `iteration ${x.toLocaleString("en")}`,
+    };
+  }
+
+  // Final errors against depth: the mean with its standard deviation, and every seed.
+  function finals(choice, theme) {
+    const error = choice.get("final");
+    const lines = shown(choice, data.depths).map(({ label, family, runs }, i, all) => {
+      const depths = [...new Set(runs.map((run) => run.depth))];
+      return {
+        name: label, family, colour: shade(family, null, theme), dots: true, aside: (i + 0.5) / all.length - 0.5,
+        points: depths.map((depth) => over(depth, runs.filter((run) => run.depth === depth).map((run) => run[error]))),
+      };
+    });
+    return {
+      panels: [{ title: "", lines }], log: choice.get("axis") === "log", ticks: data.depths,
+      x: "depth (weighted layers)", y: error === "train_final" ? "final training error (%)" : "final test error (%)",
+      at: (x) => `${x} layers`,
+    };
+  }
+
+  // How it is drawn ---------------------------------------------------------------------------------------------------
+
+  function linearTicks(top, wanted) {
+    const rough = top / wanted;
+    const power = 10 ** Math.floor(Math.log10(rough));
+    const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough);
+    return Array.from({ length: Math.floor(top / step + 1e-9) + 1 }, (_, i) => +(i * step).toPrecision(6));
+  }
+
+  // The vertical axis. 0 has no logarithm: it stands at the lower edge.
+  function vertical(drawing) {
+    const lines = drawing.panels.flatMap((panel) => panel.lines);
+    const all = lines.flatMap((line) => line.points);
+    if (drawing.log) {
+      const positive = all.flatMap((p) => [p.y, ...p.values]).filter((value) => value > 0);
+      const top = Math.max(most(positive), 1e-3) * 1.3;
+      const lowest = Math.min(least(positive), top / 10);
+      const bottom = all.some((p) => p.low <= 0) ? lowest / 3 : lowest / 1.3;
+      const factors = top / bottom > 300 ? [1] : [1, 2, 5];
+      const ticks = [...Array(12).keys()].flatMap((i) => factors.map((f) => +(f * 10 ** (i - 8)).toPrecision(1)));
+      return {
+        share: (y) => Math.log(Math.max(y, bottom) / bottom) / Math.log(top / bottom),
+        ticks: [...ticks.filter((y) => y >= lowest / 1.3 && y <= top), ...(bottom < lowest / 2 ? [0] : [])],
+      };
+    }
+    const last = most(all.map((p) => p.x));
+    const seen = drawing.late
+      ? all.filter((p) => 2 * p.x >= last).map((p) => 1.35 * p.high)
+      : all.map((p) => 1.05 * Math.max(p.high, p.y + p.sd));
+    const top = Math.min(100, Math.max(most(seen), drawing.late ? 5 : 0.1));
+    return { share: (y) => (y + 0.01 * top) / (1.01 * top), ticks: linearTicks(top, 5) };
+  }
+
+  // A drawing -> its SVG, and where its panels are, for the readout.
+  function draw(drawing, width, theme, legend) {
+    const { panels } = drawing;
+    const columns = Math.max(1, Math.min(panels.length, 3, Math.floor(width / 270)));
+    const cell = width / columns;
+    const height = panels.length > 1 ? 250 : Math.max(280, Math.min(430, width * 0.5));
+    const margin = { left: 46, right: drawing.ticks ? 14 : 26, top: panels.length > 1 ? 38 : 14, bottom: 46 };
+    const axis = vertical(drawing);
+    const xs = panels.flatMap((panel) => panel.lines.flatMap((line) => line.points.map((p) => p.x)));
+    const [from, to] = [drawing.ticks ? least(xs) : 0, most(xs)];
+    const pad = drawing.ticks ? Math.max((to - from) * 0.04, 1) : 0;
+    const text = (x, y, what, more = "") =>
+      `<text x="${x}" y="${y}" fill="${theme.soft}" ${more}>${escape(what)}</text>`;
+    let svg = "";
+    const places = panels.map(({ title, lines }, i) => {
+      const left = (i % columns) * cell + margin.left;
+      const top = Math.floor(i / columns) * height + margin.top;
+      const wide = cell - margin.left - margin.right;
+      const high = height - margin.top - margin.bottom;
+      const nextTo = Math.min(5 * lines.length, 0.06 * wide); // families beside each other at one depth
+      const perUnit = wide / (to - from + 2 * pad || 1);
+      const toX = (x, line) => left + (x - from + pad) * perUnit + nextTo * (line?.aside || 0);
+      const toY = (y) => top + high * (1 - axis.share(y));
+      const path = (points, line) =>
+        `M${points.map(([x, y]) => `${toX(x, line).toFixed(1)} ${toY(y).toFixed(1)}`).join("L")}`;
+      if (title) {
+        const room = Math.floor(wide / 6.4);
+        const cut = title.length > room ? `${title.slice(0, room - 1)}…` : title;
+        svg += text(left, top - 14, cut, 'font-weight="600"');
+      }
+      for (const y of axis.ticks) {
+        svg += `<path d="M${left} ${toY(y).toFixed(1)}h${wide}" stroke="${theme.grid}"/>`;
+        svg += text(left - 6, (toY(y) + 4).toFixed(1), short(y), 'text-anchor="end"');
+      }
+      let taken = -Infinity;
+      for (const x of drawing.ticks || linearTicks(to, wide / 70)) {
+        if (toX(x) - taken < 22 || x > to) continue;
+        taken = toX(x);
+        svg += `<path d="M${taken.toFixed(1)} ${top + high}v4" stroke="${theme.soft}"/>`;
+        svg += text(taken.toFixed(1), top + high + 17, short(x), 'text-anchor="middle"');
+      }
+      svg += `<path d="M${left} ${top}v${high}h${wide}" fill="none" stroke="${theme.soft}"/>`;
+      svg += text(left + wide / 2, top + high + 35, drawing.x, 'text-anchor="middle"');
+      if (i % columns === 0) {
+        const turned = `translate(${left - 36} ${top + high / 2}) rotate(-90)`;
+        svg += text(0, 0, drawing.y, `text-anchor="middle" transform="${turned}"`);
+      }
+      const clip = `clip-${drawing.name}-${i}`;
+      const frame = `x="${left}" y="${top - 6}" width="${wide + 8}" height="${high + 12}"`;
+      svg += `<clipPath id="${clip}"><rect ${frame}/></clipPath>`;
+      svg += `<g clip-path="url(#${clip})" fill="none" stroke-linejoin="round">`;
+      for (const line of lines) {
+        const { points, colour } = line;
+        if (line.band && points.some((p) => p.n > 1)) {
+          const around = [...points.map((p) => [p.x, p.high]), ...points.map((p) => [p.x, p.low]).reverse()];
+          svg += `<path d="${path(around)}z" fill="${colour}" opacity="0.12"/>`;
+        }
+        const style = `stroke="${colour}" stroke-width="${line.thin || line.dashed ? 1.2 : 2}"`;
+        const dash = line.dashed ? 'stroke-dasharray="5 3"' : "";
+        svg += `<path class="line" d="${path(points.map((p) => [p.x, p.y]), line)}" ${style} ${dash}/>`;
+        for (const p of line.dots ? points : []) {
+          if (p.sd) svg += `<path d="${path([[p.x, Math.max(p.y - p.sd, 0)], [p.x, p.y + p.sd]], line)}" ${style}/>`;
+          for (const y of p.values) {
+            const at = `cx="${toX(p.x, line).toFixed(1)}" cy="${toY(y).toFixed(1)}"`;
+            svg += `<circle ${at} r="2.5" fill="${theme.page}" stroke="${colour}"/>`;
+          }
+        }
+        const every = line.dots ? 1 : Math.ceil(points.length / 4);
+        points.forEach((p, j) => {
+          const here = j % every === line.family % every || j === points.length - 1;
+          if (here) svg += marker(toX(p.x, line), toY(p.y), line, theme, line.dots ? 1.1 : line.thin ? 0.6 : 0.85);
+        });
+      }
+      svg += "</g>";
+      let above = top + high + 16;
+      const ends = lines.filter((line) => line.end).map((line) => ({ line, y: toY(line.points.at(-1).y) }));
+      ends.sort((a, b) => b.y - a.y);
+      for (const { line, y } of ends.length <= 14 ? ends : []) {
+        above = Math.min(y + 4, above - 11);
+        const at = `x="${left + wide + 7}" y="${above.toFixed(1)}" font-size="10.5"`;
+        svg += `<text ${at} fill="${line.colour}">${line.end}</text>`;
+      }
+      const steps = [...new Set(lines.flatMap((line) => line.points.map((p) => p.x)))].sort((a, b) => a - b);
+      return { title, left, top, wide, high, toX, toY, lines, steps };
+    });
+    let tall = Math.ceil(panels.length / columns) * height;
+    if (legend) {
+      let x = margin.left;
+      for (const line of legend) {
+        const needs = 44 + 6.6 * line.name.length;
+        if (x + needs > width && x > margin.left) [x, tall] = [margin.left, tall + 20];
+        svg += `<g transform="translate(${x} ${tall})">${swatch(line, theme)}${text(36, 10, line.name)}</g>`;
+        x += needs;
+      }
+      tall += 24;
+      svg = `<rect width="${width}" height="${tall}" fill="${theme.page}"/>${svg}`;
+    }
+    const size = `width="${width}" height="${tall}" viewBox="0 0 ${width} ${tall}"`;
+    const font = 'font-family="system-ui, sans-serif" font-size="12"';
+    return { places, svg: `<svg ${size} ${font}>${svg}<g class="cursor"></g></svg>` };
+  }
+
+  // How it is used ----------------------------------------------------------------------------------------------------
+
+  const families = ["checkbox", "family", "Families", data.families.map((label, i) => [i, label])];
+  const [together, apart] = [["one", "one"], ["apart", "by family"]];
+  const axes = ["radio", "axis", "Axis", [["linear", "linear"], ["log", "logarithmic"]]];
+  const FIGURES = {
+    depth: {
+      of: finals,
+      controls: [families, ["radio", "final", "Error", [["train_final", "training"], ["test_final", "test"]]], axes],
+    },
+    curves: {
+      of: curves,
+      controls: [
+        families,
+        ["checkbox", "depth", "Depth", data.depths.map((depth) => [depth, depth])],
+        ["checkbox", "error", "Error", [["train", "training"], ["test", "test"]]],
+        ["radio", "seeds", "Seeds", [["mean", "mean and range"], ["each", "each"]]],
+        axes,
+        ["radio", "panels", "Panels", data.families.length > 3 ? [apart, together] : [together, apart]],
+      ],
+    },
+  };
+
+  function figure(name, { of, controls }) {
+    const root = document.querySelector(`[data-figure=${name}]`);
+    const [form, canvas, readout] = ["form", ".canvas", ".readout"].map((part) => root.querySelector(part));
+    form.innerHTML = controls.map(([type, field, legend, options]) => {
+      const labels = options.map(([value, label], i) => {
+        const checked = type === "checkbox" || i === 0 ? "checked" : "";
+        const input = `<input type="${type}" name="${field}" value="${value}" ${checked}>`;
+        return `<label>${input}<span class="key" data-key="${field}-${value}"></span>${escape(label)}</label>`;
+      });
+      return `<fieldset><legend>${legend}</legend>${labels.join("")}</fieldset>`;
+    }).join("");
+    let width = 0;
+    let places = [];
+    let drawing;
+    let spot = null; // panel and step of the readout
+
+    const drawn = (theme) => ({ ...of(new FormData(form), theme), name });
+
+    function redraw() {
+      width = canvas.clientWidth;
+      if (!width) return; // in print
+      drawing = drawn(theme());
+      const empty = !drawing.panels.some((panel) => panel.lines.length);
+      canvas.querySelector(".drawing").innerHTML = empty ? "<p>Nothing is chosen.</p>" : "";
+      places = [];
+      if (!empty) {
+        const made = draw(drawing, width, theme());
+        canvas.querySelector(".drawing").innerHTML = made.svg;
+        places = made.places;
+      }
+      for (const key of form.querySelectorAll(".key")) key.innerHTML = keyOf(...key.dataset.key.split("-"));
+      hide();
+    }
+
+    function keyOf(field, value) {
+      const grey = data.colours.indexOf("#000000");
+      if (field === "family") return swatch({ family: +value, colour: shade(+value, null, theme()) }, theme());
+      if (field === "depth") return swatch({ colour: shade(grey, +value, theme()) }, theme());
+      if (field === "error") return swatch({ colour: theme().text, dashed: value === "train" }, theme());
+      return "";
+    }
+
+    function hide() {
+      spot = null;
+      readout.hidden = true;
+      const cursor = canvas.querySelector(".cursor");
+      if (cursor) cursor.innerHTML = "";
+    }
+
+    // Show the values at a step of a panel, those nearest to y if there are many.
+    function show(panel, step, y) {
+      const { title, left, top, wide, high, toX, toY, lines, steps } = places[panel];
+      spot = { panel, step };
+      const x = steps[step];
+      const found = lines.map((line) => ({ line, p: line.points.find((p) => p.x === x) })).filter(({ p }) => p);
+      const far = ({ p }) => (y === null ? 0 : Math.abs(toY(p.y) - y));
+      const near = [...found].sort((a, b) => far(a) - far(b)).slice(0, ROWS);
+      const rows = [...near].sort((a, b) => b.p.y - a.p.y);
+      const unit = rows.some(({ p }) => p.n > 1) ? "mean (s.d.) over seeds, %" : "%";
+      const cells = rows.map(({ line, p }) => {
+        const nearest = y !== null && line === near[0].line ? 'class="nearest"' : "";
+        const sd = p.sd === null ? "" : `(${number(p.sd)})`;
+        const name = `<td>${swatch(line, theme())}</td><td>${escape(line.name)}</td>`;
+        return `<tr ${nearest}>${name}<td>${number(p.y)}</td><td>${sd}</td></tr>`;
+      });
+      const where = `${title ? `${escape(title)}, ` : ""}${drawing.at(x)}`;
+      const more = found.length - rows.length;
+      readout.innerHTML = `<table><caption>${where} <small>${unit}</small></caption>${cells.join("")}</table>${
+        more ? `<small>and ${more} more</small>` : ""}`;
+      readout.hidden = false;
+      const right = toX(x) - left > wide / 2;
+      readout.style.left = right ? "auto" : `${toX(x) + 14}px`;
+      readout.style.right = right ? `${width - toX(x) + 14}px` : "auto";
+      readout.style.top = `${top + 4}px`;
+      const inside = rows.filter(({ p }) => toY(p.y) >= top);
+      canvas.querySelector(".cursor").innerHTML =
+        `<path d="M${toX(x)} ${top}v${high}" stroke="${theme().soft}" stroke-dasharray="2 2"/>` +
+        inside.map(({ line, p }) => marker(toX(x, line), toY(p.y), line, theme(), 1.15)).join("");
+    }
+
+    function point(event) {
+      const box = canvas.querySelector(".drawing svg")?.getBoundingClientRect();
+      if (!box) return;
+      const [x, y] = [event.clientX - box.left, event.clientY - box.top];
+      const panel = places.findIndex(({ left, top, wide, high, steps }) =>
+        steps.length && x > left - 12 && x < left + wide + 12 && y > top - 12 && y < top + high + 12);
+      if (panel < 0) {
+        hide();
+        return;
+      }
+      const far = places[panel].steps.map((step) => Math.abs(places[panel].toX(step) - x));
+      show(panel, far.indexOf(least(far)), y);
+    }
+
+    function press(event) {
+      if (event.key === "Escape") hide();
+      const { panel, step } = spot || { panel: 0, step: -1 };
+      const to = {
+        ArrowLeft: [panel, step - 1], ArrowRight: [panel, step + 1],
+        ArrowUp: [panel - 1, step], ArrowDown: [panel + 1, step],
+      }[event.key];
+      const last = to && places[to[0]] ? places[to[0]].steps.length - 1 : -1;
+      if (last < 0) return; // the page may scroll
+      event.preventDefault();
+      show(to[0], Math.max(0, Math.min(to[1], last)), null);
+    }
+
+    for (const kind of ["pointermove", "pointerdown"]) canvas.addEventListener(kind, point);
+    canvas.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") hide(); });
+    canvas.addEventListener("keydown", press);
+    canvas.addEventListener("blur", hide);
+    form.addEventListener("change", redraw);
+    dark.addEventListener("change", redraw);
+    new ResizeObserver(() => {
+      if (canvas.clientWidth !== width) redraw(); // its height grows with the readout
+    }).observe(canvas);
+    redraw();
+
+    // The figure as it is chosen, in light colours, with a legend.
+    function save(kind) {
+      const light = THEMES.light;
+      const look = drawn(light);
+      const lines = look.panels.flatMap((panel) => panel.lines);
+      if (!lines.length) return;
+      const families = [...new Set(lines.map((line) => line.family))];
+      const legend = families.map((family) => (
+        { name: data.families[family], family, colour: shade(family, null, light) }));
+      for (const dashed of name === "curves" ? new Set(lines.map((line) => line.dashed)) : []) {
+        legend.push({ name: dashed ? "training" : "test", colour: light.text, dashed });
+      }
+      const holder = document.createElement("div");
+      holder.innerHTML = draw(look, 900, light, legend).svg;
+      const svg = new XMLSerializer().serializeToString(holder.firstChild);
+      if (kind === "svg") {
+        download(new Blob([svg], { type: "image/svg+xml" }), kind);
+        return;
+      }
+      const image = new Image();
+      image.onload = () => {
+        const bitmap = document.createElement("canvas");
+        [bitmap.width, bitmap.height] = [2 * image.width, 2 * image.height];
+        bitmap.getContext("2d").drawImage(image, 0, 0, bitmap.width, bitmap.height);
+        bitmap.toBlob((blob) => download(blob, kind));
+      };
+      image.src = `data:image/svg+xml,${encodeURIComponent(svg)}`;
+    }
+
+    function download(blob, kind) {
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(blob);
+      link.download = `${data.study}-${name}.${kind}`;
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+    }
+
+    for (const button of root.querySelectorAll("[data-save]")) {
+      button.addEventListener("click", () => save(button.dataset.save));
+    }
+  }
+
+  document.documentElement.classList.add("live");
+  for (const [name, parts] of Object.entries(FIGURES)) figure(name, parts);
+})();
