@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import ROOT
-from plainres.build import architecture_of, source_of
+from plainres.build import architecture_of, probes_of, source_of
 from plainres.compose import compose, compose_jobs
 from plainres.config import Config
 from plainres.families import labelled, matches, published, reference, settings
@@ -28,8 +28,12 @@ def make(config: Config) -> None:
 
 @pytest.mark.parametrize("path", [path for path in SHIPPED if path.parent.name not in ("", "experiment")], ids=str)
 def test_a_choice_is_composed_and_made(path: Path) -> None:
-    jobs = compose_jobs([f"{path.parent}={path.name}"])
+    chosen = f"[{path.name}]" if str(path.parent) == "probes" else path.name
+    jobs = compose_jobs([f"{path.parent}={chosen}"])
     (config,) = jobs.configs
+    if str(path.parent) == "probes":
+        assert list(probes_of(config)) == [path.name]
+        return
     assert (config.choices | {"hydra/launcher": jobs.launcher})[str(path.parent)] == path.name
     make(config)
 
@@ -54,6 +58,7 @@ AXES = {
     "digits_identity_mappings": (14, [20, 56], 7),
     "digits_activation": (12, [20, 56], 6),
     "digits_span": (8, [38, 74], 4),
+    "digits_probes": (4, [20, 56], 2),
     "imagenet_degradation": (4, [18, 34], 2),
 }
 

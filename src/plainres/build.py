@@ -17,6 +17,7 @@ from plainres.config import Config
 from plainres.data import Source
 from plainres.errors import InputError, first_line
 from plainres.initialisation import Scheme, he_fan_out
+from plainres.probes import Probe
 from plainres.randomness import mix, seed_noise
 from plainres.weights import load_weights, weights_for
 
@@ -48,6 +49,15 @@ def architecture_of(config: Config, source: Source) -> nn.Module:
         raise InputError(f"model: {type(error).__name__}: {first_line(error)}") from error
 
 
+def probes_of(config: Config) -> dict[str, Probe]:
+    """The probes of a run, by name.
+
+    Raises:
+        InputError: an option of one is wrong.
+    """
+    return {name: _instantiate(node, f"probes.{name}") for name, node in config.probes.items()}
+
+
 def check_devices(config: Config) -> None:
     """See whether the devices that a run asks for are here.
 
@@ -72,6 +82,7 @@ def check(config: Config, *, devices: bool = True) -> None:
     """
     if devices:
         check_devices(config)
+    probes_of(config)
     source = source_of(config)
     with torch.device("meta"):
         network = architecture_of(config, source)

@@ -1,18 +1,22 @@
-"""What is kept of a training and what is shown of it: the curves and the progress bar."""
+"""What is kept of a training and what is shown of it: the curves, what probes find, the progress bar."""
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from plainres.batches import ImageBatches
+from plainres.classifier import Classifier
+from plainres.probes import Probe, a_copy
 from plainres.progress import bar
-from plainres.runs import write_atomically
+from plainres.runs import read_rows, write_atomically
 
 COLUMNS: tuple[str, ...] = ("epoch", "step", "lr", "train/loss", "train/error", "test/loss", "test/error")
 
@@ -91,3 +95,69 @@ class Progress(Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the line on the screen, above what is said about the exception."""
         self.teardown(trainer, pl_module, "fit")
+
+
+class Probes(Callback):
+    """Lets the probes of a run look, and keeps what they find: <name>.csv, a row for each layer and step.
+
+    Args:
+        probes: by the name of their file.
+        folder: of the files.
+        steps: the length of the run.
+    """
+
+    def __init__(self, probes: Mapping[str, Probe], folder: Path, steps: int) -> None:
+        self.probes, self.folder, self.steps = probes, folder, steps
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take back what was found after the step at which the run goes on; look at the beginning."""
+        if not trainer.is_global_zero:
+            return
+        self.folder.mkdir(exist_ok=True)
+        for name in self.probes:
+            file = self.folder / f"{name}.csv"
+            rows = [row for row in read_rows(file) if int(row["step"]) <= trainer.global_step] if file.exists() else []
+            write_atomically(file, _csv(rows, header=True) if rows else "")
+        if trainer.global_step == 0:
+            self._look(trainer, pl_module, list(self.probes))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look if it is time; before the run is saved, so that what is saved has been looked at."""
+        step = trainer.global_step
+        if trainer.is_global_zero:
+            every = {name: probe.every_n_steps for name, probe in self.probes.items()}
+            due = [name for name, n in every.items() if step >= self.steps or (n is not None and step % n == 0)]
+            if due:
+                self._look(trainer, pl_module, due)
+
+    def _look(self, trainer: pl.Trainer, classifier: pl.LightningModule, names: Sequence[str]) -> None:
+        data = getattr(trainer, "datamodule", None)
+        assert isinstance(data, ImageBatches)
+        assert isinstance(classifier, Classifier)
+        (optimizer,) = trainer.optimizers
+        for name in names:
+            probe = self.probes[name]
+            index = torch.arange(min(probe.images, len(data.training.targets)))
+            images, targets = data.training.batch(index)
+            network = a_copy(classifier.network)
+            weight = next(network.parameters())
+            # Lightning evaluates its hooks without gradients where it may
+            with torch.enable_grad(), torch.autocast(weight.device.type, enabled=False):
+                rows = probe.measure(
+                    network, images.to(weight.device, weight.dtype), targets.to(weight.device), optimizer
+                )
+            file = self.folder / f"{name}.csv"
+            first = not file.stat().st_size
+            with file.open("a") as out:
+                out.write(_csv([{"step": trainer.global_step, **row} for row in rows], header=first))
+
+
+def _csv(rows: Sequence[Mapping[str, Any]], *, header: bool) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

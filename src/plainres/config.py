@@ -140,6 +140,7 @@ class Config:
     runs_per_device: int = 1  # of a sweep on GPUs
     reference: dict[str, Any] = field(default_factory=dict)  # settings of runs; a report compares the others with them
     published: list[Published] = field(default_factory=list)  # what others found with such runs, for the report
+    probes: dict[str, Any] = field(default_factory=dict)  # what is observed during training, by name
     published_if: dict[str, Any] = field(default_factory=dict)  # settings that all of these runs have besides
     weights_sha256: str | None = None  # of the file model.weights
     choices: dict[str, str] = field(default_factory=dict)  # the option taken from each group: {"data": "digits"}

@@ -6,6 +6,7 @@ colour-blind readers can tell apart; within a family, the deeper the darker.
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
-from plainres.runs import Run
+from plainres.runs import Run, read_rows
 from plainres.statistics import summarize
 
 Families = Mapping[str, Mapping[int, Mapping[int, Run]]]
@@ -41,9 +42,10 @@ STYLE: dict[Any, Any] = {
 
 
 def save_figures(families: Families, folder: Path) -> None:
-    """Write curves.svg, curves.png, depth.svg and depth.png."""
+    """Write curves and depth, and a figure for each probe that runs have, as SVG and PNG."""
     with mpl.rc_context(STYLE):
-        for name, figure in (("curves", curves(families)), ("depth", error_by_depth(families))):
+        figures = {"curves": curves(families), "depth": error_by_depth(families)} | probe_figures(families)
+        for name, figure in figures.items():
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
             figure.savefig(folder / f"{name}.png", dpi=150)
 
@@ -116,6 +118,87 @@ def error_by_depth(families: Families) -> Figure:
     axes.set_title("Mean and s.d. over seeds; small circles: the seeds", fontweight="normal", fontsize=10)
     axes.legend(loc="upper left")
     return figure
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A part of a probe's figure: a column of its CSV file by layer, at the beginning or at the end of training."""
+
+    title: str
+    column: str
+    at_end: bool
+    log: bool = True
+    descending: bool = False  # sorted, as the lower half of He et al. 2015, figure 7
+
+
+PROBES = {
+    "responses": (
+        Panel("std of responses at the end, in layer order", "std", at_end=True, log=False),
+        Panel("the same, sorted", "std", at_end=True, log=False, descending=True),
+    ),
+    "gradients": (
+        Panel("norm of the gradient of each layer's weights, at the beginning", "gradient", at_end=False),
+        Panel("at the end", "gradient", at_end=True),
+    ),
+    "signals": (
+        Panel("variance of each block's output, at the beginning", "variance", at_end=False),
+        Panel("variance of the gradient there", "gradient_variance", at_end=False),
+    ),
+    "gradient_correlation": (
+        Panel("absolute correlation of the images' gradients, at the beginning", "absolute_correlation", at_end=False),
+        Panel("at the end", "absolute_correlation", at_end=True),
+    ),
+}
+
+
+def probe_figures(families: Families) -> dict[str, Figure]:
+    """A figure for each probe that runs have: a line for each family and depth, means over seeds.
+
+    Over the layers, or, of a probe that knows one value for the whole net, over depth.
+    """
+    drawn = {}
+    depths = sorted({depth for runs in families.values() for depth in runs})
+    for name, panels in PROBES.items():
+        figure = Figure(figsize=(5.4 * len(panels), 4.4))
+        grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)
+        empty = True
+        for axes, panel in zip(grid.flat, panels, strict=True):
+            for colour, marker, (family, runs) in zip(cycle(COLOURS), cycle(MARKERS), families.items(), strict=False):
+                found = {depth: _observed(by_seed.values(), name, panel) for depth, by_seed in runs.items()}
+                found = {depth: values for depth, values in found.items() if values}
+                empty &= not found
+                style: dict[str, Any] = {"marker": marker, "markersize": 3, "linewidth": 1.2}
+                if all(len(values) == 1 for values in found.values()):
+                    axes.plot(list(found), [value for (value,) in found.values()], color=colour, label=family, **style)
+                    axes.set_xlabel("depth (weighted layers)")
+                    continue
+                for depth, values in found.items():
+                    shade = _shade(colour, depths.index(depth), len(depths))
+                    axes.plot(
+                        range(1, len(values) + 1), values, color=shade, label=f"{family}, {depth} layers", **style
+                    )
+                axes.set_xlabel("block" if name == "signals" else "layer")
+            axes.set_yscale("log" if panel.log else "linear")
+            axes.set_title(panel.title, fontweight="normal", fontsize=10)
+        if not empty:
+            handles, labels = grid.flat[0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8.5)
+            drawn[name] = figure
+    return drawn
+
+
+def _observed(runs: Iterable[Run], name: str, panel: Panel) -> list[float]:
+    """What a probe has found in each layer, the mean over runs that have it."""
+    columns = []
+    for run in runs:
+        file = run.folder / "probes" / f"{name}.csv"
+        rows = read_rows(file) if file.exists() else []
+        steps = [int(row["step"]) for row in rows]
+        if rows:
+            step = max(steps) if panel.at_end else min(steps)
+            values = [float(row[panel.column]) for row in rows if int(row["step"]) == step]
+            columns.append(sorted(values, reverse=True) if panel.descending else values)
+    return [summarize(values).mean for values in zip(*columns, strict=True)]
 
 
 def _shade(colour: str, i: int, n: int) -> tuple[float, ...]:

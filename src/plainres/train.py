@@ -21,8 +21,8 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 
 from plainres.batch_norm import synchronise
 from plainres.batches import ImageBatches
-from plainres.build import network_of, source_of
-from plainres.callbacks import Curves, Progress
+from plainres.build import network_of, probes_of, source_of
+from plainres.callbacks import Curves, Probes, Progress
 from plainres.checkpoints import AtomicCheckpointIO, Checkpoints, newest
 from plainres.classifier import Classifier
 from plainres.data import Source
@@ -103,6 +103,8 @@ def _train(run: Run, signals: Signals) -> None:
             (run.folder / "failed.json").unlink(missing_ok=True)
         session = {"devices": here.size, "device": device_name(config.trainer.accelerator)}
         checkpoints = Checkpoints(run, config.checkpoint, signals, saved, session)
+        found = probes_of(config)
+        probes = [Probes(found, run.folder / "probes", steps)] if found else []
         curves = Curves(run.folder / "metrics.csv")
         curves.begin(saved.rows)
         with warnings.catch_warnings():
@@ -120,7 +122,7 @@ def _train(run: Run, signals: Signals) -> None:
                 max_epochs=math.ceil(steps / data.steps_per_epoch),
                 logger=curves,
                 log_every_n_steps=data.steps_per_epoch,
-                callbacks=[Progress(run.name, steps), checkpoints],
+                callbacks=[Progress(run.name, steps), *probes, checkpoints],
                 plugins=[AtomicCheckpointIO(), _environment(here)],
                 default_root_dir=run.folder,
                 enable_progress_bar=False,
