@@ -41,13 +41,14 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def save_figures(families: Families, folder: Path) -> None:
-    """Write curves and depth, and a figure for each probe that runs have, as SVG and PNG."""
+def save_figures(families: Families, folder: Path) -> list[str]:
+    """Write curves and depth, and a figure for each probe that runs have, as SVG and PNG; return those probes."""
     with mpl.rc_context(STYLE):
-        figures = {"curves": curves(families), "depth": error_by_depth(families)} | probe_figures(families)
-        for name, figure in figures.items():
+        probes = probe_figures(families)
+        for name, figure in ({"curves": curves(families), "depth": error_by_depth(families)} | probes).items():
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
             figure.savefig(folder / f"{name}.png", dpi=150)
+    return list(probes)
 
 
 def curves(families: Families) -> Figure:

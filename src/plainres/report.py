@@ -7,7 +7,7 @@ import base64
 import csv
 import io
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -57,10 +57,10 @@ def write(folder: Path) -> str:
     report = folder / REPORT
     try:
         report.mkdir(exist_ok=True)
-        save_figures({family.label: family.runs for family in study.families}, report)
+        drawn = save_figures({family.label: family.runs for family in study.families}, report)
         write_atomically(report / "table.csv", _csv(_table(study)))
         write_atomically(report / "results.csv", _csv(_results(study)))
-        write_atomically(report / "index.html", _page(study))
+        write_atomically(report / "index.html", _page(study, drawn))
     except OSError as error:
         raise InputError(f"cannot write the report {report}: {error.strerror}") from error
     return f"{text(study)}\n\nReport: {report / 'index.html'}\n"
@@ -142,8 +142,8 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     return file.getvalue()
 
 
-def _page(study: Study) -> str:
-    """index.html, with its script, its data and the figures of the report's folder inside."""
+def _page(study: Study, drawn: Iterable[str]) -> str:
+    """index.html, with its script, its data and the figures of the report's folder inside, of which probes `drawn`."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     ours = files("plainres")
@@ -162,6 +162,7 @@ def _page(study: Study) -> str:
         others=others,
         of_shortcuts=SHORTCUT in reference(study.runs[0][1].config),
         pictures=_pictures(study),
+        observed={probe: _inlined(study.folder / REPORT / probe) for probe in drawn},
         head=head,
         tables=tables,
         published_note=_published_note(study),
