@@ -3,9 +3,11 @@
 import os
 import signal
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from plainres.networks import CifarNet
+from plainres.blocks import Design
+from plainres.networks import BASIC, CifarNet
+from plainres.normalisation import NormFactory
 from plainres.shortcuts import ShortcutFactory
 
 
@@ -15,8 +17,22 @@ class Recording(CifarNet):
     The first process gets SIGTERM after $RECORD_STOP steps; the second fails if the width is $RECORD_FAIL.
     """
 
-    def __init__(self, in_channels: int, classes: int, depth: int, width: int, shortcut: ShortcutFactory) -> None:
-        super().__init__(in_channels, classes, depth, width, shortcut)
+    def __init__(
+        self,
+        in_channels: int,
+        classes: int,
+        depth: int,
+        width: int,
+        shortcut: ShortcutFactory,
+        *,
+        block: Design = BASIC,
+        norm: NormFactory = nn.BatchNorm2d,
+        stages: int = 3,
+        stem_width: int | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels, classes, depth, width, shortcut, block=block, norm=norm, stages=stages, stem_width=stem_width
+        )
         self.steps, self.width = 0, width
 
     def forward(self, images: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from plainres import sweep as sweep_module
 from plainres.config import Config
 from plainres.errors import InputError
 from plainres.runs import Run
-from plainres.sweep import _duration, _places, _survey, sweep, train_quietly
+from plainres.sweep import _places, _survey, duration, sweep, train_quietly
 
 Make = Callable[..., Config]
 
@@ -141,8 +141,8 @@ def test_cost_follows_multiply_adds_and_images(make_config: Make) -> None:
     assert deep > 2 * shallow
 
 
-def test_durations() -> None:
-    assert [_duration(seconds) for seconds in (4, 89, 120, 5399, 7200)] == ["4 s", "89 s", "2 min", "90 min", "2.0 h"]
+def testdurations() -> None:
+    assert [duration(seconds) for seconds in (4, 89, 120, 5399, 7200)] == ["4 s", "89 s", "2 min", "90 min", "2.0 h"]
 
 
 RECORDED = ["data=synthetic", "data.train=640", "data.shape=[1,8,8]", "optim.batch_size=64", "model.width=4"]

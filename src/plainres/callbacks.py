@@ -2,6 +2,8 @@
 
 import csv
 import io
+import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from plainres.probes import Probe, a_copy
 from plainres.progress import bar
 from plainres.runs import read_rows, write_atomically
 
+TOLD_EVERY_S = 5  # seconds between two writings of progress.json
 COLUMNS: tuple[str, ...] = ("epoch", "step", "lr", "train/loss", "train/error", "test/loss", "test/error")
 
 
@@ -65,21 +68,32 @@ class Curves(Logger):
 
 
 class Progress(Callback):
-    """One bar for the whole run: the share done, the time left, the latest errors."""
+    """One bar for the whole run: the share done, the time left, the latest errors.
 
-    def __init__(self, name: str, steps: int) -> None:
-        self.name, self.steps = name, steps
+    The file progress.json has the same for those who look on: the step, of how many, and steps per second.
+    """
+
+    def __init__(self, name: str, steps: int, file: Path) -> None:
+        self.name, self.steps, self.file = name, steps, file
+        self.told_at, self.told_step = time.monotonic(), 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the bar where the run begins or goes on."""
         shown = trainer.is_global_zero
         self.bar = bar(self.name, "step", self.steps, initial=trainer.global_step, disable=not shown)
+        self.told_at, self.told_step = time.monotonic(), trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move on; tqdm limits how often the screen is touched."""
         self.bar.update()
+        seconds = time.monotonic() - self.told_at
+        if seconds > TOLD_EVERY_S and trainer.is_global_zero:
+            step = trainer.global_step
+            told = {"step": step, "steps": self.steps, "steps_per_s": (step - self.told_step) / seconds}
+            write_atomically(self.file, json.dumps(told))
+            self.told_at, self.told_step = time.monotonic(), step
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show what the evaluation found."""
@@ -91,6 +105,8 @@ class Progress(Callback):
         """Leave the line on the screen."""
         if stage == "fit" and hasattr(self, "bar"):
             self.bar.close()
+            if trainer.is_global_zero:
+                self.file.unlink(missing_ok=True)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the line on the screen, above what is said about the exception."""

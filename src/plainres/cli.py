@@ -19,6 +19,7 @@ HELP = """\
 plainres puts one change to a deep network, the shortcut, on a test bench.
 
   plainres train [OVERRIDES]        train one network, or a study: see plainres train --help
+  plainres status FOLDER [--watch]  how far the runs of a study are
   plainres report FOLDER            compare the finished runs of a study: table, verdict, figures, page
   plainres describe [OVERRIDES]     a network layer by layer; --json for programs
   plainres eval RUN|WEIGHTS [OVERRIDES]   a trained network on a test set: loss, error, error of each class, predictions
@@ -132,6 +133,17 @@ def _report(arguments: list[str]) -> int:
     return 0
 
 
+def _status(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser("plainres status", description="Say how far the runs of a study are.")
+    parser.add_argument("folder", type=Path, help="the folder of the study's runs, for example runs/digits")
+    parser.add_argument("--watch", action="store_true", help="again and again, until nothing is running any more")
+    given = parser.parse_args(arguments)
+    from plainres.status import status, watch
+
+    watch(given.folder) if given.watch else print(status(given.folder))
+    return 0
+
+
 def _describe(arguments: list[str]) -> int:
     import torch
 
@@ -219,11 +231,20 @@ def _complete(arguments: list[str]) -> int:
     if words and (len(words) == 1 or (len(words) == 2 and not line.endswith(" "))):
         print(" ".join(COMMANDS))
         return 0
-    if words[1:2] in (["report"], ["export"]) or (words[1:2] == ["eval"] and (len(words) + line.endswith(" ")) < 4):
+    if words[1:2] in (["report"], ["status"], ["export"]) or (
+        words[1:2] == ["eval"] and (len(words) + line.endswith(" ")) < 4
+    ):
         return 0  # a folder or a file: the shell's own completion
     os.environ["COMP_LINE"] = re.sub(r"^(\S+)\s+(train|describe|eval\s+\S+)(?=\s)", r"\1", line)
     compose(arguments)
     return 0
 
 
-COMMANDS = {"train": _train, "report": _report, "describe": _describe, "eval": _eval, "export": _export}
+COMMANDS = {
+    "train": _train,
+    "status": _status,
+    "report": _report,
+    "describe": _describe,
+    "eval": _eval,
+    "export": _export,
+}

@@ -1,4 +1,4 @@
-"""Bars for long work: lively on a terminal, sparse in a log file."""
+"""How long work is shown: bars, lively on a terminal and sparse in a log file, and durations."""
 
 import sys
 from typing import Any
@@ -10,3 +10,10 @@ def bar(description: str, unit: str, total: int | None = None, **options: Any) -
     """A bar on standard error; `options` are tqdm's."""
     interval = 0.2 if sys.stderr.isatty() else 30  # seconds
     return tqdm(desc=description, unit=unit, total=total, mininterval=interval, dynamic_ncols=True, **options)
+
+
+def duration(seconds: float) -> str:
+    """A duration as people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

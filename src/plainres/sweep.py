@@ -28,6 +28,7 @@ import joblib
 from tqdm import tqdm
 
 from plainres.errors import InputError, LockedError, StoppedError, first_line
+from plainres.progress import duration
 from plainres.runs import Run
 from plainres.signals import Signals
 
@@ -314,13 +315,13 @@ class _Pool:
         """How many runs are left and when they will have ended, if the rest is as fast as what is done."""
         left = self.count - self.outcomes.total()
         if not left:
-            return f"all done in {_duration(time.monotonic() - self.started)}"
+            return f"all done in {duration(time.monotonic() - self.started)}"
         done = self.done + sum(training.cost * _progress(training.run) for training in self.running)
         if not done:
             return f"{left} left"
         seconds = (time.monotonic() - self.started) * (self.total - done) / done
         end = datetime.now() + timedelta(seconds=seconds)
-        return f"{left} left, about {_duration(seconds)}, until {end:%H:%M}"
+        return f"{left} left, about {duration(seconds)}, until {end:%H:%M}"
 
     def _status(self) -> str:
         running = ", ".join(f"{training.run.name} {_progress(training.run):.0%}" for training in self.running)
@@ -333,13 +334,6 @@ def outcome_text(run: Run, reason: str | None) -> str:
         return f"FAILED: {reason}"
     result = run.result
     return f"train error {result['train_error_eval']:6.2f} %  test error {result['test_error']:6.2f} %"
-
-
-def _duration(seconds: float) -> str:
-    """A duration as people say it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _progress(run: Run) -> float:

@@ -122,7 +122,7 @@ def _train(run: Run, signals: Signals) -> None:
                 max_epochs=math.ceil(steps / data.steps_per_epoch),
                 logger=curves,
                 log_every_n_steps=data.steps_per_epoch,
-                callbacks=[Progress(run.name, steps), *probes, checkpoints],
+                callbacks=[Progress(run.name, steps, run.folder / "progress.json"), *probes, checkpoints],
                 plugins=[AtomicCheckpointIO(), _environment(here)],
                 default_root_dir=run.folder,
                 enable_progress_bar=False,
