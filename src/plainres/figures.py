@@ -5,7 +5,7 @@ colour-blind readers can tell apart; within a family, the deeper the darker.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,16 @@ STYLE: dict[Any, Any] = {
 
 def save_figures(families: Families, folder: Path) -> None:
     """Write curves.svg, curves.png, depth.svg and depth.png."""
+    save(lambda: curves(families), folder / "curves")
+    save(lambda: error_by_depth(families), folder / "depth")
+
+
+def save(draw: Callable[[], Figure], file: Path) -> None:
+    """Draw a figure in the style of all figures; write <file>.svg and <file>.png."""
     with mpl.rc_context(STYLE):
-        for name, figure in (("curves", curves(families)), ("depth", error_by_depth(families))):
-            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-            figure.savefig(folder / f"{name}.png", dpi=150)
+        figure = draw()
+        figure.savefig(file.with_name(f"{file.name}.svg"), metadata={"Date": None})
+        figure.savefig(file.with_name(f"{file.name}.png"), dpi=150)
 
 
 def curves(families: Families) -> Figure:
