@@ -180,20 +180,20 @@ def write(folders: Sequence[Path], most: int, draws: int, seed: int, images: int
 
 def text(name: str, rows: Sequence[Row]) -> str:
     """The errors of a run: those of deleted blocks by themselves, the others as means over draws."""
-    lines = [name, "                          training error (%)  test error (%)"]
+    lines = [name, f"{'training error (%)':>56}  test error (%)"]
     said = {
         "none": "as trained",
-        "block": "without block {}",
-        "delete": "without {} blocks",
-        "swap": "{} swapped pairs",
+        "block": "block {} deleted",
+        "delete": "blocks deleted: {}",
+        "swap": "pairs swapped: {}",
     }
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["kind"], row["blocks" if row["kind"] == "block" else "number"]), []).append(row)
     for (kind, which), group in groups.items():
-        what = said[kind].format(which) + (", shape changes" if group[0]["shape"] else "")
+        what = said[kind].format(which) + (", changes the shape" if group[0]["shape"] else "")
         train, test = (mean(float(row[value]) for row in group) for value in ("train_error", "test_error"))
-        lines.append(f"  {what:<24}{train:18.2f}  {test:14.2f}")
+        lines.append(f"  {what:<36}{train:18.2f}  {test:14.2f}")
     return "\n".join(lines)
 
 
