@@ -1,5 +1,6 @@
 """Deleted and swapped blocks, against a forward pass written by hand."""
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -58,7 +59,7 @@ def test_where_the_shape_changes_option_a_is_left(shortcut: ShortcutFactory) -> 
 
 
 def test_a_gate_stays() -> None:
-    net = network(lambda *shape: ExclusiveGating(*shape, bias=0.0))
+    net = network(partial(ExclusiveGating, bias=0.0))
     (block,) = blocks_of(net)[0]
     with torch.no_grad(), deleted([block]):
         x = net.stem(X)
