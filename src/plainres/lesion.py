@@ -112,7 +112,7 @@ def wanted(of: Finished, most: int, draws: int, seed: int) -> list[Row]:
     """
     network = of.network
     x, _ = next(iter(of.training))
-    change = changing(network, x[:1].to(next(network.parameters()).dtype))
+    change = changing(network, x[:1].to(next(network.parameters())))
     stages = blocks_of(network)
     count = sum(map(len, stages))
     pairs, first = [], 1

@@ -99,11 +99,11 @@ def labels(runs: Iterable[Run]) -> list[str]:
 
 def loss_and_error(network: nn.Module, batches: Iterable[Batch]) -> tuple[float, float]:
     """The mean cross-entropy over all images, and the error in percent."""
-    dtype = next(network.parameters()).dtype
+    weight = next(network.parameters())  # where and how exactly the network computes
     loss, wrong, images = 0.0, 0, 0
     with torch.no_grad():
         for x, y in batches:
-            logits = network(x.to(dtype))
+            logits = network(x.to(weight))
             targets = y.to(logits.device)
             loss += F.cross_entropy(logits, targets, reduction="none").double().sum().item()
             wrong += int((logits.argmax(1) != targets).sum())
@@ -166,29 +166,29 @@ def measure(plans: Sequence[Plan], values: Sequence[str], work: Work, images: in
             stack.enter_context(_alone(plan.of.run))
         known = [{_key(row, values): row for row in plan.read(values)} for plan in plans]
         missing = [(i, row) for i, plan in enumerate(plans) for row in plan.wanted if _key(row) not in known[i]]
-        with (
-            _writing(plans[0].file.parent),
-            bar(plans[0].name, unit, sum(len(plan.wanted) for plan in plans), leave=False) as shown,
-        ):
+        with bar(plans[0].name, unit, sum(len(plan.wanted) for plan in plans), leave=False) as shown:
             shown.update(shown.total - len(missing))
             for plan, rows in zip(plans, known, strict=True):
-                if rows:  # without a last one that is half-written
-                    write_atomically(plan.file, csv_text(list(rows.values())))
+                with writing(plan.file):  # without a last row that is half-written
+                    if rows:
+                        write_atomically(plan.file, csv_text(list(rows.values())))
+                    else:
+                        plan.file.unlink(missing_ok=True)
             tasks = [(work, plans[i].of.run.folder, images, row) for i, row in missing]
             gpu = any(plan.of.run.config.trainer.accelerator == "gpu" for plan in plans)
             processes = 1 if gpu else min(joblib.cpu_count(), len(tasks))
             for task, found in _in_processes(tasks, processes):
                 i, row = missing[task]
                 whole = row | dict(zip(values, map(repr, found), strict=True))
-                with plans[i].file.open("a") as file:
+                with writing(plans[i].file), plans[i].file.open("a") as file:
                     text = csv_text([whole])
                     file.write(text if file.tell() == 0 else text.split("\n", 1)[1])
                 known[i][_key(row)] = whole
                 shown.update()
             for plan, rows in zip(plans, known, strict=True):  # the same order, whichever came first
-                wanted = [_key(row) for row in plan.wanted]
-                others = [key for key in rows if key not in set(wanted)]
-                write_atomically(plan.file, csv_text([rows[key] for key in [*wanted, *others]]))
+                keys = dict.fromkeys([*map(_key, plan.wanted), *rows])
+                with writing(plan.file):
+                    write_atomically(plan.file, csv_text([rows[key] for key in keys]))
     return [[rows[_key(row)] for row in plan.wanted] for plan, rows in zip(plans, known, strict=True)]
 
 
@@ -209,11 +209,12 @@ def _alone(run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Within, a file that cannot be written is a mistake that is told in one line."""
     try:
         yield
     except OSError as error:
-        raise InputError(f"cannot write {error.filename or folder}: {error.strerror}") from error
+        raise InputError(f"cannot write {error.filename or path}: {error.strerror}") from error
 
 
 def _in_processes(tasks: Sequence[tuple[Any, ...]], processes: int) -> Iterator[tuple[int, Sequence[float]]]:
@@ -267,6 +268,6 @@ def save_figures(draw: Callable[[Sequence[int]], Figure], runs: Sequence[Run], n
         above = os.path.commonpath([run.folder.resolve() for run in runs])
         places.append((list(range(len(runs))), Path(os.path.relpath(above))))
     for numbers, folder in places:
-        with _writing(folder):
+        with writing(folder):
             save(lambda numbers=numbers: draw(numbers), folder / name)
     return places[-1][1] / f"{name}.svg"

@@ -17,9 +17,8 @@ from matplotlib.ticker import MaxNLocator
 from torch import Generator, Tensor, nn
 
 from plainres.batches import EvaluationBatches
-from plainres.errors import InputError
 from plainres.figures import COLOURS, MARKERS
-from plainres.measurements import Finished, finished, labels, save_figures
+from plainres.measurements import Finished, finished, labels, save_figures, writing
 from plainres.progress import bar
 from plainres.randomness import mix
 from plainres.runs import csv_text, write_atomically
@@ -108,10 +107,8 @@ def _save(of: Finished, found: Sequence[float], seed: int) -> None:
         of.key | {"seed": str(seed), "iteration": str(number), "eigenvalue": repr(value)}
         for number, value in enumerate(found, 1)
     ]
-    try:
+    with writing(file):
         write_atomically(file, csv_text(rows))
-    except OSError as error:
-        raise InputError(f"cannot write {file}: {error.strerror}") from error
 
 
 def draw(names: Sequence[str], found: Sequence[Sequence[float]]) -> Figure:
