@@ -18,7 +18,7 @@ from plainres.batches import ImageBatches
 from plainres.classifier import Classifier
 from plainres.probes import Probe, a_copy
 from plainres.progress import bar
-from plainres.runs import read_rows, write_atomically
+from plainres.runs import csv_text, read_rows, write_atomically
 
 TOLD_EVERY_S = 5  # seconds between two writings of progress.json
 COLUMNS: tuple[str, ...] = ("epoch", "step", "lr", "train/loss", "train/error", "test/loss", "test/error")
@@ -133,7 +133,7 @@ class Probes(Callback):
         for name in self.probes:
             file = self.folder / f"{name}.csv"
             rows = [row for row in read_rows(file) if int(row["step"]) <= trainer.global_step] if file.exists() else []
-            write_atomically(file, _csv(rows, header=True) if rows else "")
+            write_atomically(file, csv_text(rows) if rows else "")
         if trainer.global_step == 0:
             self._look(trainer, pl_module, list(self.probes))
 
@@ -165,15 +165,6 @@ class Probes(Callback):
                     network, images.to(weight.device, weight.dtype), targets.to(weight.device), optimizer
                 )
             file = self.folder / f"{name}.csv"
-            first = not file.stat().st_size
+            text = csv_text([{"step": trainer.global_step, **row} for row in rows])
             with file.open("a") as out:
-                out.write(_csv([{"step": trainer.global_step, **row} for row in rows], header=first))
-
-
-def _csv(rows: Sequence[Mapping[str, Any]], *, header: bool) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    if header:
-        writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+                out.write(text.partition("\n")[2] if file.stat().st_size else text)

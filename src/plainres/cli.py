@@ -2,18 +2,21 @@
 
 import argparse
 import json
+import math
 import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from plainres.errors import InputError, RunFailedError, StoppedError
 
 if TYPE_CHECKING:
     from plainres.runs import Run
+
+ON_FOLDERS = ("status", "report", "export", "lesion", "landscape", "sharpness")  # commands that take no overrides
 
 HELP = """\
 plainres puts one change to a deep network, the shortcut, on a test bench.
@@ -24,6 +27,9 @@ plainres puts one change to a deep network, the shortcut, on a test bench.
   plainres describe [OVERRIDES]     a network layer by layer; --json for programs
   plainres eval RUN|WEIGHTS [OVERRIDES]   a trained network on a test set: loss, error, error of each class, predictions
   plainres export RUN FILE          a run's weights as safetensors, in torchvision's names where it has such
+  plainres lesion RUN [RUN ...]     finished runs without some of their blocks, or with blocks swapped: errors
+  plainres landscape RUN [RUN ...]  the training loss around them, along one or two random directions
+  plainres sharpness RUN [RUN ...]  the top eigenvalue of their Hessian
 
   plainres train experiment=digits && plainres report runs/digits
 
@@ -222,6 +228,101 @@ def _export(arguments: list[str]) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Arguments of a command whose mistakes are told in one line."""
+
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(f"plainres {command}", description=description, allow_abbrev=False)
+        self.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a finished run")
+        self.add_argument("--seed", type=int, default=0, help="of what is drawn at random (0)")
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    """Read a whole number, at least `least`."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is no whole number from {least} on")
+        return int(text)
+
+    return read
+
+
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
+    return value
+
+
+def _lesion(arguments: list[str]) -> int:
+    parser = _Parser(
+        "lesion",
+        "Training and test error of finished runs after deleting each block, after deleting blocks drawn at random, "
+        "and after swapping blocks of one stage (Veit et al. 2016). Deleted is the residual branch; a block of a plain "
+        "net is taken out whole, its input subsampled and padded with zeros where it changes the shape. Writes "
+        "lesion.csv, .svg and .png into each run's folder, and a figure of all into the folder above. Stopped, the "
+        "same command goes on.",
+    )
+    parser.add_argument("--most", type=_whole(1), default=10, help="blocks deleted, or pairs swapped, at random (10)")
+    parser.add_argument("--draws", type=_whole(1), default=5, help="of each number of blocks or pairs (5)")
+    parser.add_argument("--images", type=_whole(1), help="of each set, the first so many (all)")
+    given = parser.parse_args(arguments)
+    from plainres.lesion import write
+
+    print(write(given.runs, given.most, given.draws, given.seed, given.images))
+    return 0
+
+
+def _landscape(arguments: list[str]) -> int:
+    parser = _Parser(
+        "landscape",
+        "Training loss and error of finished runs along filter-normalised random directions (Li et al. 2018), on one "
+        "scale. Writes landscape.csv and landscape-1d or -2d.svg and .png into each run's folder, and a figure of all "
+        "into the folder above. Stopped, the same command goes on.",
+    )
+    parser.add_argument("--dimensions", type=int, choices=(1, 2), default=1, help="directions (1)")
+    parser.add_argument("--points", type=_whole(2), help="along each direction (51, or 21 with two)")
+    parser.add_argument(
+        "--range", type=_above_zero, default=1.0, metavar="R", help="from -R to R, in units of the filters' norms (1)"
+    )
+    parser.add_argument("--images", type=_whole(1), default=1000, help="the first so many of the training set (1000)")
+    given = parser.parse_args(arguments)
+    from plainres.landscape import write
+
+    options = {"points": given.points, "dimensions": given.dimensions, "reach": given.range}
+    print(write(given.runs, **options, images=given.images, seed=given.seed))
+    return 0
+
+
+def _sharpness(arguments: list[str]) -> int:
+    parser = _Parser(
+        "sharpness",
+        "The top eigenvalue of the Hessian of the training loss of finished runs, by power iteration. Writes "
+        "sharpness.csv, .svg and .png into each run's folder, and a figure of all into the folder above.",
+    )
+    parser.add_argument("--images", type=_whole(1), default=1000, help="the first so many of the training set (1000)")
+    parser.add_argument(
+        "--tolerance", type=_above_zero, default=1e-3, help="relative change of the value at which it ends (0.001)"
+    )
+    parser.add_argument("--iterations", type=_whole(1), default=100, help="at most (100)")
+    given = parser.parse_args(arguments)
+    from plainres.sharpness import write
+
+    try:
+        print(write(given.runs, given.images, given.tolerance, given.iterations, given.seed))
+    except KeyboardInterrupt:
+        print("plainres: stopped; the same command begins again", file=sys.stderr)
+        return 130
+    return 0
+
+
 def _complete(arguments: list[str]) -> int:
     """Let Hydra complete what stands behind the name of our command."""
     from plainres.compose import compose
@@ -231,7 +332,7 @@ def _complete(arguments: list[str]) -> int:
     if words and (len(words) == 1 or (len(words) == 2 and not line.endswith(" "))):
         print(" ".join(COMMANDS))
         return 0
-    if words[1:2] in (["report"], ["status"], ["export"]) or (
+    if words[1:2] in [[command] for command in ON_FOLDERS] or (
         words[1:2] == ["eval"] and (len(words) + line.endswith(" ")) < 4
     ):
         return 0  # a folder or a file: the shell's own completion
@@ -247,4 +348,7 @@ COMMANDS = {
     "describe": _describe,
     "eval": _eval,
     "export": _export,
+    "lesion": _lesion,
+    "landscape": _landscape,
+    "sharpness": _sharpness,
 }

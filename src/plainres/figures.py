@@ -5,8 +5,9 @@ colour-blind readers can tell apart; within a family, the deeper the darker.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,21 @@ STYLE: dict[Any, Any] = {
 
 def save_figures(families: Families, folder: Path) -> list[str]:
     """Write curves and depth, and a figure for each probe that runs have, as SVG and PNG; return those probes."""
+    save(lambda: curves(families), folder / "curves")
+    save(lambda: error_by_depth(families), folder / "depth")
+    runs = [run for by_depth in families.values() for by_seed in by_depth.values() for run in by_seed.values()]
+    probes = [probe for probe in PROBES if any(_found(run, probe).exists() for run in runs)]
+    for probe in probes:
+        save(partial(probe_figure, probe, families), folder / probe)
+    return probes
+
+
+def save(draw: Callable[[], Figure], file: Path) -> None:
+    """Draw a figure in the style of all figures; write <file>.svg and <file>.png."""
     with mpl.rc_context(STYLE):
-        probes = probe_figures(families)
-        for name, figure in ({"curves": curves(families), "depth": error_by_depth(families)} | probes).items():
-            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-            figure.savefig(folder / f"{name}.png", dpi=150)
-    return list(probes)
+        figure = draw()
+        figure.savefig(file.with_name(f"{file.name}.svg"), metadata={"Date": None})
+        figure.savefig(file.with_name(f"{file.name}.png"), dpi=150)
 
 
 def curves(families: Families) -> Figure:
@@ -152,47 +162,46 @@ PROBES = {
 }
 
 
-def probe_figures(families: Families) -> dict[str, Figure]:
-    """A figure for each probe that runs have: a line for each family and depth, means over seeds.
+def probe_figure(probe: str, families: Families) -> Figure:
+    """What a probe has found: a line for each family and depth, means over seeds.
 
     Over the layers, or, of a probe that knows one value for the whole net, over depth.
     """
-    drawn = {}
     depths = sorted({depth for runs in families.values() for depth in runs})
-    for name, panels in PROBES.items():
-        figure = Figure(figsize=(5.4 * len(panels), 4.4))
-        grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)
-        empty = True
-        for axes, panel in zip(grid.flat, panels, strict=True):
-            for colour, marker, (family, runs) in zip(cycle(COLOURS), cycle(MARKERS), families.items(), strict=False):
-                found = {depth: _observed(by_seed.values(), name, panel) for depth, by_seed in runs.items()}
-                found = {depth: values for depth, values in found.items() if values}
-                empty &= not found
-                style: dict[str, Any] = {"marker": marker, "markersize": 3, "linewidth": 1.2}
-                if all(len(values) == 1 for values in found.values()):
-                    axes.plot(list(found), [value for (value,) in found.values()], color=colour, label=family, **style)
-                    axes.set_xlabel("depth (weighted layers)")
-                    continue
-                for depth, values in found.items():
-                    shade = _shade(colour, depths.index(depth), len(depths))
-                    axes.plot(
-                        range(1, len(values) + 1), values, color=shade, label=f"{family}, {depth} layers", **style
-                    )
-                axes.set_xlabel("block" if name == "signals" else "layer")
-            axes.set_yscale("log" if panel.log else "linear")
-            axes.set_title(panel.title, fontweight="normal", fontsize=10)
-        if not empty:
-            handles, labels = grid.flat[0].get_legend_handles_labels()
-            figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8.5)
-            drawn[name] = figure
-    return drawn
+    panels = PROBES[probe]
+    figure = Figure(figsize=(5.4 * len(panels), 4.4))
+    grid: list[Axes] = list(figure.subplots(1, len(panels), sharey=True, squeeze=False).flat)
+    for axes, panel in zip(grid, panels, strict=True):
+        for colour, marker, (family, runs) in zip(cycle(COLOURS), cycle(MARKERS), families.items(), strict=False):
+            found = {depth: _observed(by_seed.values(), probe, panel) for depth, by_seed in runs.items()}
+            found = {depth: values for depth, values in found.items() if values}
+            style: dict[str, Any] = {"marker": marker, "markersize": 3, "linewidth": 1.2}
+            if all(len(values) == 1 for values in found.values()):
+                axes.plot(list(found), [value for (value,) in found.values()], color=colour, label=family, **style)
+                axes.set_xlabel("depth (weighted layers)")
+                continue
+            for depth, values in found.items():
+                shade = _shade(colour, depths.index(depth), len(depths))
+                label = f"{family}, {depth} layers"
+                axes.plot(range(1, len(values) + 1), values, color=shade, label=label, **style)
+            axes.set_xlabel("block" if probe == "signals" else "layer")
+        axes.set_yscale("log" if panel.log else "linear")
+        axes.set_title(panel.title, fontweight="normal", fontsize=10)
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8.5)
+    return figure
 
 
-def _observed(runs: Iterable[Run], name: str, panel: Panel) -> list[float]:
+def _found(run: Run, probe: str) -> Path:
+    """The file of what a probe has found in a run."""
+    return run.folder / "probes" / f"{probe}.csv"
+
+
+def _observed(runs: Iterable[Run], probe: str, panel: Panel) -> list[float]:
     """What a probe has found in each layer, the mean over runs that have it."""
     columns = []
     for run in runs:
-        file = run.folder / "probes" / f"{name}.csv"
+        file = _found(run, probe)
         rows = read_rows(file) if file.exists() else []
         steps = [int(row["step"]) for row in rows]
         if rows:

@@ -4,8 +4,6 @@ Reads config.yaml, metrics.csv and result.json of the runs alone.
 """
 
 import base64
-import csv
-import io
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from importlib.resources import files
@@ -17,7 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from plainres.errors import InputError
 from plainres.families import SHORTCUT, reference
 from plainres.figures import COLOURS, save_figures
-from plainres.runs import REPORT, Run, write_atomically
+from plainres.runs import REPORT, Run, csv_text, write_atomically
 from plainres.study import DEEPER, Family, Study, read
 
 RESULTS = (  # the columns of results.csv
@@ -58,8 +56,8 @@ def write(folder: Path) -> str:
     try:
         report.mkdir(exist_ok=True)
         drawn = save_figures({family.label: family.runs for family in study.families}, report)
-        write_atomically(report / "table.csv", _csv(_table(study)))
-        write_atomically(report / "results.csv", _csv(_results(study)))
+        write_atomically(report / "table.csv", csv_text(_table(study)))
+        write_atomically(report / "results.csv", csv_text(_results(study)))
         write_atomically(report / "index.html", _page(study, drawn))
     except OSError as error:
         raise InputError(f"cannot write the report {report}: {error.strerror}") from error
@@ -132,14 +130,6 @@ def _results(study: Study) -> list[dict[str, Any]]:
         record = run.result | {"folder": run.folder.name, "family": family.label, "versions": versions}
         rows.append({column: record.get(column) for column in RESULTS})
     return rows
-
-
-def _csv(rows: list[dict[str, Any]]) -> str:
-    file = io.StringIO()
-    table = csv.DictWriter(file, rows[0], lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    return file.getvalue()
 
 
 def _page(study: Study, drawn: Iterable[str]) -> str:

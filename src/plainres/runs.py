@@ -14,10 +14,11 @@ configuration alone, `<runs>/<study>/<shortcut>-<depth>-w<width>-s<seed>-<hash o
 
 import csv
 import hashlib
+import io
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -118,6 +119,15 @@ def read_rows(file: Path) -> list[dict[str, str]]:
     if whole and not whole[-1].endswith("\n"):
         whole.pop()
     return list(csv.DictReader(whole))
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same columns, at least one -> the text of a CSV file."""
+    file = io.StringIO()
+    table = csv.DictWriter(file, rows[0], lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return file.getvalue()
 
 
 def flat(value: Any, key: str = "") -> dict[str, str]:

@@ -4,12 +4,10 @@ The processes are forked from one that has done the imports, so that a run start
 another left behind.
 """
 
-import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections import Counter
@@ -20,7 +18,6 @@ from datetime import datetime, timedelta
 from enum import Enum
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
-from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ import joblib
 from tqdm import tqdm
 
 from plainres.errors import InputError, LockedError, StoppedError, first_line
+from plainres.forks import begin, forkserver
 from plainres.progress import duration
 from plainres.runs import Run
 from plainres.signals import Signals
@@ -106,14 +104,7 @@ def sweep(runs: Sequence[Run]) -> int:
     """
     missing, failed = to_train(runs)
     if missing:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
-        # BLAS libraries read these when they are imported; torch's threads are set for each run
-        os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
-        # Ctrl-C is this process's to hand on, not its server's or the runs'
-        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        ensure_running()
-        signal.signal(signal.SIGINT, interrupt)
+        context = forkserver(PRELOADED)
         costs, gpus = _surveyed(context, missing)
         for run in missing:
             run.prepare()
@@ -145,8 +136,7 @@ def _surveyed(context: ForkServerContext, runs: Sequence[Run]) -> tuple[list[flo
 
 
 def _tell_survey(runs: Sequence[Run], answer: "Connection[Any, Any]") -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_the_sweep, daemon=True).start()
+    begin()
     try:
         answer.send(_survey(runs))
     except InputError as error:
@@ -348,18 +338,9 @@ def _progress(run: Run) -> float:
     return curve[-1]["epoch"] / recipe.epochs if recipe.epochs else curve[-1]["step"] / (recipe.steps or 1)
 
 
-def _end_with_the_sweep() -> None:
-    """Wait for the end of the process that sweeps, however it comes, and end this one: nobody waits for it any more."""
-    sweeping = multiprocessing.parent_process()
-    assert sweeping is not None
-    multiprocessing.connection.wait([sweeping.sentinel])
-    os._exit(1)
-
-
 def _work(folder: Path, outcome: "Connection[Any, Any]", gpus: str | None) -> None:
     """Train the run in `folder`, in a process of its own on the GPUs named; tell how it ended, and why."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that sweeps hands on what is meant for this one
-    threading.Thread(target=_end_with_the_sweep, daemon=True).start()
+    begin()
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus
     try:

@@ -1,0 +1,75 @@
+"""The top eigenvalue, against the whole Hessian of a network of three layers."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.func import functional_call
+
+from plainres.batches import EvaluationBatches, Pixels
+from plainres.blocks import Design
+from plainres.data import Synthetic
+from plainres.networks import CifarNet
+from plainres.sharpness import hessian_vector, top_eigenvalue
+from plainres.shortcuts import Identity
+
+SOURCE = Synthetic(shape=[1, 8, 8], classes=10, train=600, test=10, pad=0, flip=False)  # more than one batch
+
+
+@pytest.fixture(scope="module")
+def batches() -> EvaluationBatches:
+    images = SOURCE.load()
+    return EvaluationBatches(Pixels(images.train, SOURCE, images.channel_statistics, torch.device("cpu")))
+
+
+@pytest.fixture(scope="module")
+def network() -> CifarNet:
+    torch.manual_seed(0)
+    return CifarNet(1, 10, 3, 2, Identity, block=Design([3]), stages=1).double().eval()
+
+
+@pytest.fixture(scope="module")
+def hessian(network: CifarNet, batches: EvaluationBatches) -> torch.Tensor:
+    """The Hessian of the mean loss of all images, in all weights."""
+    shapes = {name: weight.shape for name, weight in network.named_parameters()}
+    x = torch.cat([x for x, _ in batches]).double()
+    y = torch.cat([y for _, y in batches])
+
+    def loss(flat: torch.Tensor) -> torch.Tensor:
+        parts = flat.split([shape.numel() for shape in shapes.values()])
+        weights = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+        return F.cross_entropy(functional_call(network, weights, (x,)), y)
+
+    flat = torch.cat([weight.detach().flatten() for weight in network.parameters()])
+    found = torch.autograd.functional.hessian(loss, flat)
+    assert isinstance(found, torch.Tensor)
+    return found
+
+
+def test_a_product_with_the_hessian(network: CifarNet, batches: EvaluationBatches, hessian: torch.Tensor) -> None:
+    vector = [torch.randn_like(weight) for weight in network.parameters()]
+    product = torch.cat([part.flatten() for part in hessian_vector(network, batches, vector)])
+    torch.testing.assert_close(product, hessian @ torch.cat([part.flatten() for part in vector]))
+    assert all(weight.grad is None for weight in network.parameters())
+
+
+def test_the_top_eigenvalue(network: CifarNet, batches: EvaluationBatches, hessian: torch.Tensor) -> None:
+    values = torch.linalg.eigvalsh(hessian)
+    top = values[values.abs().argmax()].item()
+    found, converged = top_eigenvalue(network, batches, tolerance=1e-9, most=1000, seed=0)
+    assert converged
+    assert found[-1] == pytest.approx(top, rel=1e-5)
+    rough, converged = top_eigenvalue(network, batches, tolerance=1e-9, most=3, seed=0)
+    assert not converged
+    assert rough == found[:3]
+
+
+def test_a_loss_without_curvature(batches: EvaluationBatches) -> None:
+    class Constant(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(len(x), 10) + 0 * self.weight
+
+    assert top_eigenvalue(Constant(), batches, tolerance=1e-3, most=9, seed=0) == ([0.0], True)
