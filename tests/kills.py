@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 from plainres.config import CheckpointTimes
 from plainres.errors import RunFailedError
 from plainres.runs import Run
+from plainres.sweep import PRELOADED, PRELOADED_FOR_WANDB
 from plainres.train import launch
 
 ASIDE = ("wall_time_s", "peak_memory_mib", "sessions")  # of a result: what it cost, and in how many parts
@@ -59,14 +61,26 @@ def elsewhere(run: Run, folder: Path, every_n_steps: int) -> Run:
     return Run.of(replace(run.config, runs=str(folder), checkpoint=checkpoint))
 
 
-def kill_in_one_process(run: Run, moments: Iterator[float]) -> int:
-    """Train a run to its end, killing its process after each of `moments` (seconds); return how often it was."""
+def launch_with(run: Run, environment: dict[str, str]) -> None:
+    """Train a run in an environment of its own."""
+    os.environ.update(environment)
+    launch(run)
+
+
+def started(run: Run, environment: dict[str, str] | None = None) -> ForkServerProcess:
+    """A process that trains a run."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["plainres.train", "sklearn.datasets"])
+    context.set_forkserver_preload([*PRELOADED, *PRELOADED_FOR_WANDB])
+    process = context.Process(target=launch_with, args=(run, environment or {}))
+    process.start()
+    return process
+
+
+def kill_in_one_process(run: Run, moments: Iterator[float], environment: dict[str, str] | None = None) -> int:
+    """Train a run to its end, killing its process after each of `moments` (seconds); return how often it was."""
     kills = 0
     while not run.finished:
-        process = context.Process(target=launch, args=(run,))
-        process.start()
+        process = started(run, environment)
         process.join(next(moments, None))
         if process.is_alive():
             process.kill()

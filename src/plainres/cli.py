@@ -16,14 +16,23 @@ from plainres.errors import InputError, RunFailedError, StoppedError
 if TYPE_CHECKING:
     from plainres.runs import Run
 
-ON_FOLDERS = ("status", "report", "export", "lesion", "landscape", "sharpness")  # commands that take no overrides
+ON_FOLDERS = (
+    "status",
+    "report",
+    "wandb-sync",
+    "export",
+    "lesion",
+    "landscape",
+    "sharpness",
+)  # commands that take no overrides
 
 HELP = """\
 plainres puts one change to a deep network, the shortcut, on a test bench.
 
   plainres train [OVERRIDES]        train one network, or a study: see plainres train --help
   plainres status FOLDER [--watch]  how far the runs of a study are
-  plainres report FOLDER            compare the finished runs of a study: table, verdict, figures, page
+  plainres report FOLDER            compare the finished runs of a study: table, verdict, figures, page; --wandb
+  plainres wandb-sync FOLDER        send what was logged to W&B offline: a run, a study, all of runs/
   plainres describe [OVERRIDES]     a network layer by layer; --json for programs
   plainres eval RUN|WEIGHTS [OVERRIDES]   a trained network on a test set: loss, error, error of each class, predictions
   plainres export RUN FILE          a run's weights as safetensors, in torchvision's names where it has such
@@ -133,9 +142,37 @@ def _train_one(run: "Run") -> None:
 def _report(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("plainres report", description="Compare the finished runs of a study.")
     parser.add_argument("folder", type=Path, help="the folder of the study's runs, for example runs/digits")
+    modes = ("offline", "online")
+    parser.add_argument("--wandb", nargs="?", const="offline", choices=modes, help="show it in W&B; offline: later")
+    for place, word in enumerate(arguments[1:], 1):
+        if arguments[place - 1] == "--wandb" and word not in modes:
+            arguments[place - 1] = "--wandb=offline"  # the folder stands behind it
+    given = parser.parse_args(arguments)
     from plainres.report import write
 
-    print(write(parser.parse_args(arguments).folder))
+    print(write(given.folder))
+    if given.wandb:
+        from plainres.runs import REPORT
+        from plainres.study import read
+        from plainres.wandb_study import show
+
+        print(show(read(given.folder), given.folder / REPORT, given.wandb))
+    return 0
+
+
+def _wandb_sync(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser("plainres wandb-sync", description="Send to W&B what has not been sent.")
+    parser.add_argument("folder", type=Path, help="a run's folder, a study's, or all runs'")
+    parser.add_argument("--timeout", type=float, default=60, metavar="SECONDS", help="for each session of a run (60)")
+    given = parser.parse_args(arguments)
+    from plainres.wandb_sync import sync
+
+    whole = True
+    for line, sent in sync(given.folder, given.timeout):
+        print(line, file=sys.stdout if sent else sys.stderr, flush=True)
+        whole &= sent
+    if not whole:
+        raise RunFailedError(f"not everything in {given.folder} was sent; the same command tries again")
     return 0
 
 
@@ -351,4 +388,5 @@ COMMANDS = {
     "lesion": _lesion,
     "landscape": _landscape,
     "sharpness": _sharpness,
+    "wandb-sync": _wandb_sync,
 }

@@ -108,6 +108,24 @@ class CheckpointTimes:
 
 
 @dataclass
+class Loggers:
+    """Where the curves go besides metrics.csv. No part of a run's identity."""
+
+    wandb: bool = False
+    tensorboard: bool = False
+    mode: str = "offline"  # of W&B: offline or online
+    project: str = "plainres"
+    entity: str | None = None  # whose project; None: the account's default
+    tags: list[str] = field(default_factory=list)  # besides shortcut, depth and data
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("offline", "online"):
+            raise InputError(f"logger.mode is {self.mode!r}; it must be offline or online")
+        if self.mode == "online" and not self.wandb:
+            raise InputError("logger.mode is online, but W&B is not chosen: add logger=wandb")
+
+
+@dataclass
 class Published:
     """A test error that was published, and of which runs: those with all these settings.
 
@@ -132,6 +150,7 @@ class Config:
     optim: Recipe = MISSING
     trainer: Devices = MISSING
     checkpoint: CheckpointTimes = MISSING
+    logger: Loggers = field(default_factory=Loggers)
     study: str = MISSING
     runs: str = MISSING
     seed: int = MISSING

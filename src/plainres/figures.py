@@ -74,7 +74,7 @@ def curves(families: Families) -> Figure:
         for depth, by_seed in runs.items():
             shade = _shade(colour, depths.index(depth), len(depths))
             for column, style, width in (("train/error", "--", 1.0), ("test/error", "-", 2.0)):
-                steps, errors = _mean_curve(by_seed.values(), column)
+                steps, errors = mean_curve(by_seed.values(), column)
                 label = f"{depth} layers" if style == "-" else None
                 dot = "." if len(steps) == 1 else None
                 panel.plot(steps, errors, style, color=shade, linewidth=width, label=label, marker=dot)
@@ -218,7 +218,8 @@ def _shade(colour: str, i: int, n: int) -> tuple[float, ...]:
     return tuple(part + (target - part) * abs(share) for part in to_rgb(colour))
 
 
-def _mean_curve(runs: Iterable[Run], column: str) -> tuple[list[float], list[float]]:
+def mean_curve(runs: Iterable[Run], column: str) -> tuple[list[float], list[float]]:
+    """The steps of some runs' curves, and a column's mean over the runs at each."""
     values: defaultdict[float, list[float]] = defaultdict(list)
     for run in runs:
         for row in run.curve():

@@ -31,6 +31,7 @@ from plainres.runs import Run
 from plainres.signals import Signals
 
 PRELOADED = ["plainres.train", "sklearn.datasets"]  # imported once, not once in each process
+PRELOADED_FOR_WANDB = ["plainres.wandb_logger", "wandb.sdk.launch"]  # the latter is what its first session imports
 POLL_SECONDS = 0.5  # between two looks at the running
 
 
@@ -104,7 +105,8 @@ def sweep(runs: Sequence[Run]) -> int:
     """
     missing, failed = to_train(runs)
     if missing:
-        context = forkserver(PRELOADED)
+        wandb = PRELOADED_FOR_WANDB if any(run.config.logger.wandb for run in missing) else []
+        context = forkserver([*PRELOADED, *wandb])
         costs, gpus = _surveyed(context, missing)
         for run in missing:
             run.prepare()

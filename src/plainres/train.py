@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 import warnings
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from plainres.classifier import Classifier
 from plainres.data import Source
 from plainres.describe import describe
 from plainres.errors import InputError, LockedError, RunFailedError, StoppedError, first_line
+from plainres.loggers import mirrors
 from plainres.processes import Place, end_with, place, train_in_processes
 from plainres.provenance import GIT_COMMIT, device_name, peak_memory_mib, versions, weights_sha256
 from plainres.runs import Run
@@ -97,10 +98,13 @@ def _train(run: Run, signals: Signals) -> None:
     classifier = Classifier(network, config.optim, steps, data.steps_per_epoch)
     if here.rank == 0:
         run.prepare()
-    with run.lock() if here.rank == 0 else nullcontext():
+    with ExitStack() as stack:
+        if here.rank == 0:
+            stack.enter_context(run.lock())
         saved = newest(run)
         if here.rank == 0:
             (run.folder / "failed.json").unlink(missing_ok=True)
+        shown = stack.enter_context(mirrors(run, saved.rows)) if here.rank == 0 else []
         session = {"devices": here.size, "device": device_name(config.trainer.accelerator)}
         checkpoints = Checkpoints(run, config.checkpoint, signals, saved, session)
         found = probes_of(config)
@@ -120,7 +124,7 @@ def _train(run: Run, signals: Signals) -> None:
                 precision=config.precision,  # pyright: ignore[reportArgumentType]
                 min_epochs=0,
                 max_epochs=math.ceil(steps / data.steps_per_epoch),
-                logger=curves,
+                logger=[curves, *shown],
                 log_every_n_steps=data.steps_per_epoch,
                 callbacks=[Progress(run.name, steps, run.folder / "progress.json"), *probes, checkpoints],
                 plugins=[AtomicCheckpointIO(), _environment(here)],

@@ -1,0 +1,37 @@
+"""What W&B costs: a digits run of depth 20 with W&B offline against the same with metrics.csv alone, in alternation.
+
+    python experiments/overhead/wandb_overhead.py [pairs]
+
+In one process, so the import of W&B's client and the start of its service, once for each process, are not in it; they
+are told beside it.
+"""
+
+import sys
+from statistics import median
+
+import torch
+from overhead import seconds, through_lightning
+
+from plainres.compose import compose
+
+
+def main(pairs: int) -> None:
+    torch.set_num_threads(1)
+    options = ["model.width=8", "model.depth=20"]
+    configs = {name: compose([*options, f"logger={name}"])[0] for name in ("csv", "wandb")}
+    digests: set[str] = set()
+    first = {name: seconds(through_lightning, config, digests) for name, config in configs.items()}
+    print(f"first in the process: csv {first['csv']:.2f} s, W&B {first['wandb']:.2f} s", flush=True)
+    times = []
+    for pair in range(pairs):
+        order = list(configs)[:: 1 if pair % 2 else -1]
+        taken = {name: seconds(through_lightning, configs[name], digests) for name in order}
+        times.append((taken["wandb"], taken["csv"]))
+        print(f"pair {pair + 1}: W&B {times[-1][0]:.2f} s, csv {times[-1][1]:.2f} s", flush=True)
+    ratios = sorted(ours / theirs for ours, theirs in times)
+    assert len(digests) == 1, "the two sides ended with different weights"
+    print(f"ratio: median {median(ratios):.3f}, from {ratios[0]:.3f} to {ratios[-1]:.3f}, {pairs} pairs; equal weights")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 7)

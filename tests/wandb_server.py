@@ -1,0 +1,264 @@
+"""A stand-in for W&B's server: as much of GraphQL, the row stream and the uploads as wandb 0.31 asks for.
+
+It keeps what it gets, in memory, and does not remove rows that it gets twice, so that a test sees them. The real one
+has permissions, limits, and more patience.
+"""
+
+import gzip
+import json
+import threading
+import time
+import urllib.parse
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+ENTITY = "tester"
+HISTORY, EVENTS, SUMMARY = "wandb-history.jsonl", "wandb-events.jsonl", "wandb-summary.json"
+
+
+@dataclass
+class ServerRun:
+    """What the server holds of a run."""
+
+    id: str
+    project: str
+    name: str = ""
+    group: str = ""
+    job_type: str = ""
+    tags: list[str] = field(default_factory=list)
+    raw_config: dict[str, Any] = field(default_factory=dict)
+    lines: dict[str, dict[int, str]] = field(default_factory=dict)  # of each stream: number -> line
+    files: dict[str, bytes] = field(default_factory=dict)
+    exit_code: int | None = None  # None: running, or never heard of again
+
+    def stream(self, name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for _, line in sorted(self.lines.get(name, {}).items())]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return self.stream(HISTORY)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return (self.stream(SUMMARY) or [{}])[-1]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {key: value["value"] for key, value in self.raw_config.items() if key != "_wandb"}
+
+
+class WandbServer:
+    """`with WandbServer() as server:` listens on a free port; `server.environment` leads the client to it.
+
+    Attributes:
+        runs: what it holds, by id.
+        refuses: answers everything with this status.
+        unknown: what it was asked for and does not know; tests want it empty.
+    """
+
+    def __init__(self) -> None:
+        self.runs: dict[str, ServerRun] = {}
+        self.artifacts: list[dict[str, Any]] = []
+        self.views: list[dict[str, Any]] = []
+        self.unknown: list[str] = []
+        self.refuses = 0
+        self.lock = threading.RLock()
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+            def answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if self.headers.get("Content-Encoding") == "gzip":
+                    body = gzip.decompress(body)
+                path = urllib.parse.unquote(urllib.parse.urlparse(self.path).path)
+                status, found = server.refuses, {"error": "refused"}
+                if not status:
+                    with server.lock:
+                        status, found = server.route(path, body)
+                said = json.dumps(found).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(said)))
+                self.end_headers()
+                self.wfile.write(said)
+
+            do_GET = do_POST = do_PUT = answer  # noqa: N815
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.http.handle_error = lambda request, client_address: None  # clients hang up when they end
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+
+    def __enter__(self) -> "WandbServer":
+        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.http.shutdown()
+        self.http.server_close()
+        self.thread.join()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": "f" * 40, "WANDB_ENTITY": ENTITY}
+
+    def wait_for_rows(self, count: int, seconds: float = 30) -> None:
+        """Wait until the runs have so many rows together."""
+        end = time.monotonic() + seconds
+        while sum(len(run.rows) for run in list(self.runs.values())) < count:
+            assert time.monotonic() < end, "waited in vain"
+            time.sleep(0.01)
+
+    def route(self, path: str, body: bytes) -> tuple[int, Any]:
+        """The status and the answer to a request."""
+        parts = path.strip("/").split("/")
+        if path == "/graphql":
+            asked = json.loads(body)
+            name = asked.get("operationName") or asked["query"].split("{")[0].split("(")[0].split()[-1]
+            given = asked.get("variables") or {}
+            answer = getattr(self, f"on_{name}", None)
+            if answer is None:
+                self.unknown.append(name)
+                return 200, {"data": None, "errors": [{"message": f"the stand-in does not know {name}"}]}
+            return 200, {"data": answer(given.get("input") or given)}
+        if parts[0] == "files" and parts[-1] == "file_stream":
+            run, sent = self.runs[parts[3]], json.loads(body)
+            for name, chunk in (sent.get("files") or {}).items():
+                lines = run.lines.setdefault(name, {})
+                lines.update(enumerate(chunk["content"], chunk["offset"]))
+            if sent.get("complete"):
+                run.exit_code = sent["exitcode"]
+            return 200, {"exitcode": None, "limits": {}}
+        if parts[0] == "storage":
+            if parts[1] == "run":
+                self.runs[parts[2]].files["/".join(parts[3:])] = body
+            else:
+                self.artifacts[int(parts[2])].setdefault("files", {})["/".join(parts[3:])] = body
+            return 200, {}
+        return 404, {"error": "not found"}
+
+    def bucket(self, run: ServerRun) -> dict[str, Any]:
+        project = {"id": "P", "name": run.project, "entity": {"id": "E", "name": ENTITY}}
+        return {
+            "id": f"run:{run.id}",
+            "name": run.id,
+            "displayName": run.name,
+            "description": None,
+            "config": json.dumps(run.raw_config),
+            "sweepName": None,
+            "historyLineCount": len(run.rows),
+            "project": project,
+        }
+
+    def on_Viewer(self, given: dict[str, Any]) -> Any:  # noqa: N802
+        viewer = {"id": "V", "entity": ENTITY, "username": ENTITY, "email": "t@example.org", "flags": "{}"}
+        return {"viewer": {**viewer, "teams": {"edges": []}}}
+
+    def on_ServerFeaturesQuery(self, given: dict[str, Any]) -> Any:  # noqa: N802
+        return {"serverInfo": {"features": []}}
+
+    def on_ServerInfo(self, given: dict[str, Any]) -> Any:  # noqa: N802
+        return {"serverInfo": {"cliVersionInfo": {"max_cli_version": "99.0.0"}, "latestLocalVersionInfo": None}}
+
+    def on_UpsertBucket(self, given: dict[str, Any]) -> Any:  # noqa: N802
+        id = given.get("name") or given["id"].removeprefix("run:")
+        new = id not in self.runs
+        run = self.runs.setdefault(id, ServerRun(id, given.get("project") or "uncategorized"))
+        names = {"displayName": "name", "groupName": "group", "jobType": "job_type", "tags": "tags"}
+        for theirs, ours in names.items():
+            if given.get(theirs) is not None:
+                setattr(run, ours, given[theirs])
+        if given.get("config"):
+            run.raw_config = json.loads(given["config"])
+        return {"upsertBucket": {"bucket": self.bucket(run), "inserted": new}}
+
+    def on_RunResumeStatus(self, given: dict[str, Any]) -> Any:  # noqa: N802
+        found = None
+        if run := self.runs.get(given["name"]):
+            found = self.bucket(run) | {
+                "summaryMetrics": json.dumps(run.summary),
+                "tags": run.tags,
+                "notes": None,
+                "eventsLineCount": len(run.stream(EVENTS)),
+                "logLineCount": 0,
+                "historyTail": json.dumps([json.dumps(row) for row in run.rows[-1:]]),
+                "eventsTail": json.dumps([json.dumps(row) for row in run.stream(EVENTS)[-1:]]),
+                "wandbConfig": json.dumps({"t": 1}) if "_wandb" in run.raw_config else None,
+            }
+        entity = {"id": "E", "name": ENTITY}
+        return {"model": {"id": "P", "name": given.get("project"), "entity": entity, "bucket": found}}
+
+    def on_RunStoppedStatus(self, given: dict[str, Any]) -> Any:  # noqa: N802
+        return {"project": {"run": {"stopped": False}}}
+
+    def on_CreateRunFiles(self, given: dict[str, Any]) -> Any:  # noqa: N802
+        run = given["run"]
+        files = [
+            {"name": name, "uploadUrl": f"{self.url}/storage/run/{run}/{urllib.parse.quote(name)}"}
+            for name in given["files"]
+        ]
+        return {"createRunFiles": {"runID": f"run:{run}", "uploadHeaders": [], "files": files}}
+
+    def on_MarkRunFilesUploaded(self, given: dict[str, Any]) -> Any:  # noqa: N802
+        return {"markRunFilesUploaded": {"success": True}}
+
+    def on_OrganizationCoreWeaveOrganizationID(self, given: dict[str, Any]) -> Any:  # noqa: N802
+        return {"entity": {"organization": {"coreWeaveOrganizationId": None}}}
+
+    def on_ArtifactType(self, given: dict[str, Any]) -> Any:  # noqa: N802
+        return {"project": {"artifact": None}}
+
+    def on_CreateArtifact(self, given: dict[str, Any]) -> Any:  # noqa: N802
+        self.artifacts.append({"name": given["artifactCollectionName"]})
+        artifact = {"id": str(len(self.artifacts) - 1), "state": "PENDING"}
+        return {"createArtifact": {"artifact": {**artifact, "artifactSequence": {"latestArtifact": None}}}}
+
+    def on_CreateArtifactManifest(self, given: dict[str, Any]) -> Any:  # noqa: N802
+        return {"createArtifactManifest": {"artifactManifest": self.manifest(given["artifactID"])}}
+
+    def on_UpdateArtifactManifest(self, given: dict[str, Any]) -> Any:  # noqa: N802
+        id = given["artifactManifestID"].removeprefix("m")
+        return {"updateArtifactManifest": {"artifactManifest": self.manifest(id)}}
+
+    def manifest(self, id: str) -> dict[str, Any]:
+        url = f"{self.url}/storage/artifact/{id}/wandb_manifest.json"
+        return {"id": f"m{id}", "file": {"id": "f", "uploadHeaders": [], "uploadUrl": url}}
+
+    def on_CreateArtifactFiles(self, given: dict[str, Any]) -> Any:  # noqa: N802
+        nodes = []
+        for file in given["artifactFiles"]:
+            id, name = file["artifactID"], file["name"]
+            url = f"{self.url}/storage/artifact/{id}/{urllib.parse.quote(name)}"
+            node = {"storagePath": name, "uploadHeaders": [], "uploadMultipartUrls": None, "uploadUrl": url}
+            nodes.append({"node": {**node, "artifact": {"id": id}}})
+        return {"createArtifactFiles": {"files": {"edges": nodes}}}
+
+    def on_CommitArtifact(self, given: dict[str, Any]) -> Any:  # noqa: N802
+        self.artifacts[int(given["artifactID"])]["committed"] = True
+        return {"commitArtifact": {"artifact": {"id": given["artifactID"], "digest": "d"}}}
+
+    def on_ProjectInternalId(self, given: dict[str, Any]) -> Any:  # noqa: N802
+        return {"project": {"id": "P", "internalId": "1"}}
+
+    def on_UpsertView2(self, given: dict[str, Any]) -> Any:  # noqa: N802
+        return self.on_upsertView(given)
+
+    def on_upsertView(self, given: dict[str, Any]) -> Any:  # noqa: N802
+        self.views.append(given)
+        keys = ("type", "name", "displayName", "description", "spec")
+        project = {"id": "P", "name": given.get("projectName"), "entityName": ENTITY}
+        view = {key: given.get(key) for key in keys} | {"id": "W", "updatedAt": "2026-01-01T00:00:00"}
+        return {"upsertView": {"view": {**view, "project": project}, "inserted": True}}
+
+    def on_GetProjects(self, given: dict[str, Any]) -> Any:  # noqa: N802
+        project = {"id": "P", "internalId": "1", "name": "plainres", "entityName": ENTITY}
+        node = {**project, "createdAt": "2026-01-01T00:00:00", "isBenchmark": False, "user": None}
+        page = {"endCursor": None, "hasNextPage": False}
+        return {"models": {"edges": [{"cursor": "c", "node": node}], "pageInfo": page}}
