@@ -1,5 +1,6 @@
 import copy
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ SHORTCUTS, DESIGNS, ORDERS, NORMS = (shipped(group) for group in ("shortcut", "b
 DESIGNS |= {f"B{kernels}": Design(kernels) for kernels in ([3], [3, 3, 3], [3, 3, 3, 3], [3, 1], [1, 3], [3, 1, 3])}
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background; tests send it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("COVERAGE_FILE", str(ROOT / ".coverage"))  # of the processes that tests start elsewhere
 
 
