@@ -15,7 +15,7 @@ test: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=auto --dist=loadgroup --cov --cov-fail-under=95
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=auto --dist=worksteal --cov --cov-fail-under=95
 
 # pip works from outside on .venv, so that Debian's python3 suffices, whose venv has no pip to put there
 $(INSTALLED): requirements.lock pyproject.toml

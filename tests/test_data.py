@@ -15,6 +15,7 @@ from PIL import Image
 from conftest import CIFAR10
 from plainres.cli import main
 from plainres.data import Digits, HubImages, Images, Split, Synthetic
+from plainres.decoding import HubDataSet
 from plainres.errors import InputError
 
 
@@ -140,14 +141,14 @@ def test_a_half_written_copy_is_never_used(
     tmp_path: Path, pixels: dict[str, np.ndarray], labels: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_parquet(tmp_path / "images", pixels, labels)
-    decode = HubImages._decode_in_parallel
+    decode = HubDataSet._decode_in_parallel
 
-    def stop(self: HubImages, rows: Any, split: str) -> Any:
+    def stop(self: HubDataSet, rows: Any, split: str) -> Any:
         yield next(iter(decode(self, rows, split)))
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(HubImages, "_decode_in_parallel", stop)
+        patched.setattr(HubDataSet, "_decode_in_parallel", stop)
         with pytest.raises(KeyboardInterrupt):
             source(tmp_path).prepare()
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] in ([], [".lock"])

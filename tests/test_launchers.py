@@ -17,8 +17,6 @@ from plainres.cli import main
 from plainres.processes import Place, place
 from plainres.runs import Run
 
-pytestmark = pytest.mark.xdist_group("processes")  # of which each test starts several: one at a time
-
 TESTS = Path(__file__).parent
 PLAINRES = Path(sys.executable).with_name("plainres")
 SMALL = ["model.depth=8", "model.width=4", "data=synthetic", "data.train=640", "optim.batch_size=64"]

@@ -11,10 +11,7 @@ from chromium import FOUND, Page
 from plainres import report
 from test_report import a_run, data_of, finish
 
-pytestmark = [
-    pytest.mark.skipif(FOUND is None, reason="there is no Chromium or Chrome on the PATH"),
-    pytest.mark.xdist_group("chromium"),
-]
+pytestmark = pytest.mark.skipif(FOUND is None, reason="there is no Chromium or Chrome on the PATH")
 LINES = "document.querySelectorAll('[data-figure=curves] .line').length"
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 

@@ -161,7 +161,6 @@ def _plainres(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.xdist_group("processes")
 def test_a_sweep_killed_five_times_trains_nothing_twice(tmp_path: Path) -> None:
     seeds = ",".join(map(str, range(6)))
     sweep = ["train", "-m", *RECORDED, "model.depth=8,14", f"seed={seeds}", "optim.epochs=6"]

@@ -180,7 +180,6 @@ def linear(config: Config) -> Config:
     return config
 
 
-@pytest.mark.xdist_group("processes")
 def test_two_processes_share_every_batch(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DistributedDataParallel over gloo: without batch normalisation, the mean gradient is that of the whole batch."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
@@ -200,14 +199,12 @@ def test_two_processes_share_every_batch(make_config: Make, tmp_path: Path, monk
         torch.testing.assert_close(states[0][key], states[1][key], atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.xdist_group("processes")
 def test_two_processes_with_batch_normalisation(make_config: Make) -> None:
     run = Run.of(make_config(devices=2, optim={"warmup_lr": 0.01}))
     launch(run)
     assert run.finished
 
 
-@pytest.mark.xdist_group("processes")
 def test_a_process_of_several_that_fails(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
     run = Run.of(make_config(devices=2, optim={"batch_size": 200}))
     with pytest.raises(InputError, match="there are only 100 training images"):

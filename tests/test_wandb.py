@@ -25,8 +25,6 @@ from plainres.wandb_files import STEP, Session, sessions
 from plainres.wandb_sync import sync
 from wandb_server import ServerRun, WandbServer
 
-pytestmark = pytest.mark.xdist_group("processes")  # of which each test starts several: one at a time
-
 Make = Callable[..., Config]
 
 METRICS = ("train/loss", "train/error", "test/loss", "test/error")

@@ -5,30 +5,23 @@ sources that must download or decode keep a decoded copy on disk, which concurre
 """
 
 import hashlib
-import io
 import json
-import logging
 import os
 import shutil
-import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-import joblib
 import numpy as np
 import torch
 from filelock import FileLock
 from torch import Generator, Tensor
 
 from plainres.errors import InputError
-from plainres.progress import bar
 
 SPLITS = ("train", "test")
-DECODED_AT_ONCE = 500  # images; enough to keep the threads busy, few enough for a lively bar
 
 
 @dataclass(frozen=True)
@@ -303,120 +296,16 @@ class HubImages:
         return Path(self.cache).expanduser() / f"{self.name.replace('/', '--')}-{digest}"
 
     def _decode(self, folder: Path) -> None:
-        """Write <split>_images.npy (N, H, W, C) and <split>_targets.npy of both splits into `folder`."""
-        import datasets
+        from plainres.decoding import HubDataSet
 
-        there = self._read()
-        data = {split: there.get(self._split(split)) for split in SPLITS}
-        for split in SPLITS:
-            if data[split] is None:
-                raise InputError(
-                    f"{self._where} has no split {self._split(split)!r}; it has {', '.join(there) or 'none'}"
-                )
-            for column in (self.image_column, self.label_column):
-                if column not in data[split].column_names:
-                    columns = ", ".join(data[split].column_names)
-                    raise InputError(f"{self._where} has no column {column!r}; it has {columns}")
-        total = sum(len(data[split]) for split in SPLITS)
-        with bar(f"decoding {self.name}", "image", total, leave=False) as decoded:
-            for split in SPLITS:
-                rows = data[split]
-                if not isinstance(rows.features[self.image_column], datasets.Image):
-                    raise InputError(f"{self._where}: column {self.image_column!r} of {split} holds no images")
-                targets = np.asarray(rows[self.label_column])
-                if targets.dtype.kind not in "iu":
-                    raise InputError(f"{self._where}: column {self.label_column!r} of {split} holds no whole numbers")
-                wrong = np.flatnonzero((targets < 0) | (targets >= self.classes))
-                if wrong.size:
-                    raise InputError(
-                        f"{self._where}: image {wrong[0]} of {split} has the label {targets[wrong[0]]}; "
-                        f"with data.classes={self.classes} labels are 0 to {self.classes - 1}"
-                    )
-                np.save(folder / f"{split}_targets.npy", targets.astype(np.int64))
-                images = np.lib.format.open_memmap(
-                    folder / f"{split}_images.npy",
-                    mode="w+",
-                    dtype=np.uint8,
-                    shape=(len(rows), *self._size),
-                )
-                for start, some in self._decode_in_parallel(rows, split):
-                    images[start : start + len(some)] = some
-                    decoded.update(len(some))
-                images.flush()
-
-    def _decode_in_parallel(self, rows: Any, split: str) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (index of the first image, images (n, H, W, C)); Pillow decodes without the interpreter's lock."""
-        height, width, channels = self._size
-
-        def decode(numbered: tuple[int, dict[str, Any]]) -> np.ndarray:
-            from PIL import Image
-
-            index, encoded = numbered
-            file = encoded["path"] if encoded["bytes"] is None else io.BytesIO(encoded["bytes"])
-            try:
-                with Image.open(file) as image:
-                    if self.stored is not None:
-                        pixels = np.asarray(_middle(image.convert("RGB" if channels == 3 else "L"), self.stored))
-                    else:
-                        pixels = np.asarray(image.convert("RGB") if image.mode == "P" else image)
-            except OSError as error:
-                raise InputError(f"{self._where}: image {index} of {split} cannot be decoded: {error}") from error
-            pixels = pixels.reshape(*pixels.shape[:2], -1)
-            if pixels.dtype != np.uint8:
-                raise InputError(f"{self._where}: image {index} of {split} has pixels of {pixels.dtype}, not of 8 bits")
-            if pixels.shape != (height, width, channels):
-                raise InputError(
-                    f"{self._where}: image {index} of {split} is {pixels.shape[2]}x{pixels.shape[0]}x{pixels.shape[1]} "
-                    f"(channels x height x width); data.shape is {channels}x{height}x{width}"
-                )
-            return pixels
-
-        with ThreadPoolExecutor(joblib.cpu_count()) as pool:
-            for start in range(0, len(rows), DECODED_AT_ONCE):
-                encoded = rows[start : start + DECODED_AT_ONCE][self.image_column]
-                yield start, np.stack(list(pool.map(decode, enumerate(encoded, start))))
-
-    def _read(self) -> Any:
-        """The data set as `datasets` gives it, images still encoded."""
-        import datasets
-        from datasets.exceptions import DatasetNotFoundError, DatasetsError
-
-        where = f"{self.name} from the Hugging Face Hub" if self.path is None else self.path
-        print(f"reading {where} ...", file=sys.stderr)
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it narrates each of its retries
-        try:
-            data = datasets.load_dataset(self.name if self.path is None else str(Path(self.path).expanduser()))
-        except DatasetNotFoundError as error:
-            raise InputError(f"{self._where}: {str(error).splitlines()[0]}") from error
-        except (ConnectionError, DatasetsError, OSError, ValueError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            hint = "; a copy in a folder is read with data.path=FOLDER" if self.path is None else ""
-            raise InputError(f"{self._where} cannot be read: {reason}{hint}") from error
-        image = datasets.Image(decode=False)
-        return {
-            split: rows.cast_column(self.image_column, image)
-            if isinstance(rows.features.get(self.image_column), datasets.Image)
-            else rows
-            for split, rows in data.items()
-        }
-
-    def _split(self, split: str) -> str:
-        """What the data set calls one of our splits."""
-        return self.test_split if split == "test" else split
-
-    @property
-    def _size(self) -> tuple[int, int, int]:
-        """Height, width and channels of a decoded image."""
         channels, height, width = self.shape
-        return self.stored or height, self.stored or width, channels
-
-    @property
-    def _where(self) -> str:
-        return self.name if self.path is None else self.path
-
-
-def _middle(image: Any, side: int) -> Any:
-    """The middle square of a Pillow image, its sides scaled to `side` pixels."""
-    shorter = min(image.size)
-    left, top = ((length - shorter) / 2 for length in image.size)
-    return image.resize((side, side), resample=2, box=(left, top, left + shorter, top + shorter), reducing_gap=3)
+        HubDataSet(
+            self.name,
+            self.path,
+            {"train": "train", "test": self.test_split},
+            self.image_column,
+            self.label_column,
+            self.classes,
+            (self.stored or height, self.stored or width, channels),
+            squared=self.stored is not None,
+        ).decode(folder)
