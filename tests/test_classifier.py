@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lightning.pytorch.loggers import Logger
 
 from plainres.batches import ImageBatches
-from plainres.classifier import WARMUP_WINDOW, Classifier, LossAndError
+from plainres.classifier import WARMUP_WINDOW, Classifier, LossAndError, count
 from plainres.config import Recipe
 from plainres.data import Synthetic
 from plainres.errors import InputError
@@ -94,7 +94,7 @@ def test_length_in_epochs() -> None:
 
 def test_a_partial_last_epoch_is_measured_with_the_one_before() -> None:
     classifier, _ = fit(recipe())
-    assert classifier.running.images == (4 + 2) * 16
+    assert classifier.running.sums[2] == (4 + 2) * 16
 
 
 @given(st.integers(4, 100000), st.lists(st.floats(0.01, 0.99), max_size=4).map(sorted))
@@ -128,15 +128,15 @@ def test_warmup_measures_the_error_of_its_window(monkeypatch: pytest.MonkeyPatch
     error = rows[0]["train/error"]
     assert not plain.warming_up
     for threshold, warming_up in ((error, True), (error + 0.01, False)):
-        classifier, _ = fit(recipe(steps=4, warmup_lr=0.01, warmup_until=threshold, milestones=[]))
+        classifier, _ = fit(recipe(steps=5, warmup_lr=0.01, warmup_until=threshold, milestones=[]))
         assert classifier.warming_up is warming_up
     assert WARMUP_WINDOW == 100
 
 
 def test_the_warmup_is_part_of_a_checkpoint() -> None:
     classifier = Classifier(CifarNet(1, 10, 8, 4, Identity), recipe(warmup_lr=0.01), 10, 4)
-    classifier.warmup_wrong = torch.tensor(7)
-    classifier.running.update(torch.tensor(2.0), torch.eye(10)[:3], torch.tensor([0, 1, 0]))
+    classifier.counted[3] = 7
+    count(classifier.counted, torch.tensor(2.0), torch.eye(10)[:3], torch.tensor([0, 1, 0]))
     checkpoint: dict[str, Any] = {}
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     trainer.strategy.connect(classifier)
@@ -147,8 +147,8 @@ def test_the_warmup_is_part_of_a_checkpoint() -> None:
     other = Classifier(CifarNet(1, 10, 8, 4, Identity), recipe(), 10, 4)
     other.trainer = trainer
     other.on_load_checkpoint(checkpoint)
-    assert (other.warming_up, other.warmup_wrong) == (True, 7)
-    assert (other.running.loss, other.running.wrong, other.running.images) == (6.0, 1, 3)
+    assert other.warming_up
+    assert other.counted.tolist() == [6.0, 1, 3, 7]
 
 
 @settings(max_examples=30, deadline=None)
@@ -159,7 +159,9 @@ def test_loss_and_error_over_batches_are_those_of_all_images(sizes: list[int], s
     targets = torch.randint(4, (sum(sizes),), generator=generator)
     measure = LossAndError()
     for some, their in zip(logits.split(sizes), targets.split(sizes), strict=True):
-        measure.update(F.cross_entropy(some, their), some, their)
+        sums = torch.zeros(3, dtype=torch.float64)
+        count(sums, F.cross_entropy(some, their), some, their)
+        measure.update(sums)
     found = measure.values("x")
     assert found["x/loss"] == pytest.approx(F.cross_entropy(logits, targets).item(), rel=1e-5)
     assert found["x/error"] == 100 * (logits.argmax(1) != targets).sum().item() / len(targets)
@@ -170,7 +172,8 @@ def test_a_step_is_that_of_sgd_with_momentum_and_weight_decay_on_everything() ->
     trained = dict(classifier.network.named_parameters())
     torch.manual_seed(0)
     network = CifarNet(1, 10, 8, 4, Identity)
-    images, targets = next(iter(_batches()))
+    data = _data()
+    images, targets = data.training.made(next(iter(data.train_dataloader())))
     F.cross_entropy(network(images), targets).backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None
@@ -178,12 +181,12 @@ def test_a_step_is_that_of_sgd_with_momentum_and_weight_decay_on_everything() ->
         torch.testing.assert_close(trained[name], expected)
 
 
-def _batches() -> Any:
+def _data() -> ImageBatches:
     source = Synthetic([1, 8, 8], 10, 16, 30, 0, False)
     data = ImageBatches(source.load(), source, 16, 0)
     data.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     data.setup("fit")
-    return data.train_dataloader()
+    return data
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,7 @@ def test_a_sweep_with_a_mistake_trains_nothing(capfd: pytest.CaptureFixture[str]
     [
         (["report", "nowhere"], "nowhere is not a folder"),
         (["report", "."], "holds no runs"),
-        (["trian"], "there is no command 'trian'; there are train, status, report, describe, eval, export, lesion, "),
+        (["trian"], "there is no command 'trian'; there are train, status, report, describe, bench, eval, export, "),
     ],
 )
 def test_other_mistakes(arguments: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plainres.randomness import draws, mix, order
+from plainres.randomness import augmentation_key, draws, mix, order
 
 SEEDS = st.integers(0, 2**31)
 
@@ -21,8 +21,8 @@ def test_epochs_and_seeds_differ() -> None:
 
 @given(SEEDS, st.integers(0, 500), st.lists(st.integers(0, 10**6), min_size=1, unique=True))
 def test_draws_depend_on_the_index_alone_not_on_its_neighbours(seed: int, epoch: int, indices: list[int]) -> None:
-    together = draws(seed, epoch, torch.tensor(indices))
-    alone = torch.cat([draws(seed, epoch, torch.tensor([index])) for index in indices])
+    together = draws(augmentation_key(seed, epoch), torch.tensor(indices))
+    alone = torch.cat([draws(augmentation_key(seed, epoch), torch.tensor([index])) for index in indices])
     assert torch.equal(together, alone)
     assert (together >= 0).all()
     assert (together < 2**62).all()
@@ -30,7 +30,7 @@ def test_draws_depend_on_the_index_alone_not_on_its_neighbours(seed: int, epoch:
 
 def test_draws_are_uniform_and_independent_of_the_epoch_before() -> None:
     index = torch.arange(20000)
-    first, second = draws(0, 0, index), draws(0, 1, index)
+    first, second = (draws(augmentation_key(0, epoch), index) for epoch in (0, 1))
     for bit in (0, 1, 20, 33, 61):
         ones = (first >> bit) & 1
         assert abs(ones.double().mean() - 0.5) < 0.02
@@ -46,5 +46,5 @@ def test_mix_is_fixed_for_all_time() -> None:
 def test_nothing_is_drawn_from_global_state() -> None:
     before = torch.get_rng_state()
     order(0, 0, 10)
-    draws(0, 0, torch.arange(10))
+    draws(augmentation_key(0, 0), torch.arange(10))
     assert torch.equal(before, torch.get_rng_state())

@@ -6,6 +6,7 @@ can go on from any step, on any number of devices, and see what it would have se
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -13,9 +14,17 @@ from torch import Tensor
 
 from plainres.data import Images, Source, Split
 from plainres.errors import InputError
-from plainres.randomness import draws, order, shift_right
+from plainres.randomness import augmentation_key, draws, order, shift_right
 
 Batch = tuple[Tensor, Tensor]  # images (N, C, H, W) float32 in channels_last order, targets (N,) int64
+
+
+class Drawn(NamedTuple):
+    """A training batch before it is made: which images, and what their augmentation is drawn with."""
+
+    which: Tensor  # (N,) int64, their indices
+    key: Tensor  # () int64, that of the epoch
+
 
 EVALUATION_BATCH = 512  # images; in evaluation mode the result does not depend on it
 
@@ -31,7 +40,6 @@ class Pixels:
     """
 
     def __init__(self, split: Split, source: Source, statistics: tuple[Tensor, Tensor], device: torch.device) -> None:
-        # the device of the batches' index decides where a batch is made; Lightning moves it on if need be
         home = device if _fits(split.images, device) else torch.device("cpu")
         self.images, self.targets = split.images.to(home), split.targets.to(home)
         mean, std = statistics
@@ -54,6 +62,12 @@ class Pixels:
             top, left = (spare // 2 for spare in self.spare)
             images = images[:, top : top + self.height, left : left + self.width]
         return self._normalised(images), self.targets[index]
+
+    def made(self, drawn: Drawn) -> Batch:
+        """A training batch."""
+        if self.augmenting:
+            return self.augmented(drawn.which, draws(drawn.key, drawn.which))
+        return self.batch(drawn.which)
 
     def augmented(self, index: Tensor, random: Tensor) -> Batch:
         """The images at `index` (N,), each cropped at random from its padded self and, if `flip`, perhaps mirrored.
@@ -91,7 +105,7 @@ def _fits(images: Tensor, device: torch.device) -> bool:
 
 
 class TrainingBatches:
-    """The batches of one epoch after another; the last images of an epoch, too few for a batch, are left out.
+    """The batches of one epoch after another, drawn; the last images of an epoch, too few for a batch, are left out.
 
     `position` tells the number of optimizer steps done, from which the epoch and the place in it follow. Each of
     `world_size` processes gets its contiguous part of every global batch.
@@ -113,17 +127,15 @@ class TrainingBatches:
     def __len__(self) -> int:
         return len(self.pixels.targets) // self.batch_size
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Drawn]:
         epoch, start = divmod(self.position(), len(self))
-        permutation = order(self.seed, epoch, len(self.pixels.targets))
+        home = self.pixels.targets.device  # to which each epoch is brought at once, and not each batch
+        permutation = order(self.seed, epoch, len(self.pixels.targets)).to(home)
+        key = torch.tensor(augmentation_key(self.seed, epoch), device=home)
         share = self.batch_size // self.world_size
         for step in range(start, len(self)):
             first = step * self.batch_size + self.rank * share
-            index = permutation[first : first + share]
-            if self.pixels.augmenting:
-                yield self.pixels.augmented(index, draws(self.seed, epoch, index))
-            else:
-                yield self.pixels.batch(index)
+            yield Drawn(permutation[first : first + share], key)
 
     def state_dict(self) -> dict[str, object]:
         """Nothing. That there is this method tells Lightning that the batches can go on in mid-epoch."""
@@ -175,6 +187,15 @@ class ImageBatches(pl.LightningDataModule):
         statistics = self.images.channel_statistics
         self.training = Pixels(self.images.train, self.source, statistics, device)
         self.test = Pixels(self.images.test, self.source, statistics, device)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
+        """Make a training batch, where it is needed."""
+        if not isinstance(batch, Drawn):
+            return batch
+        assert self.trainer is not None
+        images, targets = self.trainer.precision_plugin.convert_input(self.training.made(batch))
+        device = self.trainer.strategy.root_device
+        return images.to(device), targets.to(device)  # for large data sets stay in the host's memory
 
     def train_dataloader(self) -> TrainingBatches:
         """The training batches, beginning where the trainer stands."""

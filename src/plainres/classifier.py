@@ -7,17 +7,15 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import SGD
-from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
-from plainres.batches import Batch
+from plainres.batches import Batch, Drawn
 from plainres.config import Recipe
 from plainres.randomness import noises
 
-RUNNING = ("loss", "wrong", "images")  # the sums of a LossAndError
+COUNTED = ("loss", "wrong", "images", "warmup_wrong")  # the last: images misjudged since the warm-up last looked
 EVALUATED = ("test", "train_eval")  # what the evaluation loaders hold, in their order
 WARMUP_WINDOW = 100  # steps over which the warm-up measures the training error
 
@@ -26,29 +24,36 @@ class LossAndError(Metric):
     """The mean cross-entropy and the error, in percent, of all images since the last reset, over all processes."""
 
     full_state_update = False
-    loss: Tensor
-    wrong: Tensor
-    images: Tensor
+    sums: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("loss", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("wrong", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-        """Add a batch: its mean cross-entropy (), logits (N, classes), targets (N,)."""
-        self.loss += loss * len(targets)
-        self.wrong += (logits.argmax(1) != targets).sum()
-        self.images += len(targets)
+    def update(self, sums: Tensor) -> None:
+        """Add what `count` has counted (3,)."""
+        self.sums += sums
 
     def compute(self) -> dict[str, Tensor]:
         """Return the loss and the error."""
-        return {"loss": self.loss / self.images, "error": 100 * self.wrong.double() / self.images}
+        loss, wrong, images = self.sums
+        return {"loss": loss / images, "error": 100 * wrong / images}
 
     def values(self, prefix: str) -> dict[str, float]:
         """Return <prefix>/loss and <prefix>/error as numbers."""
         return {f"{prefix}/{name}": value.item() for name, value in self.compute().items()}
+
+
+def count(sums: Tensor, loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+    """Add a batch to `sums`, in place: the sum of its losses, its wrong answers, its images; return the wrong ones ().
+
+    The batch has a mean cross-entropy (), logits (N, classes) and targets (N,).
+    """
+    wrong = (logits.argmax(1) != targets).sum()
+    sums[0] += loss * len(targets)
+    sums[1] += wrong
+    sums[2] += len(targets)
+    return wrong
 
 
 class Classifier(pl.LightningModule):
@@ -63,50 +68,86 @@ class Classifier(pl.LightningModule):
         recipe: batch size, length, optimizer, schedule.
         steps: the length of the run in optimizer steps.
         steps_per_epoch: training batches of one epoch.
+        captured: whether a step is captured and replayed, so that its learning rate must be a tensor.
     """
 
-    def __init__(self, network: nn.Module, recipe: Recipe, steps: int, steps_per_epoch: int) -> None:
+    def __init__(
+        self, network: nn.Module, recipe: Recipe, steps: int, steps_per_epoch: int, *, captured: bool = False
+    ) -> None:
         super().__init__()
+        self.captured = captured
         self.network, self.recipe = network, recipe
         self.steps, self.steps_per_epoch = steps, steps_per_epoch
         self.running = LossAndError()
+        # no buffers: DDP would give every process the first one's
+        self.counted = torch.zeros(len(COUNTED), dtype=torch.float64)  # of this process, since the epoch began
+        self.position = torch.zeros(2, dtype=torch.int64)  # the step, and the place of this process's first image
         self.evaluations = nn.ModuleList(LossAndError() for _ in EVALUATED)
         self.evaluated: dict[str, float] = {}  # what the last evaluation found
         self.rows: list[dict[str, float]] = []  # logged so far
         self.lr = 0.0  # of the last step
         self.warming_up = recipe.warmup_lr is not None
         self.noises = noises(network)
-        self.warmup_wrong: Tensor | int = 0  # images of this process misjudged since the warm-up last looked
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images to logits."""
         return self.network(images)
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """SGD with momentum; the learning rate is a function of the step and of whether the warm-up is over."""
+    def configure_optimizers(self) -> SGD:
+        """SGD with momentum; each step sets its learning rate."""
         recipe = self.recipe
-        optimizer = SGD(self.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+        return SGD(
+            self.parameters(),
+            recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            fused=self.captured or self.device.type == "cuda" or None,
+        )
 
-        def factor(step: int) -> float:
-            if self.warming_up and recipe.warmup_lr is not None:
-                return recipe.warmup_lr / recipe.lr
-            return recipe.lr_factor(step, self.steps)
+    def on_fit_start(self) -> None:
+        """Bring what is counted to the device."""
+        self.counted, self.position = self.counted.to(self.device), self.position.to(self.device)
+        for noise in self.noises:
+            noise.position = self.position
 
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+    def on_train_start(self) -> None:
+        """Keep the learning rate where a captured step reads it."""
+        if self.captured:
+            for optimizer in self.trainer.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = torch.zeros((), device=self.device)
+
+    def on_train_batch_start(self, batch: Batch | Drawn, batch_idx: int) -> None:
+        """Set the learning rate of the step that comes, and tell the network's random numbers which one it is.
+
+        The learning rate is a function of the step and of whether the warm-up is over.
+        """
+        step, recipe = self.trainer.global_step, self.recipe
+        if self.warming_up and step and step % WARMUP_WINDOW == 0:
+            self._end_warmup_if_learning()
+        lr = recipe.lr * recipe.lr_factor(step, self.steps)
+        if self.warming_up and recipe.warmup_lr is not None:
+            lr = recipe.warmup_lr
+        if lr != self.lr:
+            self._set_lr(lr)
+        if self.noises:
+            self.position.copy_(torch.tensor([step, self.trainer.global_rank * len(batch[0])]))
+
+    def _set_lr(self, lr: float) -> None:
+        self.lr = lr
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(lr)
+                else:
+                    group["lr"] = lr
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the mean cross-entropy of a batch."""
+        """Return the mean cross-entropy of a batch, which is counted; nothing here waits for the device."""
         images, targets = batch
-        if self.noises:
-            position = torch.tensor([self.trainer.global_step, self.trainer.global_rank * len(images)])
-            position = position.to(self.device)
-            for noise in self.noises:
-                noise.position = position
         logits = self(images)
         loss = F.cross_entropy(logits, targets)
-        self.running.update(loss.detach(), logits.detach(), targets)
-        if self.warming_up:
-            self.warmup_wrong += (logits.argmax(1) != targets).sum()
+        self.counted[3] += count(self.counted, loss.detach(), logits.detach(), targets)
         return loss
 
     def on_validation_start(self) -> None:
@@ -120,11 +161,11 @@ class Classifier(pl.LightningModule):
         images, targets = batch
         measure = self.evaluations[dataloader_idx]
         assert isinstance(measure, LossAndError)
-        if not len(targets):  # there are fewer images than processes
-            measure.update(torch.zeros((), device=self.device), images.new_zeros(0, 1), targets)
-            return
-        logits = self(images)
-        measure.update(F.cross_entropy(logits, targets), logits, targets)
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        if len(targets):  # else there are fewer images than processes
+            logits = self(images)
+            count(sums, F.cross_entropy(logits, targets), logits, targets)
+        measure.update(sums)
 
     def on_validation_epoch_end(self) -> None:
         """Note the loss and the error of the sets that were evaluated."""
@@ -135,23 +176,16 @@ class Classifier(pl.LightningModule):
                 self.evaluated |= measure.values(name)
                 measure.reset()
 
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Set the learning rate of the next step."""
-        self.lr = scheduler.get_last_lr()[0]
-        if self.warming_up and self.trainer.global_step % WARMUP_WINDOW == 0:
-            self._end_warmup_if_learning()
-        scheduler.step()
-
     def _end_warmup_if_learning(self) -> None:
         """End the warm-up if the error of the last WARMUP_WINDOW steps is small enough (He et al. 2015, 4.2)."""
-        error = 100 * self._sum(self.warmup_wrong).item() / (WARMUP_WINDOW * self.recipe.batch_size)
+        error = 100 * self._sum(self.counted)[3].item() / (WARMUP_WINDOW * self.recipe.batch_size)
         self.warming_up = error >= self.recipe.warmup_until
-        self.warmup_wrong = 0
+        self.counted[3] = 0
 
     def on_train_epoch_start(self) -> None:
-        """Begin a new running measure, unless the steps that are left are too few for one."""
+        """Begin to count anew, unless the steps that are left are too few for a measure."""
         if self.steps - self.trainer.global_step >= self.steps_per_epoch:
-            self.running.reset()
+            self.counted[:3] = 0
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Stop after the last step, also in mid-epoch; unlike max_steps this still evaluates."""
@@ -160,6 +194,8 @@ class Classifier(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the row of this epoch."""
+        self.running.reset()
+        self.running.update(self.counted[:3])
         row = {"epoch": self.current_epoch + 1, "lr": self.lr} | self.running.values("train") | self.evaluated
         self.rows.append({**row, "step": self.trainer.global_step})
         for logger in self.loggers:
@@ -168,7 +204,7 @@ class Classifier(pl.LightningModule):
     @property
     def finite(self) -> bool:
         """Whether all losses of this process since the epoch began were finite numbers."""
-        return math.isfinite(self.running.loss.item())
+        return math.isfinite(self.counted[0].item())
 
     @property
     def finite_weights(self) -> bool:
@@ -176,9 +212,8 @@ class Classifier(pl.LightningModule):
         return all(bool(parameter.isfinite().all()) for parameter in self.parameters())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the rows, the running measure and the warm-up, summed so that any number of processes can go on."""
-        sums = {name: getattr(self.running, name) for name in RUNNING} | {"warmup_wrong": self.warmup_wrong}
-        checkpoint["measured"] = {name: self._sum(value).item() for name, value in sums.items()}
+        """Keep the rows, the warm-up and what is counted, summed so that any number of processes can go on."""
+        checkpoint["measured"] = dict(zip(COUNTED, self._sum(self.counted).tolist(), strict=True))
         checkpoint["warming_up"] = self.warming_up
         checkpoint["rows"] = self.rows
 
@@ -186,10 +221,9 @@ class Classifier(pl.LightningModule):
         """Restore them; the first process takes the sums, the others begin at 0."""
         self.warming_up, self.rows = checkpoint["warming_up"], checkpoint["rows"]
         if self.trainer.is_global_zero:
-            self.warmup_wrong = checkpoint["measured"]["warmup_wrong"]
-            for name in RUNNING:
-                getattr(self.running, name).fill_(checkpoint["measured"][name])
+            measured = [float(checkpoint["measured"][name]) for name in COUNTED]
+            self.counted.copy_(torch.tensor(measured, dtype=torch.float64))
 
-    def _sum(self, value: Tensor | int) -> Tensor:
-        """The sum of a number () over all processes."""
-        return self.trainer.strategy.reduce(torch.as_tensor(value, device=self.device).clone(), reduce_op="sum")
+    def _sum(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over all processes."""
+        return self.trainer.strategy.reduce(values.to(self.device, copy=True), reduce_op="sum")

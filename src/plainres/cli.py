@@ -34,6 +34,7 @@ plainres puts one change to a deep network, the shortcut, on a test bench.
   plainres report FOLDER            compare the finished runs of a study: table, verdict, figures, page; --wandb
   plainres wandb-sync FOLDER        send what was logged to W&B offline: a run, a study, all of runs/
   plainres describe [OVERRIDES]     a network layer by layer; --json for programs
+  plainres bench [OVERRIDES]        images/s here, against a bare loop and the customary way; how long a study takes
   plainres eval RUN|WEIGHTS [OVERRIDES]   a trained network on a test set: loss, error, error of each class, predictions
   plainres export RUN FILE          a run's weights as safetensors, in torchvision's names where it has such
   plainres lesion RUN [RUN ...]     finished runs without some of their blocks, or with blocks swapped: errors
@@ -55,6 +56,17 @@ plainres eval WEIGHTS [OVERRIDES]   a file of weights (.pth, .th, .safetensors):
 
 Prints loss, error and the error of each class, and writes a row for each image as Parquet: target, prediction, loss,
 logits; of a run into its folder, of a file into this one.
+"""
+
+
+BENCH = """\
+How fast this machine trains a network, or each network of a study: images/s and ms/step of plainres as you run it, of a
+bare loop over the same network, batches and precision in torch alone (the limit), and of the customary way (a
+DataLoader whose worker processes crop and mirror image by image; eager float32). They take turns in one process. Then
+the parts of a step, the peak memory, and how long the run or the study would take.
+
+  plainres bench data=cifar10 optim=he2015 model.depth=20 trainer.threads=2
+  plainres bench experiment=cifar10_degradation trainer=gpu precision=bf16-mixed
 """
 
 
@@ -218,6 +230,30 @@ def _describe(arguments: list[str]) -> int:
     return 0
 
 
+def _bench(arguments: list[str]) -> int:
+    parser = _Arguments("plainres bench", description=BENCH, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.usage = "plainres bench [OVERRIDES] [--rounds N] [--seconds S] [--json]"
+    parser.add_argument("--rounds", type=_whole(1), default=5, help="turns of each of the three (5)")
+    parser.add_argument("--seconds", type=_above_zero, default=3.0, help="about the length of a turn (3)")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    given, overrides = parser.parse_known_args(arguments)
+    from plainres.compose import compose
+
+    configs = compose(overrides)
+    if not configs:
+        return 0
+    from dataclasses import asdict
+
+    from plainres.bench import bench
+
+    found, estimate = bench(configs, given.rounds, given.seconds)
+    if given.json:
+        print(json.dumps({"measured": [asdict(one) for one in found], "estimate": estimate}, indent=2))
+    else:
+        print("\n\n".join(map(str, found)), estimate, sep="\n\n")
+    return 0
+
+
 def _eval(arguments: list[str]) -> int:
     if {"--help", "-h"} & set(arguments):
         print(EVAL_HELP, end="")
@@ -265,16 +301,20 @@ def _export(arguments: list[str]) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
+class _Arguments(argparse.ArgumentParser):
     """Arguments of a command whose mistakes are told in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+class _Parser(_Arguments):
+    """Those of a command on finished runs."""
 
     def __init__(self, command: str, description: str) -> None:
         super().__init__(f"plainres {command}", description=description, allow_abbrev=False)
         self.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a finished run")
         self.add_argument("--seed", type=int, default=0, help="of what is drawn at random (0)")
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
 
 
 def _whole(least: int) -> Callable[[str], int]:
@@ -373,7 +413,7 @@ def _complete(arguments: list[str]) -> int:
         words[1:2] == ["eval"] and (len(words) + line.endswith(" ")) < 4
     ):
         return 0  # a folder or a file: the shell's own completion
-    os.environ["COMP_LINE"] = re.sub(r"^(\S+)\s+(train|describe|eval\s+\S+)(?=\s)", r"\1", line)
+    os.environ["COMP_LINE"] = re.sub(r"^(\S+)\s+(train|describe|bench|eval\s+\S+)(?=\s)", r"\1", line)
     compose(arguments)
     return 0
 
@@ -383,6 +423,7 @@ COMMANDS = {
     "status": _status,
     "report": _report,
     "describe": _describe,
+    "bench": _bench,
     "eval": _eval,
     "export": _export,
     "lesion": _lesion,

@@ -9,9 +9,10 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -102,6 +103,7 @@ def compose_jobs(arguments: Sequence[str]) -> Jobs:
     Raises:
         InputError: an override, a choice or a YAML file is wrong.
     """
+    _check_flags(arguments)
     jobs = Jobs()
     composing = bar("composing the runs", "run", leave=False, delay=1, disable=None)
     collector = _Collector(jobs, composing.update)
@@ -136,6 +138,19 @@ def compose_jobs(arguments: Sequence[str]) -> Jobs:
         os.environ["HYDRA_FULL_ERROR"] = wanted
         plugins.instantiate_launcher = instantiate_launcher
     return jobs
+
+
+def _check_flags(arguments: Sequence[str]) -> None:
+    """Look at Hydra's flags before Hydra does, which would print its usage and exit."""
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise InputError(f"{message}; --hydra-help shows Hydra's own options")
+
+    parser.error = refuse
+    _, unknown = parser.parse_known_args(list(arguments))
+    if flags := [word for word in unknown if word.startswith("-")]:
+        refuse(f"there is no option {flags[0]}")
 
 
 def choices() -> dict[str, str]:

@@ -83,6 +83,9 @@ class Devices:
     threads: int = MISSING  # of each process, on the CPU
     num_nodes: int = 1  # machines
     sync_batch_norm: bool = False  # batch statistics of the whole batch instead of each device's share
+    compile: bool = False  # the network, by torch.compile
+    cuda_graph: bool = False  # launch each step as a whole; on one GPU
+    deterministic: bool = False  # on a GPU: the same bits in every repetition, with slower kernels
 
     @property
     def processes(self) -> int:
@@ -92,6 +95,8 @@ class Devices:
     def __post_init__(self) -> None:
         if self.accelerator not in ("cpu", "gpu"):
             raise InputError(f"trainer.accelerator is {self.accelerator!r}; it must be cpu or gpu")
+        if self.cuda_graph and (self.accelerator != "gpu" or self.processes > 1):
+            raise InputError("trainer.cuda_graph=true is for one GPU; set trainer.cuda_graph=false")
         _at_least(1, trainer__devices=self.devices, trainer__threads=self.threads, trainer__num_nodes=self.num_nodes)
 
 

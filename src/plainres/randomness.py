@@ -43,9 +43,14 @@ def _mixed(index: Tensor, key: Tensor | int) -> Tensor:
     return _scrambled((index + 1) * _signed(0x9E3779B97F4A7C15) + key)
 
 
-def draws(seed: int, epoch: int, index: Tensor) -> Tensor:
-    """62 random bits (N,), int64, for each sample index (N,)."""
-    return shift_right(_mixed(index, mix("augmentation", seed, epoch)), 2)
+def augmentation_key(seed: int, epoch: int) -> int:
+    """What tells the augmentations of one epoch (0-based) of one run from all others."""
+    return mix("augmentation", seed, epoch)
+
+
+def draws(key: Tensor | int, index: Tensor) -> Tensor:
+    """62 random bits (N,), int64, for each sample index (N,), under the key () of an epoch."""
+    return shift_right(_mixed(index, key), 2)
 
 
 class Noise(nn.Module):

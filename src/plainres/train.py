@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from plainres.data import Source
 from plainres.describe import describe
 from plainres.errors import InputError, LockedError, RunFailedError, StoppedError, first_line
 from plainres.loggers import mirrors
+from plainres.loop import EpochLoop, cuda_graph
 from plainres.processes import Place, end_with, place, train_in_processes
 from plainres.provenance import GIT_COMMIT, device_name, peak_memory_mib, versions, weights_sha256
 from plainres.runs import Run
@@ -60,17 +62,21 @@ def launch(run: Run) -> None:
         train_in_processes(run)
 
 
-def train(run: Run) -> None:
+def train(run: Run, observers: Sequence[pl.Callback] = ()) -> None:
     """Train a run in this process, perhaps one of several, from its newest checkpoint if it has one.
 
     What ends it in failure, other than what the user or more room on the disk can mend, is kept as the run's failure.
+
+    Args:
+        run: the run.
+        observers: look on, before our own callbacks do.
 
     Raises:
         Exception: as `launch`.
     """
     try:
         with Signals(early=place().size == 1) as signals:
-            _train(run, signals)
+            _train(run, signals, observers)
     except (InputError, OSError):
         raise
     except RunFailedError as error:
@@ -82,7 +88,7 @@ def train(run: Run) -> None:
         raise
 
 
-def _train(run: Run, signals: Signals) -> None:
+def _train(run: Run, signals: Signals, observers: Sequence[pl.Callback]) -> None:
     config, here = run.config, place()
     torch.set_num_threads(config.trainer.threads)
     for logger in ("lightning.pytorch", "lightning.fabric"):
@@ -93,9 +99,12 @@ def _train(run: Run, signals: Signals) -> None:
         network.double()  # before Lightning 2.6 does, which restores a checkpoint first, into float32 weights
     if config.trainer.sync_batch_norm and here.size > 1:
         synchronise(network)
+    if config.trainer.compile:
+        network.compile()
     data = ImageBatches(source.load(), source, config.optim.batch_size, config.seed)
     steps = config.optim.length(data.steps_per_epoch)
-    classifier = Classifier(network, config.optim, steps, data.steps_per_epoch)
+    captured = config.trainer.cuda_graph
+    classifier = Classifier(network, config.optim, steps, data.steps_per_epoch, captured=captured)
     if here.rank == 0:
         run.prepare()
     with ExitStack() as stack:
@@ -122,11 +131,13 @@ def _train(run: Run, signals: Signals) -> None:
                 num_nodes=config.trainer.num_nodes,
                 strategy="ddp" if here.size > 1 else "auto",
                 precision=config.precision,  # pyright: ignore[reportArgumentType]
+                deterministic=config.trainer.deterministic,
+                benchmark=not config.trainer.deterministic,
                 min_epochs=0,
                 max_epochs=math.ceil(steps / data.steps_per_epoch),
                 logger=[curves, *shown],
                 log_every_n_steps=data.steps_per_epoch,
-                callbacks=[Progress(run.name, steps, run.folder / "progress.json"), *probes, checkpoints],
+                callbacks=[*observers, Progress(run.name, steps, run.folder / "progress.json"), *probes, checkpoints],
                 plugins=[AtomicCheckpointIO(), _environment(here)],
                 default_root_dir=run.folder,
                 enable_progress_bar=False,
@@ -135,9 +146,9 @@ def _train(run: Run, signals: Signals) -> None:
                 use_distributed_sampler=False,
             )
             # Signals are ours: Lightning 2.6 would stop in mid-step, hang if one process of several has one, or exit as
-            # if all were well, and it agrees on them in each step in a way that waits for the GPU
+            # if all were well
             trainer._signal_connector.register_signal_handlers = lambda: None
-            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+            trainer.fit_loop.epoch_loop = EpochLoop(trainer, cuda_graph if captured else None)
             trainer.fit(classifier, datamodule=data, ckpt_path=saved.path, weights_only=True)
             loaders = [data.val_dataloader(), data.evaluation_of_training_set()]
             trainer.validate(classifier, loaders, verbose=False)

@@ -1,0 +1,291 @@
+"""How fast training is on this machine, against a bare loop and the customary way, and how long a study would take.
+
+The three take turns in one process, a window of steps each, so that whatever else the machine does meets all of them.
+Where an epoch ends in a window, each evaluates the test set.
+"""
+
+import io
+import json
+import math
+import multiprocessing.connection
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from dataclasses import asdict, dataclass, field, replace
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import joblib
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from plainres.baselines import PARTS, BareLoop, CustomaryLoop, Loop, evaluate, wait_for
+from plainres.batches import ImageBatches
+from plainres.build import architecture_of, check, source_of
+from plainres.classifier import Classifier
+from plainres.config import Config
+from plainres.describe import describe
+from plainres.errors import InputError, RunFailedError, StoppedError, first_line
+from plainres.families import labelled
+from plainres.forks import begin, forkserver
+from plainres.progress import bar, duration
+from plainres.provenance import device_name, peak_memory_mib, versions
+from plainres.runs import Run, identity
+from plainres.train import train
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+OURS = "plainres"
+SIDES = ("bare", OURS, "customary")
+NAMES = {"bare": "bare loop", OURS: "plainres", "customary": "customary way"}
+WARM_STEPS = 5  # which pay for what is done once
+PART_STEPS = 20  # at most, for the parts of a step
+
+
+@dataclass
+class Measured:
+    """What one network needs on this machine; times in seconds, memory in MiB."""
+
+    network: str
+    settings: dict[str, Any]
+    device: str
+    batch_size: int
+    steps: dict[str, int] = field(default_factory=dict)  # of a window of each side
+    multiply_adds: int = 0  # of one image forward
+    windows: dict[str, list[float]] = field(default_factory=dict)  # of each side, a time for each round
+    parts: dict[str, float] = field(default_factory=dict)  # of a step of the bare loop
+    evaluation: float = 0.0  # of the test set
+    peak_memory: float = 0.0  # of training and evaluating as we do
+    versions: dict[str, str] = field(default_factory=versions)
+
+    def step(self, side: str) -> float:
+        """The median of the seconds per step."""
+        return median(self.windows[side]) / self.steps[side]
+
+    def ratios(self, side: str) -> list[float]:
+        """Of images per second, ours to another side's, round by round, sorted."""
+        steps = self.steps[OURS] / self.steps[side]
+        return sorted(
+            steps * theirs / ours for ours, theirs in zip(self.windows[OURS], self.windows[side], strict=True)
+        )
+
+    def __str__(self) -> str:
+        lines = [self.network, f"  {'':14} {'images/s':>10} {'ms/step':>10}   from .. to"]
+        for side in SIDES:
+            times = sorted(1000 * window / self.steps[side] for window in self.windows[side])
+            rate = self.batch_size / self.step(side)
+            lines.append(f"  {NAMES[side]:14} {rate:10,.0f} {median(times):10.2f}   {times[0]:.2f} .. {times[-1]:.2f}")
+        rounds = len(self.windows[OURS])
+        for side in ("bare", "customary"):
+            found = self.ratios(side)
+            spread = f"{found[0]:.3f} .. {found[-1]:.3f}"
+            lines.append(f"  images/s of plainres / {NAMES[side]}: {median(found):.3f} ({spread}; {rounds} rounds)")
+        shares = ", ".join(f"{name} {self.parts[name] / sum(self.parts.values()):.0%}" for name in PARTS)
+        added = 1000 * (self.step(OURS) - self.step("bare"))
+        lines.append(f"  a step of the bare loop: {shares}; plainres adds {added:+.2f} ms")
+        rate = 6 * self.multiply_adds * self.batch_size / self.step(OURS)  # backward costs twice the forward pass
+        lines.append(f"  {rate / 1e9:,.1f} GFLOP/s; evaluation of the test set {self.evaluation:.2f} s")
+        lines.append(f"  peak memory {self.peak_memory:,.0f} MiB")
+        return "\n".join(lines)
+
+
+class _Turns(Callback):
+    """Lets the others take their turns in the middle of a training, and ends it after the last round."""
+
+    def __init__(self, config: Config, rounds: int, seconds: float, threads: int, found: Measured) -> None:
+        self.config, self.rounds, self.seconds, self.threads, self.found = config, rounds, seconds, threads, found
+        self.others: dict[str, Loop] = {}
+        self.steps = 0  # since the last look at the clock
+        self.round = -1  # before the first: warming up
+
+    def _clock(self) -> float:
+        wait_for(self.device)
+        return time.perf_counter()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin to warm up."""
+        self.device = pl_module.device
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """End a window, if it is time."""
+        self.steps += 1
+        if self.round < 0:
+            if self.steps == WARM_STEPS - 1:
+                self.started = self._clock()
+            if self.steps == WARM_STEPS:
+                self._prepare(trainer, pl_module, self._clock() - self.started)
+                self.round, self.steps, self.started = 0, 0, self._clock()
+        elif self.steps == self.found.steps[OURS]:
+            self.found.windows.setdefault(OURS, []).append(self._clock() - self.started)
+            sides = list(self.others)
+            for side in sides if self.round % 2 else reversed(sides):
+                self.found.windows.setdefault(side, []).append(self._window(side, self.found.steps[side]))
+            self.round += 1
+            if self.round == self.rounds:
+                raise StoppedError("measured", 0)
+            self.steps, self.started = 0, self._clock()
+
+    def _window(self, side: str, steps: int) -> float:
+        """The seconds that another side takes for a window."""
+        if side == "customary":
+            torch.set_num_threads(self.threads)
+            time.sleep(0.2)  # its workers have something ready, as they do all the time
+        started = self._clock()
+        self.others[side].run(steps)
+        taken = self._clock() - started
+        if side == "customary":
+            torch.set_num_threads(self.config.trainer.threads)
+            time.sleep(0.2)  # its workers come to rest
+        return taken
+
+    def _prepare(self, trainer: pl.Trainer, classifier: pl.LightningModule, step: float) -> None:
+        """Choose the window; note what only we have needed so far; warm the others up."""
+        steps = max(1, round(self.seconds / step))
+        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        assert isinstance(data, ImageBatches)
+        assert isinstance(classifier, Classifier)
+        for _ in range(2):  # the first pays for what is done once
+            started = self._clock()
+            evaluate(classifier.network, data.test, mixed=self.config.precision == "bf16-mixed")
+            self.found.evaluation = self._clock() - started
+        self.found.peak_memory = peak_memory_mib(self.device)
+        bare = BareLoop(self.config, data.images, data.source, self.device)
+        bare.run(2)
+        looked_at = min(steps, PART_STEPS)
+        bare.run(looked_at, parts=True)
+        self.found.parts = {part: seconds / looked_at for part, seconds in bare.seconds.items()}
+        self.others = {"bare": bare, "customary": CustomaryLoop(self.config, data.images, data.source, self.device)}
+        for side in self.others:
+            self._window(side, WARM_STEPS)
+        customary = self._window("customary", WARM_STEPS) / WARM_STEPS
+        # as long as ours, not as many steps: on a GPU it may be ten times slower
+        self.found.steps = {
+            OURS: steps,
+            "bare": steps,
+            "customary": max(1, min(steps, round(self.seconds / customary))),
+        }
+
+
+def measure(config: Config, network: str, rounds: int, seconds: float, threads: int) -> Measured:
+    """Measure one network in this process, which should be a fresh one.
+
+    Args:
+        config: of a run on one device.
+        network: what it is called.
+        rounds: windows of each side.
+        seconds: about the length of one of our windows.
+        threads: that the customary way has.
+
+    Raises:
+        InputError: as `train`.
+    """
+    recipe = config.optim
+    settings = {"optim.batch_size": recipe.batch_size, "precision": config.precision}
+    settings |= {f"trainer.{key}": value for key, value in asdict(config.trainer).items()}
+    settings |= {"customary threads": threads}
+    found = Measured(network, settings, device_name(config.trainer.accelerator), recipe.batch_size)
+    with tempfile.TemporaryDirectory() as scratch, redirect_stderr(io.StringIO()):  # without the progress bar
+        endless = replace(recipe, epochs=None, steps=10**9, milestones=[])
+        turns = _Turns(config, rounds, seconds, threads, found)
+        try:
+            train(Run.of(replace(config, optim=endless, runs=scratch)), [turns])
+        except StoppedError as stop:
+            if stop.number:
+                raise
+    with torch.device("meta"):
+        source = source_of(config)
+        found.multiply_adds = describe(architecture_of(config, source), source.shape).multiply_adds
+    return found
+
+
+def _tell(answer: "Connection[Any, Any]", *arguments: Any) -> None:
+    begin()
+    try:
+        answer.send(measure(*arguments))
+    except (InputError, RunFailedError) as error:
+        answer.send(error)
+    except Exception as error:
+        answer.send(RunFailedError(f"{type(error).__name__}: {first_line(error)}"))
+
+
+def _apart(*arguments: Any) -> Measured:
+    """What `measure` finds in a process of its own, whose memory is its own too."""
+    answer, theirs = multiprocessing.connection.Pipe(duplex=False)
+    process = forkserver(["plainres.bench"]).Process(target=_tell, args=(theirs, *arguments))
+    process.start()
+    theirs.close()
+    try:
+        found = answer.recv()
+    except EOFError:
+        found = RunFailedError("the process that measures died: killed, or out of memory")
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        process.join()
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def bench(configs: Sequence[Config], rounds: int, seconds: float) -> tuple[list[Measured], str]:
+    """Measure each of the networks of a study once; return what was found, and how long the study would take.
+
+    Args:
+        configs: of the runs.
+        rounds: windows of each side.
+        seconds: about the length of a window of ours.
+
+    Raises:
+        InputError: a configuration cannot be carried out, or wants several devices.
+        RunFailedError: the training diverged, or ran out of memory.
+    """
+    threads = torch.get_num_threads()
+    groups: dict[str, list[Config]] = {}
+    for config in configs:
+        if config.trainer.processes > 1:
+            raise InputError("plainres bench measures a run on one device: trainer.devices=1 trainer.num_nodes=1")
+        check(config)
+        like = replace(config, seed=0)
+        groups.setdefault(json.dumps([identity(like), asdict(like.trainer)]), []).append(config)
+    families = labelled([Run.of(config) for config in configs])
+    found, total = [], 0.0
+    with bar("measuring", "network", len(groups), leave=False) as done:
+        for members in groups.values():
+            config = members[0]
+            model, name = config.model, families[Run.of(config).name][0]
+            network = f"{name}, depth {model['depth']}, width {model['width']}, on {config.choices['data']}"
+            done.set_postfix_str(network)
+            source_of(config).prepare()
+            found.append(_apart(config, network, rounds, seconds, threads))
+            total += len(members) * _run_seconds(config, found[-1])
+            done.update()
+    return found, _estimate(configs, total)
+
+
+def _run_seconds(config: Config, found: Measured) -> float:
+    """How long a run takes: its steps, the evaluation of the test set after each epoch and of both sets at the end."""
+    images = source_of(config).load()
+    train, test = len(images.train), len(images.test)
+    per_epoch = train // config.optim.batch_size
+    steps = config.optim.length(per_epoch)
+    evaluations = math.ceil(steps / per_epoch) + 1 + train / test
+    window = found.steps[OURS]
+    in_windows = window // per_epoch * found.evaluation  # of the whole epochs in a window
+    return steps * (found.step(OURS) - in_windows / window) + evaluations * found.evaluation
+
+
+def _estimate(configs: Sequence[Config], total: float) -> str:
+    runs = f"{len(configs)} runs" if len(configs) > 1 else "the run"
+    text = f"{runs}: {duration(total)} of training and evaluation"
+    at_a_time = 1 if configs[0].trainer.accelerator == "gpu" else joblib.cpu_count() // configs[0].trainer.threads
+    if len(configs) > 1 and at_a_time > 1:
+        text += f"; {at_a_time} at a time, as the sweep has them, {duration(total / at_a_time)} if none slows another"
+    return text

@@ -1,0 +1,124 @@
+"""The inner loop of training: Lightning's own does the same, and a step can be captured."""
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import chain, repeat
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from plainres.batches import ImageBatches
+from plainres.classifier import Classifier
+from plainres.data import Synthetic
+from plainres.loop import EAGER_STEPS, EpochLoop, Replay
+from plainres.networks import CifarNet
+from plainres.randomness import seed_noise
+from plainres.shortcuts import Dropout
+from test_classifier import Rows, recipe
+
+Change = Callable[[pl.Trainer], None]
+
+
+def fitted(change: Change, *, captured: bool = False, steps: int = 10) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """All state and all rows of a run of two and a half epochs, with augmentation and a shortcut that draws."""
+    source = Synthetic([1, 8, 8], 10, 70, 30, 2, True)
+    optim = recipe(steps=steps)
+    data = ImageBatches(source.load(), source, optim.batch_size, 0)
+    torch.manual_seed(0)
+    network = CifarNet(1, 10, 8, 4, Dropout)
+    seed_noise(network, 0)
+    classifier = Classifier(network, optim, steps, data.steps_per_epoch, captured=captured)
+    rows = Rows()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        min_epochs=0,
+        max_epochs=math.ceil(steps / data.steps_per_epoch),
+        logger=rows,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    )
+    change(trainer)
+    trainer.fit(classifier, datamodule=data)
+    assert trainer.global_step == steps
+    momenta = {str(i): state["momentum_buffer"] for i, state in enumerate(trainer.optimizers[0].state.values())}
+    loops = trainer.fit_loop.state_dict()
+    return {**classifier.state_dict(), **momenta, "loops": loops}, rows.rows
+
+
+def with_capture(capture: Callable[[Replay], Replay] | None) -> Change:
+    def change(trainer: pl.Trainer) -> None:
+        trainer.fit_loop.epoch_loop = EpochLoop(trainer, capture)
+
+    return change
+
+
+def assert_equal(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        assert torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else value == other[key], key
+
+
+def test_the_loop_does_what_lightnings_own_does() -> None:
+    own, own_rows = fitted(lambda trainer: None)
+    ours, our_rows = fitted(with_capture(None))
+    loops, our_loops = own.pop("loops"), ours.pop("loops")
+    assert_equal(own, ours)
+    assert own_rows == our_rows
+    assert loops.keys() == our_loops.keys()
+    for key, value in loops.items():
+        if "scheduler" not in key:
+            assert our_loops[key] == value, key
+
+
+def test_a_captured_step_is_the_step() -> None:
+    """What the step does to tensors is recorded once and then repeated, without the Python that led to it."""
+    recorded = []
+
+    def capture(launch: Replay) -> Replay:
+        def step() -> torch.Tensor:
+            launch()
+            return torch.zeros(())
+
+        graph = make_fx(step)()  # carries it out, too, which a GPU's capture does not
+        recorded.append(graph)
+        replays: Iterator[Replay] = chain([lambda: None], repeat(graph))
+
+        def replay() -> None:
+            next(replays)()
+
+        return replay
+
+    eager, eager_rows = fitted(with_capture(None), captured=True)
+    captured, rows = fitted(with_capture(capture), captured=True)
+    assert len(recorded) == 1
+    assert_equal(eager, captured)
+    assert eager_rows == rows
+
+
+def test_the_first_steps_are_not_captured() -> None:
+    calls: list[str] = []
+
+    def capture(launch: Replay) -> Replay:
+        calls.append("capture")
+        return lambda: calls.append("replay") or launch()
+
+    fitted(with_capture(capture), steps=EAGER_STEPS)
+    assert calls == []
+    fitted(with_capture(capture), steps=EAGER_STEPS + 2)
+    assert calls == ["capture", "replay", "replay"]
+
+
+def test_an_optimizer_that_is_captured_reads_its_learning_rate_from_a_tensor() -> None:
+    plain, rows = fitted(with_capture(None))
+    captured, captured_rows = fitted(with_capture(None), captured=True)
+    assert [row["lr"] for row in rows] == [row["lr"] for row in captured_rows]
+    for key, value in plain.items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(value, captured[key], msg=key)
+    assert rows[-1]["train/loss"] == pytest.approx(captured_rows[-1]["train/loss"], rel=1e-4)
