@@ -10,7 +10,7 @@ import math
 import multiprocessing.connection
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass, field, replace
 from statistics import median
@@ -37,12 +37,15 @@ from plainres.train import train
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
+    from multiprocessing.synchronize import Barrier
 
 OURS = "plainres"
 SIDES = ("bare", OURS, "customary")
 NAMES = {"bare": "bare loop", OURS: "plainres", "customary": "customary way"}
 WARM_STEPS = 5  # which pay for what is done once
 PART_STEPS = 20  # at most, for the parts of a step
+WAIT_S = 600  # for the slowest of several processes
+PRELOADED = ["plainres.bench"]
 
 
 @dataclass
@@ -59,6 +62,8 @@ class Measured:
     parts: dict[str, float] = field(default_factory=dict)  # of a step of the bare loop
     evaluation: float = 0.0  # of the test set
     peak_memory: float = 0.0  # of training and evaluating as we do
+    side_by_side: int = 1  # runs that a sweep has on this machine at a time
+    gains: list[float] = field(default_factory=list)  # their images/s together over those of one alone, in each round
     versions: dict[str, str] = field(default_factory=versions)
 
     def step(self, side: str) -> float:
@@ -89,7 +94,17 @@ class Measured:
         rate = 6 * self.multiply_adds * self.batch_size / self.step(OURS)  # backward costs twice the forward pass
         lines.append(f"  {rate / 1e9:,.1f} GFLOP/s; evaluation of the test set {self.evaluation:.2f} s")
         lines.append(f"  peak memory {self.peak_memory:,.0f} MiB")
+        if self.gains:
+            spread = f"{min(self.gains):.2f} .. {max(self.gains):.2f}"
+            lines.append(
+                f"  {self.side_by_side} runs side by side: {self.gain:.2f} times the images/s of one ({spread})"
+            )
         return "\n".join(lines)
+
+    @property
+    def gain(self) -> float:
+        """By how much more runs side by side get done than one alone."""
+        return median(self.gains) if self.gains else 1.0
 
 
 class _Turns(Callback):
@@ -173,6 +188,17 @@ class _Turns(Callback):
         }
 
 
+def _train_endlessly(config: Config, observer: Callback) -> None:
+    """Train as `plainres train` does, in a folder that goes away, until the observer has seen enough."""
+    with tempfile.TemporaryDirectory() as scratch, redirect_stderr(io.StringIO()):  # without the progress bar
+        endless = replace(config.optim, epochs=None, steps=10**9, milestones=[])
+        try:
+            train(Run.of(replace(config, optim=endless, runs=scratch)), [observer])
+        except StoppedError as stop:
+            if stop.number:
+                raise
+
+
 def measure(config: Config, network: str, rounds: int, seconds: float, threads: int) -> Measured:
     """Measure one network in this process, which should be a fresh one.
 
@@ -191,47 +217,102 @@ def measure(config: Config, network: str, rounds: int, seconds: float, threads: 
     settings |= {f"trainer.{key}": value for key, value in asdict(config.trainer).items()}
     settings |= {"customary threads": threads}
     found = Measured(network, settings, device_name(config.trainer.accelerator), recipe.batch_size)
-    with tempfile.TemporaryDirectory() as scratch, redirect_stderr(io.StringIO()):  # without the progress bar
-        endless = replace(recipe, epochs=None, steps=10**9, milestones=[])
-        turns = _Turns(config, rounds, seconds, threads, found)
-        try:
-            train(Run.of(replace(config, optim=endless, runs=scratch)), [turns])
-        except StoppedError as stop:
-            if stop.number:
-                raise
+    _train_endlessly(config, _Turns(config, rounds, seconds, threads, found))
     with torch.device("meta"):
         source = source_of(config)
         found.multiply_adds = describe(architecture_of(config, source), source.shape).multiply_adds
     return found
 
 
-def _tell(answer: "Connection[Any, Any]", *arguments: Any) -> None:
+class _SideBySide(Callback):
+    """One of several trainings at a time: in each round the first takes a window alone, then all do together."""
+
+    def __init__(self, number: int, barrier: "Barrier", rounds: int, window: int) -> None:
+        self.barrier, self.window = barrier, window
+        # the windows in which this one takes part
+        self.turns = [number == 0 or together for _ in range(rounds) for together in (False, True)]
+        self.times: list[float | None] = []
+        self.steps = -WARM_STEPS
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """End a window, if it is time, and begin the next when all are ready."""
+        self.steps += 1
+        if self.steps == self.window:
+            wait_for(pl_module.device)
+            self.times.append(time.perf_counter() - self.started)
+        if self.steps in (0, self.window):
+            wait_for(pl_module.device)
+            self.barrier.wait(WAIT_S)
+            while len(self.times) < len(self.turns) and not self.turns[len(self.times)]:
+                self.times.append(None)
+                self.barrier.wait(WAIT_S)
+            if len(self.times) == len(self.turns):
+                raise StoppedError("measured", 0)
+            self.steps, self.started = 0, time.perf_counter()
+
+
+def _one_of_several(config: Config, number: int, barrier: "Barrier", rounds: int, window: int) -> list[float | None]:
+    """The times of the windows of one of several trainings."""
+    observer = _SideBySide(number, barrier, rounds, window)
+    try:
+        _train_endlessly(replace(config, seed=config.seed + number), observer)
+    except BaseException:
+        barrier.abort()  # the others need not wait
+        raise
+    return observer.times
+
+
+def _side_by_side(config: Config, runs: int, rounds: int, window: int) -> list[float]:
+    """How much more so many runs get done together than one alone, in each round."""
+    barrier = forkserver(PRELOADED).Barrier(runs)
+    found = _in_processes([(_one_of_several, config, number, barrier, rounds, window) for number in range(runs)])
+    gains = []
+    for turn in range(0, 2 * rounds, 2):
+        alone, together = (found[0][turn], [times[turn + 1] for times in found])
+        gains.append(runs * alone / max(together))
+    return gains
+
+
+def _tell(answer: "Connection[Any, Any]", task: Callable[..., Any], *arguments: Any) -> None:
     begin()
     try:
-        answer.send(measure(*arguments))
+        answer.send(task(*arguments))
     except (InputError, RunFailedError) as error:
         answer.send(error)
     except Exception as error:
         answer.send(RunFailedError(f"{type(error).__name__}: {first_line(error)}"))
 
 
-def _apart(*arguments: Any) -> Measured:
-    """What `measure` finds in a process of its own, whose memory is its own too."""
-    answer, theirs = multiprocessing.connection.Pipe(duplex=False)
-    process = forkserver(["plainres.bench"]).Process(target=_tell, args=(theirs, *arguments))
-    process.start()
-    theirs.close()
+def _in_processes(tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """What functions find with their arguments, each in a process of its own, whose memory is its own too."""
+    context = forkserver(PRELOADED)
+    answers, processes = [], []
+    for task in tasks:
+        answer, theirs = multiprocessing.connection.Pipe(duplex=False)
+        process = context.Process(target=_tell, args=(theirs, *task))
+        process.start()
+        theirs.close()
+        answers.append(answer)
+        processes.append(process)
+    found = []
     try:
-        found = answer.recv()
-    except EOFError:
-        found = RunFailedError("the process that measures died: killed, or out of memory")
+        for answer in answers:
+            try:
+                found.append(answer.recv())
+            except EOFError:
+                found.append(RunFailedError("the process that measures died: killed, or out of memory"))
     except BaseException:
-        process.kill()
+        for process in processes:
+            process.kill()
         raise
     finally:
-        process.join()
-    if isinstance(found, Exception):
-        raise found
+        for process in processes:
+            process.join()
+    for failure in found:
+        if isinstance(failure, Exception):
+            raise failure
     return found
 
 
@@ -256,7 +337,7 @@ def bench(configs: Sequence[Config], rounds: int, seconds: float) -> tuple[list[
         like = replace(config, seed=0)
         groups.setdefault(json.dumps([identity(like), asdict(like.trainer)]), []).append(config)
     families = labelled([Run.of(config) for config in configs])
-    found, total = [], 0.0
+    found, alone, together = [], 0.0, 0.0
     with bar("measuring", "network", len(groups), leave=False) as done:
         for members in groups.values():
             config = members[0]
@@ -264,10 +345,15 @@ def bench(configs: Sequence[Config], rounds: int, seconds: float) -> tuple[list[
             network = f"{name}, depth {model['depth']}, width {model['width']}, on {config.choices['data']}"
             done.set_postfix_str(network)
             source_of(config).prepare()
-            found.append(_apart(config, network, rounds, seconds, threads))
-            total += len(members) * _run_seconds(config, found[-1])
+            (one,) = _in_processes([(measure, config, network, rounds, seconds, threads)])
+            one.side_by_side = _at_a_time(config)
+            if one.side_by_side > 1:
+                one.gains = _side_by_side(config, one.side_by_side, rounds, one.steps[OURS])
+            found.append(one)
+            alone += len(members) * _run_seconds(config, one)
+            together += len(members) * _run_seconds(config, one) / one.gain
             done.update()
-    return found, _estimate(configs, total)
+    return found, _estimate(configs, alone, together)
 
 
 def _run_seconds(config: Config, found: Measured) -> float:
@@ -282,10 +368,15 @@ def _run_seconds(config: Config, found: Measured) -> float:
     return steps * (found.step(OURS) - in_windows / window) + evaluations * found.evaluation
 
 
-def _estimate(configs: Sequence[Config], total: float) -> str:
-    runs = f"{len(configs)} runs" if len(configs) > 1 else "the run"
-    text = f"{runs}: {duration(total)} of training and evaluation"
-    at_a_time = 1 if configs[0].trainer.accelerator == "gpu" else joblib.cpu_count() // configs[0].trainer.threads
-    if len(configs) > 1 and at_a_time > 1:
-        text += f"; {at_a_time} at a time, as the sweep has them, {duration(total / at_a_time)} if none slows another"
-    return text
+def _at_a_time(config: Config) -> int:
+    """How many runs a sweep has at a time on one GPU, or on all cores."""
+    if config.trainer.accelerator == "gpu":
+        return config.runs_per_device
+    return max(1, joblib.cpu_count() // config.trainer.threads)
+
+
+def _estimate(configs: Sequence[Config], alone: float, together: float) -> str:
+    if len(configs) == 1:
+        return f"the run: {duration(alone)} of training and evaluation"
+    text = f"{len(configs)} runs: {duration(alone)} of training and evaluation one after another"
+    return f"{text}, {duration(together)} as a sweep has them, side by side" if together < alone else text

@@ -1,7 +1,9 @@
 """From the configuration to objects: what conf/ names is called, after its arguments have been checked."""
 
 import inspect
+import os
 import pkgutil
+import shutil
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -59,12 +61,15 @@ def probes_of(config: Config) -> dict[str, Probe]:
 
 
 def check_devices(config: Config) -> None:
-    """See whether the devices that a run asks for are here.
+    """See whether the devices that a run asks for, and what they need, are here.
 
     Raises:
         InputError: they are not.
     """
     trainer = config.trainer
+    compiler = os.environ.get("CXX", "g++")
+    if trainer.compile and trainer.accelerator == "cpu" and not (shutil.which(compiler) or shutil.which("clang++")):
+        raise InputError(f"trainer.compile=true needs a C++ compiler on the CPU; there is no {compiler} (CXX names it)")
     if trainer.accelerator == "gpu" and torch.cuda.device_count() < trainer.devices:
         raise InputError(
             f"the trainer is to use {trainer.devices} GPUs, but torch finds {torch.cuda.device_count()}; "

@@ -100,6 +100,8 @@ def _train(run: Run, signals: Signals, observers: Sequence[pl.Callback]) -> None
     if config.trainer.sync_batch_norm and here.size > 1:
         synchronise(network)
     if config.trainer.compile:
+        if here.rank == 0:
+            print("torch.compile compiles the network: the first steps take their time", file=sys.stderr)
         network.compile()
     data = ImageBatches(source.load(), source, config.optim.batch_size, config.seed)
     steps = config.optim.length(data.steps_per_epoch)
@@ -201,6 +203,8 @@ def _result(
         "devices": config.trainer.processes,
         "threads": config.trainer.threads,
         "sync_batch_norm": config.trainer.sync_batch_norm,
+        "compile": config.trainer.compile,
+        "cuda_graph": config.trainer.cuda_graph,
         "sessions": checkpoints.sessions,
         "versions": versions(),
         "git_commit": GIT_COMMIT,
