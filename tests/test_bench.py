@@ -1,6 +1,8 @@
 """`plainres bench`: what it compares do the same work, and what it says follows from what it measured."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from conftest import ROOT
 from plainres.baselines import PARTS, BareLoop, CustomaryLoop, evaluate
 from plainres.bench import OURS, SIDES, Measured, _run_seconds
 from plainres.build import source_of
@@ -135,6 +138,15 @@ def test_a_study_is_measured_network_by_network(capfd: pytest.CaptureFixture[str
         assert one["versions"]["torch"] == torch.__version__
     assert found["estimate"].startswith("4 runs: ")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("shortcut", ["plain", "identity"])
+def test_seeds_stacked_into_one_network_have_the_weights_of_their_separate_runs(shortcut: str) -> None:
+    script = ROOT / "experiments" / "throughput" / "stacked.py"
+    options = ["model.depth=14", "model.width=4", f"model/shortcut={shortcut}", "--rounds=0"]
+    done = subprocess.run([sys.executable, script, *options], capture_output=True, text=True, check=True)
+    worst = float(done.stdout.split("at most ")[1].split(" apart", maxsplit=1)[0])
+    assert 0 < worst < 1e-9
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from plainres.runs import Run, atomically
 from plainres.signals import Signals
 
 KEPT = 2  # the newest checkpoints that stay on disk
-LOOK_EVERY = 50  # steps on a GPU between two looks at the loss, each of which waits for the GPU
+LOOK_EVERY = 100  # steps on a GPU between two looks at the loss: time enough for the answer to be there
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -149,7 +149,7 @@ class Checkpoints(Checkpoint):
         step, every = trainer.global_step, self.times.every_n_steps
         due |= time.monotonic() - self.saved_at >= 60 * self.times.every_minutes
         due |= every is not None and step // every > self.saved_step // every
-        number, due, diverged = self._agree(self.signals.received, due, look and not classifier.finite)
+        number, due, diverged = self._agree(self.signals.received, due, look and not classifier.look())
         save = due or number
         if save and not diverged:  # the loss may come before the weights
             *_, diverged = self._agree(0, False, not classifier.finite_weights)

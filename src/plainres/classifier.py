@@ -88,6 +88,7 @@ class Classifier(pl.LightningModule):
         self.lr = 0.0  # of the last step
         self.warming_up = recipe.warmup_lr is not None
         self.noises = noises(network)
+        self.asked: tuple[Tensor, torch.cuda.Event] | None = None  # what `look` has asked a GPU for
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images to logits."""
@@ -201,10 +202,21 @@ class Classifier(pl.LightningModule):
         for logger in self.loggers:
             logger.log_metrics(row, step=self.trainer.global_step)
 
-    @property
-    def finite(self) -> bool:
-        """Whether all losses of this process since the epoch began were finite numbers."""
-        return math.isfinite(self.counted[0].item())
+    def look(self) -> bool:
+        """Whether all losses of this process since the epoch began were finite numbers.
+
+        On a GPU this is the answer to the question before, which has arrived by now, so that nobody waits for it.
+        """
+        if self.device.type == "cpu":
+            return math.isfinite(self.counted[0].item())
+        asked, arrived = self.asked, torch.cuda.Event()
+        self.asked = self.counted[0].to("cpu", non_blocking=True), arrived
+        arrived.record()
+        if asked is None:
+            return True
+        loss, before = asked
+        before.synchronize()
+        return math.isfinite(loss.item())
 
     @property
     def finite_weights(self) -> bool:
