@@ -10,25 +10,28 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from conftest import SHORTCUTS
 from plainres.batches import ImageBatches
 from plainres.classifier import Classifier
 from plainres.data import Synthetic
 from plainres.loop import EAGER_STEPS, EpochLoop, Replay
 from plainres.networks import CifarNet
 from plainres.randomness import seed_noise
-from plainres.shortcuts import Dropout
+from plainres.shortcuts import Dropout, ShortcutFactory
 from test_classifier import Rows, recipe
 
 Change = Callable[[pl.Trainer], None]
 
 
-def fitted(change: Change, *, captured: bool = False, steps: int = 10) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """All state and all rows of a run of two and a half epochs, with augmentation and a shortcut that draws."""
+def fitted(
+    change: Change, *, captured: bool = False, steps: int = 10, shortcut: ShortcutFactory = Dropout
+) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """All state and all rows of a run of two and a half epochs, with augmentation."""
     source = Synthetic([1, 8, 8], 10, 70, 30, 2, True)
     optim = recipe(steps=steps)
     data = ImageBatches(source.load(), source, optim.batch_size, 0)
     torch.manual_seed(0)
-    network = CifarNet(1, 10, 8, 4, Dropout)
+    network = CifarNet(1, 10, 8, 4, shortcut)
     seed_noise(network, 0)
     classifier = Classifier(network, optim, steps, data.steps_per_epoch, captured=captured)
     rows = Rows()
@@ -76,7 +79,8 @@ def test_the_loop_does_what_lightnings_own_does() -> None:
             assert our_loops[key] == value, key
 
 
-def test_a_captured_step_is_the_step() -> None:
+@pytest.mark.parametrize("name", SHORTCUTS)
+def test_a_captured_step_is_the_step(name: str) -> None:
     """What the step does to tensors is recorded once and then repeated, without the Python that led to it."""
     recorded = []
 
@@ -94,8 +98,8 @@ def test_a_captured_step_is_the_step() -> None:
 
         return replay
 
-    eager, eager_rows = fitted(with_capture(None), captured=True)
-    captured, rows = fitted(with_capture(capture), captured=True)
+    eager, eager_rows = fitted(with_capture(None), captured=True, shortcut=SHORTCUTS[name])
+    captured, rows = fitted(with_capture(capture), captured=True, shortcut=SHORTCUTS[name])
     assert len(recorded) == 1
     assert_equal(eager, captured)
     assert eager_rows == rows

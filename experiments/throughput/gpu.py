@@ -10,6 +10,7 @@ so the command may be killed at any time.
     <network>    `plainres bench` of each of the paper's ten, at least 2,000 steps of ours, beside the least that it
                  computes and moves, and how long its 64,000 steps would take
     packing      ResNet-20 trained by 1, 2, 4 and 8 processes at a time: steps/s together
+    stacked      ResNet-20 with 1, 2, 4 and 8 seeds in one network
     runs         the published recipe to its end: depth 20, 56, then the others, identity and plain
 
 What is left of the minutes goes into the last part, whose runs go on when the command is repeated.
@@ -136,6 +137,13 @@ def packing(options: list[str], folder: Path) -> dict[str, Any]:
     return found
 
 
+def stacked(options: list[str], _: Path) -> dict[str, Any]:
+    """What stacked.py prints."""
+    command = [sys.executable, Path(__file__).with_name("stacked.py"), *NETWORK, *options, "model.depth=20"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return {"said": done.stdout.splitlines()}
+
+
 def runs(options: list[str], folder: Path, until: float) -> None:
     """The published recipe to its end, as far as the time goes."""
     for depth, shortcut in GRID:
@@ -165,7 +173,7 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     parts = {"ceilings": ceilings, "paths": paths}
     parts |= {f"{shortcut}-{depth}": network(depth, shortcut) for depth, shortcut in GRID}
-    parts["packing"] = packing
+    parts |= {"packing": packing, "stacked": stacked}
     for name, part in parts.items():
         file = given.folder / f"{name}.json"
         if file.exists():
