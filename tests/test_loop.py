@@ -118,6 +118,27 @@ def test_the_first_steps_are_not_captured() -> None:
     assert calls == ["capture", "replay", "replay"]
 
 
+@pytest.mark.parametrize("captured", [True, False])
+def test_a_run_goes_on_with_the_optimizer_of_its_own_device(captured: bool) -> None:
+    """What a checkpoint says of how the optimizer works is of where it was saved."""
+    seen = []
+
+    class Elsewhere(pl.Callback):
+        def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            trainer.optimizers[0].param_groups[0] |= {"fused": not captured, "lr": torch.tensor(7.0)}
+
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+            group = trainer.optimizers[0].param_groups[0]
+            seen.append((group["fused"], isinstance(group["lr"], torch.Tensor), float(group["lr"])))
+
+    def change(trainer: pl.Trainer) -> None:
+        with_capture(None)(trainer)
+        trainer.callbacks.append(Elsewhere())  # pyright: ignore[reportAttributeAccessIssue]
+
+    fitted(change, captured=captured, steps=2)
+    assert seen == [(captured or None, captured, pytest.approx(lr)) for lr in (0.1, 0.01)]
+
+
 def test_an_optimizer_that_is_captured_reads_its_learning_rate_from_a_tensor() -> None:
     plain, rows = fitted(with_capture(None))
     captured, captured_rows = fitted(with_capture(None), captured=True)

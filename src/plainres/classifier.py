@@ -102,8 +102,12 @@ class Classifier(pl.LightningModule):
             recipe.lr,
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
-            fused=self.captured or self.device.type == "cuda" or None,
+            fused=self._fused,
         )
+
+    @property
+    def _fused(self) -> bool | None:
+        return self.captured or self.device.type == "cuda" or None
 
     def on_fit_start(self) -> None:
         """Bring what is counted to the device."""
@@ -112,11 +116,11 @@ class Classifier(pl.LightningModule):
             noise.position = self.position
 
     def on_train_start(self) -> None:
-        """Keep the learning rate where a captured step reads it."""
-        if self.captured:
-            for optimizer in self.trainer.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = torch.zeros((), device=self.device)
+        """Keep the learning rate where a captured step reads it, wherever the run was trained before."""
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = torch.zeros((), device=self.device) if self.captured else 0.0  # each step sets it
+                group["fused"] = self._fused
 
     def on_train_batch_start(self, batch: Batch | Drawn, batch_idx: int) -> None:
         """Set the learning rate of the step that comes, and tell the network's random numbers which one it is.
