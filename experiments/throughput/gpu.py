@@ -85,7 +85,9 @@ def paths(options: list[str], folder: Path) -> dict[str, Any]:
             arguments += [f"runs={folder / 'paths' / name / str(repetition)}"]
             subprocess.run([PLAINRES, "train", *arguments], check=True, capture_output=True)
             runs.append(Run.of(compose(arguments)[0]).result)
-        measured = measure(compose([*NETWORK, *options, *path, "model.depth=20"])[0], name, 5, 1.0, 16)
+        measured = measure(
+            compose([*NETWORK, *options, *path, "model.depth=20"])[0], name, 5, 1.0, torch.get_num_threads()
+        )
         found[name] = {
             "train_loss": [run["train_loss"] for run in runs],
             "equal_bits": runs[0]["weights_sha256"] == runs[1]["weights_sha256"],
@@ -178,6 +180,8 @@ def main() -> None:
         file = given.folder / f"{name}.json"
         if file.exists():
             continue
+        if time.monotonic() > until:
+            return
         started = time.monotonic()
         found = part(options, given.folder)
         file.write_text(json.dumps(found, indent=2) + "\n")
