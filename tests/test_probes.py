@@ -166,6 +166,18 @@ def test_after_a_resume_no_row_is_doubled_or_missing(make_config: Make, tmp_path
         assert (run.folder / "probes" / f"{name}.csv").read_text() == found[name]
 
 
+def test_a_run_killed_before_its_first_checkpoint_looks_at_its_beginning_once(make_config: Make) -> None:
+    run = Run.of(make_config(probes=nodes(1)))
+    train(run)
+    found = {name: (run.folder / "probes" / f"{name}.csv").read_text() for name in NAMES}
+    (run.folder / "result.json").unlink()
+    for file in run.checkpoints.iterdir():
+        file.unlink()
+    train(run)
+    for name in NAMES:
+        assert (run.folder / "probes" / f"{name}.csv").read_text() == found[name]
+
+
 def test_the_figures_of_probes(make_config: Make, tmp_path: Path) -> None:
     families: dict[str, dict[int, dict[int, Run]]] = {}
     for shortcut in ("plain", "identity"):

@@ -5,6 +5,7 @@ import json
 import random
 import re
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,42 @@ def test_figures_of_runs_have_a_section(few: Path):
     sources = [f"../{run.folder.name}/{name}" for name in ("probes/responses.svg", "lesion.svg")]
     assert re.findall(r'src="([^"]+)"', section) == sources
     assert section.count("identity, 8 layers") == 2
+
+
+def observe(run: Run, *, steps: Sequence[int] = (0, EPOCHS * 23), layers: int = 3) -> Path:
+    """What the probe of responses may have found in a run; its file."""
+    (run.folder / "probes").mkdir(exist_ok=True)
+    file = run.folder / "probes" / "responses.csv"
+    found = [f"{step},{layer},layer{layer},{1 + layer + step}" for step in steps for layer in range(layers)]
+    file.write_text("\n".join(["step,layer,name,std", *found, ""]))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda text: text.replace("std", "st"), "KeyError"),
+        (lambda text: text.replace("layer1,2", "layer1,two"), "ValueError"),
+        (lambda text: text.replace("layer1,2", ""), "TypeError|ValueError"),
+        (lambda text: text + text.partition("\n")[2], "doubled"),
+        (lambda text: text.rpartition("230,2")[0], "different layers"),
+        (lambda text: "\n".join(line for line in text.splitlines() if ",2," not in line) + "\n", "other layers"),
+    ],
+)
+def test_what_a_probe_has_left_damaged_is_named_and_not_drawn(few: Path, damage: Callable[[str], str], reason: str):
+    runs = [Run.read(path) for path in sorted(few.glob("plain-*"))]
+    files = [observe(run) for run in runs]
+    report.write(few)
+    whole = (few / "report" / "responses.svg").read_text()
+    files[1].write_text(damage(files[1].read_text()))
+    text = " ".join(report.write(few).split())
+    assert re.search(rf"Not used \(1\) {runs[1].folder.name} probes/responses.csv is damaged \(.*({reason})", text)
+    page = (few / "report" / "index.html").read_text()
+    assert "probes/responses.csv is damaged" in page
+    assert "What the probe responses found" in page
+    files[1].unlink()
+    report.write(few)
+    assert (few / "report" / "responses.svg").read_text() == whole  # all seeds had the same
 
 
 def test_the_questions_are_those_that_the_runs_answer(few: Path):

@@ -132,7 +132,9 @@ class Probes(Callback):
         self.folder.mkdir(exist_ok=True)
         for name in self.probes:
             file = self.folder / f"{name}.csv"
-            rows = [row for row in read_rows(file) if int(row["step"]) <= trainer.global_step] if file.exists() else []
+            rows = []
+            if trainer.global_step > 0 and file.exists():  # else it looks at the beginning anew
+                rows = [row for row in read_rows(file) if int(row["step"]) <= trainer.global_step]
             write_atomically(file, csv_text(rows) if rows else "")
         if trainer.global_step == 0:
             self._look(trainer, pl_module, list(self.probes))

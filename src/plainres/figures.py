@@ -4,8 +4,9 @@ Runs come as family -> depth (ascending) -> seed -> run. Families have the colou
 colour-blind readers can tell apart; within a family, the deeper the darker.
 """
 
+import csv
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, pairwise
@@ -23,6 +24,9 @@ from plainres.runs import Run, read_rows
 from plainres.statistics import summarize
 
 Families = Mapping[str, Mapping[int, Mapping[int, Run]]]
+Observed = dict[
+    int, dict[str, list[float]]
+]  # what a probe has found in a run: step -> column -> a value for each layer
 
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
@@ -42,15 +46,22 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def save_figures(families: Families, folder: Path) -> list[str]:
-    """Write curves and depth, and a figure for each probe that runs have, as SVG and PNG; return those probes."""
+def save_figures(families: Families, folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
+    """Write curves and depth, and a figure for each probe that runs have, as SVG and PNG.
+
+    Returns:
+        Those probes; the folders of runs that have a file of a probe that is of no use, and why.
+    """
     save(lambda: curves(families), folder / "curves")
     save(lambda: error_by_depth(families), folder / "depth")
-    runs = [run for by_depth in families.values() for by_seed in by_depth.values() for run in by_seed.values()]
-    probes = [probe for probe in PROBES if any(_found(run, probe).exists() for run in runs)]
-    for probe in probes:
-        save(partial(probe_figure, probe, families), folder / probe)
-    return probes
+    drawn, unusable = [], []
+    for probe in PROBES:
+        found, complaints = observations(probe, families)
+        unusable += complaints
+        if any(found.values()):
+            save(partial(probe_figure, probe, found), folder / probe)
+            drawn.append(probe)
+    return drawn, unusable
 
 
 def save(draw: Callable[[], Figure], file: Path) -> None:
@@ -162,19 +173,18 @@ PROBES = {
 }
 
 
-def probe_figure(probe: str, families: Families) -> Figure:
-    """What a probe has found: a line for each family and depth, means over seeds.
+def probe_figure(probe: str, observed: Mapping[str, Mapping[int, Sequence[Observed]]]) -> Figure:
+    """What a probe has found, by family and depth: a line for each, means over seeds.
 
     Over the layers, or, of a probe that knows one value for the whole net, over depth.
     """
-    depths = sorted({depth for runs in families.values() for depth in runs})
+    depths = sorted({depth for by_depth in observed.values() for depth in by_depth})
     panels = PROBES[probe]
     figure = Figure(figsize=(5.4 * len(panels), 4.4))
     grid: list[Axes] = list(figure.subplots(1, len(panels), sharey=True, squeeze=False).flat)
     for axes, panel in zip(grid, panels, strict=True):
-        for colour, marker, (family, runs) in zip(cycle(COLOURS), cycle(MARKERS), families.items(), strict=False):
-            found = {depth: _observed(by_seed.values(), probe, panel) for depth, by_seed in runs.items()}
-            found = {depth: values for depth, values in found.items() if values}
+        for colour, marker, (family, by_depth) in zip(cycle(COLOURS), cycle(MARKERS), observed.items(), strict=False):
+            found = {depth: _means(of_seeds, panel) for depth, of_seeds in by_depth.items()}
             style: dict[str, Any] = {"marker": marker, "markersize": 3, "linewidth": 1.2}
             if all(len(values) == 1 for values in found.values()):
                 axes.plot(list(found), [value for (value,) in found.values()], color=colour, label=family, **style)
@@ -192,22 +202,55 @@ def probe_figure(probe: str, families: Families) -> Figure:
     return figure
 
 
-def _found(run: Run, probe: str) -> Path:
-    """The file of what a probe has found in a run."""
-    return run.folder / "probes" / f"{probe}.csv"
+def observations(probe: str, families: Families) -> tuple[dict[str, dict[int, list[Observed]]], list[tuple[str, str]]]:
+    """What a probe has found, by family and depth in as many runs as have it; the runs' folders of no use, and why."""
+    observed: dict[str, dict[int, list[Observed]]] = {}
+    unusable = []
+    for family, by_depth in families.items():
+        observed[family] = {}
+        for depth, by_seed in by_depth.items():
+            found: list[Observed] = []
+            for run in by_seed.values():
+                try:
+                    one = _read(run.folder / "probes" / f"{probe}.csv", [panel.column for panel in PROBES[probe]])
+                    if one and found and _layers(one) != _layers(found[0]):
+                        raise ValueError("other layers than in other seeds")
+                except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+                    unusable.append((run.folder.name, f"probes/{probe}.csv is damaged ({error!r}) and not drawn"))
+                    continue
+                found += [one] if one else []
+            if found:
+                observed[family][depth] = found
+    return observed, unusable
 
 
-def _observed(runs: Iterable[Run], probe: str, panel: Panel) -> list[float]:
-    """What a probe has found in each layer, the mean over runs that have it."""
-    columns = []
-    for run in runs:
-        file = _found(run, probe)
-        rows = read_rows(file) if file.exists() else []
-        steps = [int(row["step"]) for row in rows]
-        if rows:
-            step = max(steps) if panel.at_end else min(steps)
-            values = [float(row[panel.column]) for row in rows if int(row["step"]) == step]
-            columns.append(sorted(values, reverse=True) if panel.descending else values)
+def _read(file: Path, columns: Iterable[str]) -> Observed:
+    """Some columns of what a probe has found in a run, nothing if it has not looked.
+
+    Raises:
+        OSError, KeyError, TypeError, ValueError, csv.Error: the file is damaged.
+    """
+    found: Observed = {}
+    for row in read_rows(file) if file.exists() else []:
+        at_step = found.setdefault(int(row["step"]), {column: [] for column in columns})
+        for column, values in at_step.items():
+            if int(row["layer"]) != len(values):
+                raise ValueError(f"step {row['step']} has a layer doubled or left out")
+            values.append(float(row[column]))
+    if len({len(values) for at_step in found.values() for values in at_step.values()}) > 1:
+        raise ValueError("steps have different layers")
+    return found
+
+
+def _layers(observed: Observed) -> int:
+    """The number of layers in which something has been found."""
+    return len(next(iter(next(iter(observed.values())).values())))
+
+
+def _means(observed: Sequence[Observed], panel: Panel) -> list[float]:
+    """What a panel shows of each layer, the mean over runs."""
+    columns = [one[max(one) if panel.at_end else min(one)][panel.column] for one in observed]
+    columns = [sorted(column, reverse=True) if panel.descending else column for column in columns]
     return [summarize(values).mean for values in zip(*columns, strict=True)]
 
 

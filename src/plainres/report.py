@@ -6,6 +6,7 @@ Reads config.yaml, metrics.csv and result.json of the runs alone.
 import base64
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ def write(folder: Path) -> str:
     report = folder / REPORT
     try:
         report.mkdir(exist_ok=True)
-        drawn = save_figures({family.label: family.runs for family in study.families}, report)
+        drawn, unusable = save_figures({family.label: family.runs for family in study.families}, report)
+        study = replace(study, unused=study.unused + unusable)
         write_atomically(report / "table.csv", csv_text(_table(study)))
         write_atomically(report / "results.csv", csv_text(_results(study)))
         write_atomically(report / "index.html", _page(study, drawn))
@@ -77,7 +79,7 @@ def text(study: Study) -> str:
     for heading, group in study.comparisons.items():
         lines += ["", f"{heading} (percentage points)", *(next(comparisons) for _ in group)]
     missing = study.unfinished + study.absent
-    for heading, found in (("Missing runs", missing), ("Folders not used", study.unused)):
+    for heading, found in (("Missing runs", missing), ("Not used", study.unused)):
         if found:
             lines += ["", f"{heading} ({len(found)})", *_aligned(found, str.ljust)]
     return "\n".join(lines)
