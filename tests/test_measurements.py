@@ -145,6 +145,38 @@ def test_sharpness(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None
         assert "NOT converged to 0.001: --iterations is too small" in line
 
 
+def test_a_run_of_a_gpu_is_measured_without_one(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = runs[0] / "config.yaml"
+    config.write_text(config.read_text().replace("accelerator: cpu", "accelerator: gpu"))
+    assert Run.read(runs[0]).config.trainer.accelerator == "gpu"
+    assert main(["sharpness", str(runs[0]), "--images=64", "--iterations=1"]) == 0
+
+
+def test_a_run_in_double_precision_is_measured_in_it(tmp_path: Path) -> None:
+    assert main(["train", *SMALL, f"runs={tmp_path}/runs", "precision=64-true"]) == 0
+    (run,) = tmp_path.glob("runs/default/*")
+    assert all(weight.dtype == torch.float64 for weight in Finished.read(run).network.parameters())
+
+
+@pytest.mark.parametrize("command", ["lesion", "landscape", "sharpness"])
+def test_another_checkpoint_than_that_of_the_result_is_not_measured(
+    command: str, runs: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (final,) = (runs[0] / "checkpoints").iterdir()
+    state = torch.load(final, weights_only=True)
+    state["state_dict"]["network.head.linear.bias"] += 1
+    torch.save(state, final.with_name("step-000000001.ckpt"))
+    final.write_bytes(final.read_bytes()[:1000])
+    capsys.readouterr()
+    assert main([command, str(runs[0])]) == 2
+    passed_over, said, *others = capsys.readouterr().err.splitlines()
+    assert "is damaged" in passed_over
+    assert f"in {runs[0]} that can be read has not the weights of its result.json" in said
+    assert not others
+    assert not (runs[0] / f"{command}.csv").exists()
+
+
 @pytest.mark.parametrize("command", ["lesion", "landscape", "sharpness"])
 def test_mistakes(command: str, runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     run, other = map(str, runs)

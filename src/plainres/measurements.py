@@ -31,6 +31,7 @@ from plainres.evaluate import trained
 from plainres.figures import save
 from plainres.forks import begin, forkserver
 from plainres.progress import bar
+from plainres.provenance import weights_sha256
 from plainres.runs import Run, csv_text, read_rows, write_atomically
 
 Row = dict[str, str]
@@ -41,7 +42,8 @@ PRELOADED = ["plainres.lesion", "plainres.landscape", "sklearn.datasets"]  # imp
 class Finished:
     """A finished run: its network in evaluation mode, on the run's kind of device, and its images as they are.
 
-    The numbers are those of the run's precision, but for bf16-mixed, where they are float32.
+    Where there is no GPU, a run that was trained on one is measured on the CPU. The numbers are those of the run's
+    precision, but for bf16-mixed, where they are float32.
     """
 
     run: Run
@@ -54,16 +56,21 @@ class Finished:
         """The run in a folder, with the first `images` of each split, or all.
 
         Raises:
-            InputError: there is no finished run, or it has no checkpoint, or its images cannot be had.
+            InputError: there is no finished run, or it has no checkpoint, or one of other weights than those of its
+                result, or its images cannot be had.
         """
         run = Run.read(folder)
         if not (run.finished and run.result):
             raise InputError(f"{folder} is not finished; the command that trains it goes on")
-        torch.set_num_threads(run.config.trainer.threads)
-        device = torch.device("cuda" if run.config.trainer.accelerator == "gpu" else "cpu")
-        network = trained(run).to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
-        if run.config.precision == "64-true":
-            network.double()
+        gpu = run.config.trainer.accelerator == "gpu" and torch.cuda.is_available()
+        device = torch.device("cuda" if gpu else "cpu")
+        network = trained(run)
+        if weights_sha256(network) != run.result["weights_sha256"]:  # an older checkpoint, after the last was damaged
+            raise InputError(
+                f"the newest checkpoint in {folder} that can be read has not the weights of its result.json; "
+                "delete that and repeat the run"
+            )
+        network = network.to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
         source = source_of(run.config)
         found = source.load()
         training, test = (
@@ -175,7 +182,7 @@ def measure(plans: Sequence[Plan], values: Sequence[str], work: Work, images: in
                     else:
                         plan.file.unlink(missing_ok=True)
             tasks = [(work, plans[i].of.run.folder, images, row) for i, row in missing]
-            gpu = any(plan.of.run.config.trainer.accelerator == "gpu" for plan in plans)
+            gpu = any(next(plan.of.network.parameters()).is_cuda for plan in plans)
             processes = 1 if gpu else min(joblib.cpu_count(), len(tasks))
             for task, found in _in_processes(tasks, processes):
                 i, row = missing[task]
