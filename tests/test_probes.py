@@ -15,7 +15,7 @@ from kills import ending
 from plainres.build import check, network_of, probes_of, source_of
 from plainres.config import Config
 from plainres.errors import InputError
-from plainres.figures import save_figures
+from plainres.figures import observations, save_figures
 from plainres.networks import CifarNet
 from plainres.probes import OURS, GradientCorrelation, Gradients, Responses, Signals, a_copy, blocks, layers
 from plainres.runs import Run, read_rows
@@ -216,6 +216,10 @@ def test_the_figures_of_probes(make_config: Make, tmp_path: Path) -> None:
         drawn = (tmp_path / f"{name}.svg").read_text()
         assert "identity" in drawn
     assert "identity, 14 layers" in (tmp_path / "responses.svg").read_text()
+    observed, unusable = observations("responses", families)
+    assert not unusable
+    (one,) = observed["plain"][8]
+    assert len(one.layers) == len(one.values[True]["std"]) == 7  # not the head, as in the paper
 
 
 class Unused(nn.Module):

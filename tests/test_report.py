@@ -5,13 +5,15 @@ import json
 import random
 import re
 import shutil
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
-from plainres import report
+from plainres import figures, report
 from plainres.config import CheckpointTimes, Config, Devices, Published, Recipe
 from plainres.errors import InputError
 from plainres.runs import Run, write_atomically
@@ -253,13 +255,67 @@ def test_figures_of_runs_have_a_section(few: Path):
     assert section.count("identity, 8 layers") == 2
 
 
-def observe(run: Run, *, steps: Sequence[int] = (0, EPOCHS * 23), layers: int = 3) -> Path:
-    """What the probe of responses may have found in a run; its file."""
+END = EPOCHS * 23
+
+
+def observe(run: Run, *, steps: Sequence[int] = (0, END), probe: str = "responses", columns: str = "std") -> Path:
+    """What a probe may have found in a run, the same in all columns; its file."""
     (run.folder / "probes").mkdir(exist_ok=True)
-    file = run.folder / "probes" / "responses.csv"
-    found = [f"{step},{layer},layer{layer},{1 + layer + step}" for step in steps for layer in range(layers)]
-    file.write_text("\n".join(["step,layer,name,std", *found, ""]))
+    file = run.folder / "probes" / f"{probe}.csv"
+    values = f"{{0}}{',{0}' * columns.count(',')}"
+    found = [f"{step},{i},layer{i},{values.format(1 + i + step)}" for step in steps for i in range(3)]
+    file.write_text("\n".join([f"step,layer,name,{columns}", *found, ""]))
     return file
+
+
+def drawn_lines(figure: Figure) -> list[list[list[float]]]:
+    """The heights of the lines in each panel of a figure."""
+    return [[list(line.get_ydata()) for line in axes.get_lines()] for axes in figure.axes]  # pyright: ignore
+
+
+def test_the_beginning_is_step_0_and_the_end_is_the_last(few: Path):
+    runs = [Run.read(path) for path in sorted(few.glob("plain-*"))]
+    columns = "gradient,update_to_weight"
+    observe(runs[0], steps=(0, 100, END), probe="gradients", columns=columns)
+    observe(runs[1], steps=(100, END), probe="gradients", columns=columns)  # went on with the probe
+    observe(runs[2], steps=(0, 100), probe="gradients", columns=columns)
+    families = {"plain": {8: dict(enumerate(runs))}}
+    observed, unusable = figures.observations("gradients", families)
+    assert not unusable
+    assert drawn_lines(figures.probe_figure("gradients", observed)) == [[[1, 2, 3]], [[231, 232, 233]]] * 2
+    observe(runs[0], steps=(100,), probe="gradients", columns=columns)
+    observed, _ = figures.observations("gradients", families)
+    assert drawn_lines(figures.probe_figure("gradients", observed)) == [[[1, 2, 3]], [[231, 232, 233]]] * 2
+    observe(runs[2], steps=(100,), probe="gradients", columns=columns)
+    observed, _ = figures.observations("gradients", families)
+    assert drawn_lines(figures.probe_figure("gradients", observed)) == [[], [[231, 232, 233]]] * 2
+
+
+def test_figures_have_the_spread_over_seeds(few: Path):
+    runs = [Run.read(path) for path in sorted(few.glob("plain-*"))]
+    for run, scale in zip(runs, ("1", "2", "30"), strict=True):
+        file = observe(run, probe="signals", columns="mean,variance,gradient_variance")
+        file.write_text(file.read_text().replace(",layer0,1,1,1", f",layer0,{scale},{scale},{scale}"))
+    families = {"plain": {8: dict(enumerate(runs))}}
+    observed, _ = figures.observations("signals", families)
+    figure = figures.probe_figure("signals", observed)
+    assert [axes.get_ylabel() or axes.get_title() for axes in figure.axes[::2]] == [
+        "mean of each block's output, at the beginning",
+        "variance of each block's output, at the beginning",
+        "variance of the gradient there, at the beginning",
+    ]
+    sd = statistics.stdev([1, 2, 30])
+    for axes in figure.axes:
+        (band,) = axes.collections
+        low, high = band.get_datalim(axes.transData).intervaly
+        assert axes in figure.axes[1::2] or (low, high) == pytest.approx((11 - sd, 11 + sd))
+    mean, _, variance, _, _, _ = figure.axes
+    assert mean.get_ylim()[0] < 11 - sd < 0
+    assert 0.4 < variance.get_ylim()[0] < 2  # logarithmic: the means are seen, the band goes off below
+    for axes in figures.curves(families).axes:
+        assert len(axes.collections) == 2
+    one_seed = figures.probe_figure("signals", {"plain": {8: observed["plain"][8][:1]}})
+    assert not [band for axes in one_seed.axes for band in axes.collections]
 
 
 @pytest.mark.parametrize(
