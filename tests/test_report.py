@@ -243,16 +243,20 @@ def test_long_curves_are_thinned_and_keep_their_ends(folder: Path):
 
 def test_figures_of_runs_have_a_section(few: Path):
     run = Run.read(next(few.glob("identity-8-w8-s1-*")))
-    (run.folder / "probes").mkdir()
-    for name in ("lesion.svg", "probes/responses.svg"):
-        (run.folder / name).write_text("<svg/>")
+    for file in (run.folder / "lesion.svg", run.folder / "lesion.png", run.folder / "mine.svg", few / "lesion.svg"):
+        file.write_text("<svg/>")
     report.write(few)
     page = (few / "report" / "index.html").read_text()
     section = page[page.index('<section id="inside">') :].partition("</section>")[0]
-    assert re.findall(r"<h3>(.*)</h3>", section) == ["responses", "lesion"]
-    sources = [f"../{run.folder.name}/{name}" for name in ("probes/responses.svg", "lesion.svg")]
-    assert re.findall(r'src="([^"]+)"', section) == sources
+    assert re.findall(r"<h3>(.*)</h3>", section) == ["lesion", "mine"]
+    own = f"../{run.folder.name}"
+    assert re.findall(r'src="([^"]+)"', section) == ["../lesion.svg", f"{own}/lesion.svg", f"{own}/mine.svg"]
+    assert re.findall(r'href="([^"]+)" download>(SVG|PNG)', section) == [
+        *(("../lesion.svg", "SVG"), (f"{own}/lesion.svg", "SVG"), (f"{own}/lesion.png", "PNG")),
+        (f"{own}/mine.svg", "SVG"),
+    ]
     assert section.count("identity, 8 layers") == 2
+    assert section.count("Several runs on one scale") == 1
 
 
 END = EPOCHS * 23

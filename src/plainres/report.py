@@ -31,7 +31,6 @@ HEAD = (  # of the table that is shown, without what others have published if th
     *("depth", "seeds", "train, eval mode", "train, running", "test", "test, best epoch*", PUBLISHED),
     *("parameters", "multiply-adds"),
 )
-PICTURES = ("probes/*.svg", "*.svg")  # in a run's folder
 POINTS, ALL_POINTS = 1000, 60_000  # of a curve, and of all curves together, in the page: 2 MB are opened at once
 DIGITS = 3  # of an error in percent in the page: one image of 100,000
 LINE = 110  # characters of the terminal text
@@ -201,13 +200,15 @@ def _data(study: Study) -> dict[str, Any]:
     }
 
 
-def _pictures(study: Study) -> dict[str, list[tuple[Family, Run, str]]]:
-    """What has been drawn of finished runs: by what it shows, the runs and where in their folders it is."""
-    found: dict[str, list[tuple[Family, Run, str]]] = {}
-    for pattern in PICTURES:
-        for family, run in study.runs:
-            for file in sorted(run.folder.glob(pattern)):
-                found.setdefault(file.stem, []).append((family, run, file.relative_to(run.folder).as_posix()))
+def _pictures(study: Study) -> dict[str, list[tuple[Family | None, Run | None, list[str]]]]:
+    """What has been drawn of finished runs after their training, by what it shows: that of several side by side, then
+    each run's, with where the files are, seen from the report: SVG and, if there is one, PNG."""
+    found: dict[str, list[tuple[Family | None, Run | None, list[str]]]] = {}
+    for family, run, folder in [(None, None, study.folder), *((family, run, run.folder) for family, run in study.runs)]:
+        for file in sorted(folder.glob("*.svg")):
+            files = [file.with_suffix(kind) for kind in (".svg", ".png")]
+            seen = [f"../{each.relative_to(study.folder).as_posix()}" for each in files if each.exists()]
+            found.setdefault(file.stem, []).append((family, run, seen))
     return found
 
 
