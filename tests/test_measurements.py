@@ -8,11 +8,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+import plainres.sharpness
 from plainres.cli import main
 from plainres.landscape import measured as point
 from plainres.lesion import measured as lesion
@@ -143,6 +145,23 @@ def test_sharpness(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None
         value = f"{float(rows[-1]['eigenvalue']):.6g}"
         assert re.fullmatch(rf"{name}, 14 layers: {re.escape(value)} after 2 iterations, .*; 64 images", line)
         assert "NOT converged to 0.001: --iterations is too small" in line
+
+
+def test_a_stopped_sharpness_says_so(
+    runs: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: object) -> Iterator[float]:
+        yield 1.0
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plainres.sharpness, "estimates", interrupted)
+    capsys.readouterr()
+    assert main(["sharpness", str(runs[0])]) == 130
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.splitlines()[-1] == "plainres: stopped; the same command begins again"
+    assert "Traceback" not in err
+    assert not (runs[0] / "sharpness.csv").exists()
 
 
 def test_a_run_of_a_gpu_is_measured_without_one(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
