@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,8 @@ import plainres.sharpness
 from plainres.cli import main
 from plainres.landscape import measured as point
 from plainres.lesion import measured as lesion
-from plainres.measurements import Finished
+from plainres.lesion import wanted
+from plainres.measurements import Finished, Plan, finished, measure
 from plainres.runs import Run, read_rows
 
 PLAINRES = Path(sys.executable).with_name("plainres")
@@ -77,6 +78,29 @@ def test_lesions(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lesion", str(runs[0]), str(runs[0]), "--most=1", "--draws=1", "--images=50"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(runs[0] / "lesion.svg")
     assert (runs[0] / "lesion.csv").read_text().endswith(tables[0].split("\n", 1)[1])  # those of other options stay
+
+
+def test_lesions_of_other_test_images_are_other_lesions(tmp_path: Path) -> None:
+    assert main(["train", *SMALL, "data.test=200", f"runs={tmp_path}/runs"]) == 0
+    (run,) = tmp_path.glob("runs/default/*")
+    some, all_of_them = ([*wanted(Finished.read(run, images), 1, 1, 0)[0].items()] for images in (128, None))
+    assert set(some) ^ set(all_of_them) == {("test_images", "128"), ("test_images", "200")}
+
+
+def threads(of: Finished, row: Mapping[str, str]) -> list[float]:
+    return [float(torch.get_num_threads())]
+
+
+def test_each_process_has_one_thread(runs: list[Path]) -> None:
+    config = runs[0] / "config.yaml"
+    config.write_text(config.read_text().replace("threads: 1", "threads: 2"))
+    try:
+        (of,) = finished(runs[:1])
+        assert torch.get_num_threads() == 2
+        ((row,),) = measure([Plan(of, "threads", [of.key])], ["threads"], threads, None, "row")
+        assert row["threads"] == "1.0"
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_landscapes(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:

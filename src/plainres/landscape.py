@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from torch import Generator, Tensor, nn
 
 from plainres.figures import COLOURS
-from plainres.measurements import Finished, Plan, Row, finished, labels, loss_and_error, measure, save_figures
+from plainres.measurements import Finished, Plan, Row, draw_runs, finished, labels, loss_and_error, measure
 from plainres.randomness import mix
 
 VALUES = ("loss", "error")
@@ -100,7 +100,7 @@ def write(folders: Sequence[Path], *, points: int | None, dimensions: int, reach
     runs = [one.run for one in found]
     names = labels(runs)
     draw = curves if dimensions == 1 else surfaces
-    figure = save_figures(
+    figure = draw_runs(
         lambda numbers: draw([names[i] for i in numbers], [rows[i] for i in numbers]), runs, f"landscape-{dimensions}d"
     )
     return "\n".join([*map(text, names, rows), str(figure)])

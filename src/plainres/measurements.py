@@ -88,12 +88,14 @@ class Finished:
 
 
 def finished(folders: Sequence[Path], images: int | None = None) -> list[Finished]:
-    """The runs in different folders.
+    """The runs in different folders, for this process, which then has as many threads as they were trained with.
 
     Raises:
         InputError: as `Finished.read`.
     """
-    return [Finished.read(folder, images) for folder in {folder.resolve(): folder for folder in folders}.values()]
+    found = [Finished.read(folder, images) for folder in {folder.resolve(): folder for folder in folders}.values()]
+    torch.set_num_threads(max(one.run.config.trainer.threads for one in found))
+    return found
 
 
 def labels(runs: Iterable[Run]) -> list[str]:
@@ -244,7 +246,7 @@ def _in_processes(tasks: Sequence[tuple[Any, ...]], processes: int) -> Iterator[
 
 def _begin() -> None:
     begin()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # there are as many processes as cores
 
 
 def _work(work: Work, folder: Path, images: int | None, row: Row) -> Sequence[float]:
@@ -256,7 +258,7 @@ def _opened(folder: Path, images: int | None) -> Finished:
     return Finished.read(folder, images)
 
 
-def save_figures(draw: Callable[[Sequence[int]], Figure], runs: Sequence[Run], name: str) -> Path:
+def draw_runs(draw: Callable[[Sequence[int]], Figure], runs: Sequence[Run], name: str) -> Path:
     """Draw each run by itself, into its folder, and, if there are several, all side by side, into the folder above.
 
     Args:

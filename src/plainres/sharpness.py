@@ -21,7 +21,7 @@ from torch import Generator, Tensor, nn
 from plainres.batches import EvaluationBatches
 from plainres.errors import InputError
 from plainres.figures import COLOURS, MARKERS
-from plainres.measurements import Finished, finished, labels, save_figures, writing
+from plainres.measurements import Finished, draw_runs, finished, labels, writing
 from plainres.progress import bar
 from plainres.randomness import mix
 from plainres.runs import csv_text, write_atomically
@@ -109,7 +109,7 @@ def write(folders: Sequence[Path], images: int, tolerance: float, most: int, see
         outcome = "converged" if converged else f"NOT converged to {tolerance:g}: --iterations is too small"
         count = f"{len(found)} iteration{'s' * (len(found) != 1)}"
         lines.append(f"{name}: {found[-1]:.6g} after {count}, {outcome}; {len(one.training.index):,} images")
-    figure = save_figures(
+    figure = draw_runs(
         lambda numbers: draw([names[i] for i in numbers], [curves[i] for i in numbers]), runs, "sharpness"
     )
     return "\n".join(["top eigenvalue of the Hessian of the training loss", *lines, str(figure)])
