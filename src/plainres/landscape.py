@@ -123,7 +123,7 @@ def _finite(text: str) -> float:
 
 
 def curves(names: Sequence[str], found: Sequence[Sequence[Row]]) -> Figure:
-    """Training loss and training error along one direction, a curve for each run (Li et al. 2018, figure 5)."""
+    """Training loss and training error along one direction, a curve for each run (as Li et al. 2018, figure 3)."""
     figure = Figure(figsize=(9.6, 4.1))
     panels: Sequence[Axes] = figure.subplots(1, 2)
     for panel, value in zip(panels, VALUES, strict=True):

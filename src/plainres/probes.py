@@ -65,7 +65,8 @@ class Responses(_Timed):
     """The standard deviation of each layer's response, over images, channels and places.
 
     He et al. 2015, figure 7: the response of a convolution is what comes out of its batch normalisation, before
-    activation and addition; without one behind it, what comes out of the convolution itself. Costs one forward pass.
+    activation and addition; without one behind it, what comes out of the convolution itself. The figure, there and in
+    the report, leaves the head out. Costs one forward pass.
     """
 
     def measure(self, network: nn.Module, images: Tensor, targets: Tensor, optimizer: Optimizer) -> list[Row]:
@@ -112,9 +113,12 @@ class Gradients(_Timed):
 class GradientCorrelation(_Timed):
     """How alike the gradients of different images are: shattered gradients look like white noise.
 
-    Balduzzi et al. 2017 (The Shattered Gradients Problem): the gradient of an image's loss with respect to its pixels,
-    and the correlation coefficients of these gradients for all pairs of images: their mean, and the mean of their
-    absolute values (of independent noise: sqrt(2 / (pi D)) for D pixels). Costs one forward and backward pass.
+    Balduzzi et al. 2017 (The Shattered Gradients Problem), abstract: the correlation between gradients decays
+    exponentially with depth in plain nets, sublinearly with skip-connections. Here: the gradients of the images' summed
+    loss with respect to the pixels of each image, and the correlation coefficients of these gradients for all pairs of
+    images: their mean, and the mean of their absolute values (of independent noise about sqrt(2 / (pi D)) for D
+    pixels). Where a normalisation takes its statistics from the batch, the losses of the other images depend on an
+    image's pixels too and have a part in its gradient. Costs one forward and backward pass.
     """
 
     looks_at = "pixels"
