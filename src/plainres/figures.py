@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter
 
 from plainres.runs import Run, read_rows
@@ -27,6 +30,8 @@ Families = Mapping[str, Mapping[int, Mapping[int, Run]]]
 
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
+BAND: dict[str, Any] = {"alpha": 0.18, "linewidth": 0}
+SPREAD = Patch(color="#444444", label="s.d. over seeds", **BAND)  # for legends
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -108,11 +113,13 @@ def curves(families: Families) -> Figure:
     panels[0].set_ylim(-0.01 * top, top)  # as in the paper, the first steps, far above, are cut off
     for row in grid:
         row[0].set_ylabel("error (%)")
-    styles = [
+    styles: list[Artist] = [
         Line2D([], [], color="#444444", linestyle="--", linewidth=1, label="training error"),
         Line2D([], [], color="#444444", linewidth=2, label="test error"),
     ]
-    figure.legend(handles=styles, loc="outside lower center", ncols=2)
+    if any(panel.collections for panel in panels):
+        styles.append(SPREAD)
+    figure.legend(handles=styles, loc="outside lower center", ncols=len(styles))
     return figure
 
 
@@ -216,7 +223,9 @@ def probe_figure(probe: str, observed: Mapping[str, Mapping[int, Sequence[Observ
             seen = [[_columns(seeds, panel) for panel in panels for seeds in of.values()] for of in observed.values()]
             found = [v for of in seen for columns in of for values in columns for v in values if v > 0]
             row[0].set_ylim(bottom=max(row[0].get_ylim()[0], min(found, default=0) / 2))
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4, fontsize=8.5)
+    if any(isinstance(shaded, PolyCollection) for axes in grid.flat for shaded in axes.collections):
+        handles[str(SPREAD.get_label())] = SPREAD
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=5, fontsize=8.5)
     return figure
 
 
@@ -300,7 +309,7 @@ def _band(axes: Axes, xs: Sequence[float], summaries: Iterable[Summary], colour:
     summaries = list(summaries)
     if any(summary.n > 1 for summary in summaries):
         low, high = ([one.mean + sign * (one.sd or 0) for one in summaries] for sign in (-1, 1))
-        axes.fill_between(xs, low, high, color=colour, alpha=0.18, linewidth=0)
+        axes.fill_between(xs, low, high, color=colour, **BAND)
 
 
 def _shade(colour: str, i: int, n: int) -> tuple[float, ...]:
