@@ -8,15 +8,18 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
+import plainres.sharpness
 from plainres.cli import main
 from plainres.landscape import measured as point
 from plainres.lesion import measured as lesion
-from plainres.measurements import Finished
+from plainres.lesion import wanted
+from plainres.measurements import Finished, Plan, finished, measure
 from plainres.runs import Run, read_rows
 
 PLAINRES = Path(sys.executable).with_name("plainres")
@@ -75,6 +78,29 @@ def test_lesions(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lesion", str(runs[0]), str(runs[0]), "--most=1", "--draws=1", "--images=50"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(runs[0] / "lesion.svg")
     assert (runs[0] / "lesion.csv").read_text().endswith(tables[0].split("\n", 1)[1])  # those of other options stay
+
+
+def test_lesions_of_other_test_images_are_other_lesions(tmp_path: Path) -> None:
+    assert main(["train", *SMALL, "data.test=200", f"runs={tmp_path}/runs"]) == 0
+    (run,) = tmp_path.glob("runs/default/*")
+    some, all_of_them = ([*wanted(Finished.read(run, images), 1, 1, 0)[0].items()] for images in (128, None))
+    assert set(some) ^ set(all_of_them) == {("test_images", "128"), ("test_images", "200")}
+
+
+def threads(of: Finished, row: Mapping[str, str]) -> list[float]:
+    return [float(torch.get_num_threads())]
+
+
+def test_each_process_has_one_thread(runs: list[Path]) -> None:
+    config = runs[0] / "config.yaml"
+    config.write_text(config.read_text().replace("threads: 1", "threads: 2"))
+    try:
+        (of,) = finished(runs[:1])
+        assert torch.get_num_threads() == 2
+        ((row,),) = measure([Plan(of, "threads", [of.key])], ["threads"], threads, None, "row")
+        assert row["threads"] == "1.0"
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_landscapes(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,6 +169,55 @@ def test_sharpness(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None
         value = f"{float(rows[-1]['eigenvalue']):.6g}"
         assert re.fullmatch(rf"{name}, 14 layers: {re.escape(value)} after 2 iterations, .*; 64 images", line)
         assert "NOT converged to 0.001: --iterations is too small" in line
+
+
+def test_a_stopped_sharpness_says_so(
+    runs: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: object) -> Iterator[float]:
+        yield 1.0
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plainres.sharpness, "estimates", interrupted)
+    capsys.readouterr()
+    assert main(["sharpness", str(runs[0])]) == 130
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.splitlines()[-1] == "plainres: stopped; the same command begins again"
+    assert "Traceback" not in err
+    assert not (runs[0] / "sharpness.csv").exists()
+
+
+def test_a_run_of_a_gpu_is_measured_without_one(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = runs[0] / "config.yaml"
+    config.write_text(config.read_text().replace("accelerator: cpu", "accelerator: gpu"))
+    assert Run.read(runs[0]).config.trainer.accelerator == "gpu"
+    assert main(["sharpness", str(runs[0]), "--images=64", "--iterations=1"]) == 0
+
+
+def test_a_run_in_double_precision_is_measured_in_it(tmp_path: Path) -> None:
+    assert main(["train", *SMALL, f"runs={tmp_path}/runs", "precision=64-true"]) == 0
+    (run,) = tmp_path.glob("runs/default/*")
+    assert all(weight.dtype == torch.float64 for weight in Finished.read(run).network.parameters())
+
+
+@pytest.mark.parametrize("command", ["lesion", "landscape", "sharpness"])
+def test_another_checkpoint_than_that_of_the_result_is_not_measured(
+    command: str, runs: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (final,) = (runs[0] / "checkpoints").iterdir()
+    state = torch.load(final, weights_only=True)
+    state["state_dict"]["network.head.linear.bias"] += 1
+    torch.save(state, final.with_name("step-000000001.ckpt"))
+    final.write_bytes(final.read_bytes()[:1000])
+    capsys.readouterr()
+    assert main([command, str(runs[0])]) == 2
+    passed_over, said, *others = capsys.readouterr().err.splitlines()
+    assert "is damaged" in passed_over
+    assert f"in {runs[0]} that can be read has not the weights of its result.json" in said
+    assert not others
+    assert not (runs[0] / f"{command}.csv").exists()
 
 
 @pytest.mark.parametrize("command", ["lesion", "landscape", "sharpness"])

@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from conftest import CONF
 from kills import ending
-from plainres.build import network_of, probes_of, source_of
+from plainres.build import check, network_of, probes_of, source_of
 from plainres.config import Config
 from plainres.errors import InputError
-from plainres.figures import save_figures
+from plainres.figures import observations, save_figures
 from plainres.networks import CifarNet
-from plainres.probes import GradientCorrelation, Gradients, Responses, Signals, a_copy, blocks, layers
+from plainres.probes import OURS, GradientCorrelation, Gradients, Responses, Signals, a_copy, blocks, layers
 from plainres.runs import Run, read_rows
 from plainres.shortcuts import Identity, ProjectionAll
 from plainres.train import train
@@ -98,6 +99,31 @@ def test_gradients_and_updates(setting: Any) -> None:
     moved = {id(weight): weight.detach() - old for weight, old in zip(weights, before, strict=True)}
     compare(lambda weight, gradient: moved[id(weight)])
 
+    (group,) = optimizer.param_groups
+    group["lr"] = torch.tensor(0.1)  # as a captured step has it
+    compare(lambda weight, gradient: moved[id(weight)])
+    assert all(
+        type(row["update_to_weight"]) is float for row in Gradients(6, None).measure(a_copy(network), *setting[1:])
+    )
+
+
+def test_an_update_has_the_rate_of_its_step(make_config: Make) -> None:
+    ratios, rates = {}, {"cold": 0.05, "warm": 0.01}
+    for name, warmup_lr in {"cold": None, "warm": 0.01}.items():
+        run = Run.of(
+            make_config(
+                optim={"warmup_lr": warmup_lr, "weight_decay": 0.0},
+                probes={"gradients": nodes()["gradients"] | {"every_n_steps": 1}},
+            )
+        )
+        train(run)
+        rows = read_rows(run.folder / "probes" / "gradients.csv")
+        ratios[name] = [[float(row["update_to_weight"]) for row in rows if row["step"] == step] for step in ("0", "1")]
+    for step in (0, 1):  # the first step's update is seen before it and after it
+        cold, warm = ratios["cold"][step], ratios["warm"][step]
+        weights = pytest.approx([value / rates["cold"] for value in cold], rel=0.2)  # which the step has changed a bit
+        assert [value / rates["warm"] for value in warm] == weights
+
 
 def test_the_correlation_of_the_gradients_of_images(setting: Any) -> None:
     network, images, targets, optimizer = setting
@@ -166,6 +192,18 @@ def test_after_a_resume_no_row_is_doubled_or_missing(make_config: Make, tmp_path
         assert (run.folder / "probes" / f"{name}.csv").read_text() == found[name]
 
 
+def test_a_run_killed_before_its_first_checkpoint_looks_at_its_beginning_once(make_config: Make) -> None:
+    run = Run.of(make_config(probes=nodes(1)))
+    train(run)
+    found = {name: (run.folder / "probes" / f"{name}.csv").read_text() for name in NAMES}
+    (run.folder / "result.json").unlink()
+    for file in run.checkpoints.iterdir():
+        file.unlink()
+    train(run)
+    for name in NAMES:
+        assert (run.folder / "probes" / f"{name}.csv").read_text() == found[name]
+
+
 def test_the_figures_of_probes(make_config: Make, tmp_path: Path) -> None:
     families: dict[str, dict[int, dict[int, Run]]] = {}
     for shortcut in ("plain", "identity"):
@@ -178,6 +216,65 @@ def test_the_figures_of_probes(make_config: Make, tmp_path: Path) -> None:
         drawn = (tmp_path / f"{name}.svg").read_text()
         assert "identity" in drawn
     assert "identity, 14 layers" in (tmp_path / "responses.svg").read_text()
+    observed, unusable = observations("responses", families)
+    assert not unusable
+    (one,) = observed["plain"][8]
+    assert len(one.layers) == len(one.values[True]["std"]) == 7  # not the head, as in the paper
+
+
+class Unused(nn.Module):
+    """As ThreeLayers, but a layer of a Sequential and a block are never called, or only for nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+        self.spare = nn.Sequential(nn.Linear(2, 2))
+        self.constant = nn.Identity()
+        self.constant.residual, self.constant.shortcut = nn.Identity(), nn.Identity()  # a block
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.constant(images)
+        return self.head(images)
+
+
+def test_what_the_loss_does_not_depend_on_has_no_gradient() -> None:
+    network, generator = Unused(), torch.Generator().manual_seed(0)
+    setting = torch.randn(6, 1, 8, 8, generator=generator), torch.arange(6) % 3, SGD(network.parameters(), 0.1)
+    gradients = {row["name"]: row["gradient"] for row in Gradients(6, None).measure(a_copy(network), *setting)}
+    assert gradients["head.1"] != 0
+    assert gradients["spare.0"] == 0
+    (row,) = Signals(6, None).measure(a_copy(network), *setting)
+    assert row["gradient_variance"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "responses",
+            r"probes.responses looks at layers \(convolutions .*\), of which Linear has none; probes ",
+        ),
+        ("gradients", r"probes.gradients looks at layers"),
+        ("signals", r"probes.signals looks at blocks \(modules with .*, of which Linear has none"),
+        ("gradient_correlation", None),
+    ],
+)
+def test_a_network_without_what_a_probe_looks_at_is_refused(make_config: Make, name: str, message: str | None) -> None:
+    config = make_config(probes={name: nodes()[name]})
+    check(config)
+    config.model["_target_"] = "linear.Linear"
+    if message is not None:
+        with pytest.raises(InputError, match=message + ".*suit it: gradient_correlation$"):
+            check(config)
+        return
+    check(config)
+    run = Run.of(config)
+    train(run)
+    assert len(read_rows(run.folder / "probes" / f"{name}.csv")) == 2
+
+
+def test_the_probes_that_are_advised_are_those_of_the_configuration() -> None:
+    assert OURS.keys() == NAMES.keys() == {file.stem for file in (CONF / "probes").glob("*.yaml")}
 
 
 @pytest.mark.parametrize(

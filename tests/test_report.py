@@ -5,12 +5,15 @@ import json
 import random
 import re
 import shutil
+import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
-from plainres import report
+from plainres import figures, report
 from plainres.config import CheckpointTimes, Config, Devices, Published, Recipe
 from plainres.errors import InputError
 from plainres.runs import Run, write_atomically
@@ -240,16 +243,110 @@ def test_long_curves_are_thinned_and_keep_their_ends(folder: Path):
 
 def test_figures_of_runs_have_a_section(few: Path):
     run = Run.read(next(few.glob("identity-8-w8-s1-*")))
-    (run.folder / "probes").mkdir()
-    for name in ("lesion.svg", "probes/responses.svg"):
-        (run.folder / name).write_text("<svg/>")
+    for file in (run.folder / "lesion.svg", run.folder / "lesion.png", run.folder / "mine.svg", few / "lesion.svg"):
+        file.write_text("<svg/>")
     report.write(few)
     page = (few / "report" / "index.html").read_text()
     section = page[page.index('<section id="inside">') :].partition("</section>")[0]
-    assert re.findall(r"<h3>(.*)</h3>", section) == ["responses", "lesion"]
-    sources = [f"../{run.folder.name}/{name}" for name in ("probes/responses.svg", "lesion.svg")]
-    assert re.findall(r'src="([^"]+)"', section) == sources
+    assert re.findall(r"<h3>(.*)</h3>", section) == ["lesion", "mine"]
+    own = f"../{run.folder.name}"
+    assert re.findall(r'src="([^"]+)"', section) == ["../lesion.svg", f"{own}/lesion.svg", f"{own}/mine.svg"]
+    assert re.findall(r'href="([^"]+)" download>(SVG|PNG)', section) == [
+        *(("../lesion.svg", "SVG"), (f"{own}/lesion.svg", "SVG"), (f"{own}/lesion.png", "PNG")),
+        (f"{own}/mine.svg", "SVG"),
+    ]
     assert section.count("identity, 8 layers") == 2
+    assert section.count("Several runs on one scale") == 1
+
+
+END = EPOCHS * 23
+
+
+def observe(run: Run, *, steps: Sequence[int] = (0, END), probe: str = "responses", columns: str = "std") -> Path:
+    """What a probe may have found in a run, the same in all columns; its file."""
+    (run.folder / "probes").mkdir(exist_ok=True)
+    file = run.folder / "probes" / f"{probe}.csv"
+    values = f"{{0}}{',{0}' * columns.count(',')}"
+    found = [f"{step},{i},layer{i},{values.format(1 + i + step)}" for step in steps for i in range(3)]
+    file.write_text("\n".join([f"step,layer,name,{columns}", *found, ""]))
+    return file
+
+
+def drawn_lines(figure: Figure) -> list[list[list[float]]]:
+    """The heights of the lines in each panel of a figure."""
+    return [[list(line.get_ydata()) for line in axes.get_lines()] for axes in figure.axes]  # pyright: ignore
+
+
+def test_the_beginning_is_step_0_and_the_end_is_the_last(few: Path):
+    runs = [Run.read(path) for path in sorted(few.glob("plain-*"))]
+    columns = "gradient,update_to_weight"
+    observe(runs[0], steps=(0, 100, END), probe="gradients", columns=columns)
+    observe(runs[1], steps=(100, END), probe="gradients", columns=columns)  # went on with the probe
+    observe(runs[2], steps=(0, 100), probe="gradients", columns=columns)
+    families = {"plain": {8: dict(enumerate(runs))}}
+    observed, unusable = figures.observations("gradients", families)
+    assert not unusable
+    assert drawn_lines(figures.probe_figure("gradients", observed)) == [[[1, 2, 3]], [[231, 232, 233]]] * 2
+    observe(runs[0], steps=(100,), probe="gradients", columns=columns)
+    observed, _ = figures.observations("gradients", families)
+    assert drawn_lines(figures.probe_figure("gradients", observed)) == [[[1, 2, 3]], [[231, 232, 233]]] * 2
+    observe(runs[2], steps=(100,), probe="gradients", columns=columns)
+    observed, _ = figures.observations("gradients", families)
+    assert drawn_lines(figures.probe_figure("gradients", observed)) == [[], [[231, 232, 233]]] * 2
+
+
+def test_figures_have_the_spread_over_seeds(few: Path):
+    runs = [Run.read(path) for path in sorted(few.glob("plain-*"))]
+    for run, scale in zip(runs, ("1", "2", "30"), strict=True):
+        file = observe(run, probe="signals", columns="mean,variance,gradient_variance")
+        file.write_text(file.read_text().replace(",layer0,1,1,1", f",layer0,{scale},{scale},{scale}"))
+    families = {"plain": {8: dict(enumerate(runs))}}
+    observed, _ = figures.observations("signals", families)
+    figure = figures.probe_figure("signals", observed)
+    assert [axes.get_ylabel() or axes.get_title() for axes in figure.axes[::2]] == [
+        "mean of each block's output, at the beginning",
+        "variance of each block's output, at the beginning",
+        "variance of the gradient there, at the beginning",
+    ]
+    sd = statistics.stdev([1, 2, 30])
+    for axes in figure.axes:
+        (band,) = axes.collections
+        low, high = band.get_datalim(axes.transData).intervaly
+        assert axes in figure.axes[1::2] or (low, high) == pytest.approx((11 - sd, 11 + sd))
+    mean, _, variance, _, _, _ = figure.axes
+    assert mean.get_ylim()[0] < 11 - sd < 0
+    assert 0.4 < variance.get_ylim()[0] < 2  # logarithmic: the means are seen, the band goes off below
+    for axes in figures.curves(families).axes:
+        assert len(axes.collections) == 2
+    one_seed = figures.probe_figure("signals", {"plain": {8: observed["plain"][8][:1]}})
+    assert not [band for axes in one_seed.axes for band in axes.collections]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda text: text.replace("std", "st"), "KeyError"),
+        (lambda text: text.replace("layer1,2", "layer1,two"), "ValueError"),
+        (lambda text: text.replace("layer1,2", ""), "TypeError|ValueError"),
+        (lambda text: text + text.partition("\n")[2], "doubled"),
+        (lambda text: text.rpartition("230,2")[0], "different layers"),
+        (lambda text: "\n".join(line for line in text.splitlines() if ",2," not in line) + "\n", "other layers"),
+    ],
+)
+def test_what_a_probe_has_left_damaged_is_named_and_not_drawn(few: Path, damage: Callable[[str], str], reason: str):
+    runs = [Run.read(path) for path in sorted(few.glob("plain-*"))]
+    files = [observe(run) for run in runs]
+    report.write(few)
+    whole = (few / "report" / "responses.svg").read_text()
+    files[1].write_text(damage(files[1].read_text()))
+    text = " ".join(report.write(few).split())
+    assert re.search(rf"Not used \(1\) {runs[1].folder.name} probes/responses.csv is damaged \(.*({reason})", text)
+    page = (few / "report" / "index.html").read_text()
+    assert "probes/responses.csv is damaged" in page
+    assert "What the probe responses found" in page
+    files[1].unlink()
+    report.write(few)
+    assert (few / "report" / "responses.svg").read_text() == whole  # all seeds had the same
 
 
 def test_the_questions_are_those_that_the_runs_answer(few: Path):

@@ -1,6 +1,7 @@
 """The report's page in a headless Chromium: what a person sees of it and can do with it."""
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from chromium import FOUND, Page
 from plainres import report
-from test_report import a_run, data_of, finish
+from test_report import a_run, data_of, finish, observe
 
 pytestmark = pytest.mark.skipif(FOUND is None, reason="there is no Chromium or Chrome on the PATH")
 LINES = "document.querySelectorAll('[data-figure=curves] .line').length"
@@ -26,7 +27,9 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 error = depth / 2 + seed if family["shortcut"] == "plain" else seed * depth / 100
                 run = finish(a_run(folder, depth=depth, seed=seed, **family), error)
     wide = '<svg xmlns="http://www.w3.org/2000/svg" width="2000" height="100"><rect width="9" height="9"/></svg>'
-    (run.folder / "lesion.svg").write_text(wide)
+    for place in (run.folder, folder):  # by itself, and beside others
+        (place / "lesion.svg").write_text(wide)
+    observe(run)
     report.write(folder)
     return folder / "report" / "index.html"
 
@@ -187,10 +190,33 @@ def test_text_and_curves_are_seen_on_the_page(browser: Page, file: Path, dark: b
         assert contrast(*colours(browser, selector)) > 4.5, selector
     for family in range(3):
         marker = f"[data-figure=depth] [value='{family}'] + .key path"
-        assert contrast(*colours(browser, marker)) > 2.5, marker
+        assert contrast(*colours(browser, marker)) > 3, marker
     for depth in (8, 56):
         shade = f"[data-figure=curves] [name=depth][value='{depth}'] + .key path"
-        assert contrast(*colours(browser, shade)) > 2.5, shade
+        assert contrast(*colours(browser, shade)) > 3, shade
+    assert browser.complaints == []
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_shade_of_every_colour_is_seen(browser: Page, file: Path, dark: bool):
+    page = file.read_text()
+    data = data_of(page)
+    depths, families = [8, 20, 56], len(data["colours"])
+    runs = [data["runs"][0] | {"family": i, "depth": depth} for i in range(families) for depth in depths]
+    many = data | {"families": [f"family {i}" for i in range(families)], "depths": depths, "runs": runs}
+    start = page.index("{", page.index('id="data">'))
+    every = file.with_name("every.html")
+    every.write_text(page[:start] + json.dumps(many) + page[page.index("</script>", start) :])
+    browser.open(every, dark=dark)
+    choose(browser, "panels", "one")
+    choose(browser, "error", "train")
+    strokes = browser.run(
+        "[...document.querySelectorAll('[data-figure=curves] .line')].map(l => getComputedStyle(l).stroke)"
+    )
+    assert len(set(strokes)) == families * len(depths)
+    _, background = colours(browser, "body")
+    for stroke in strokes:
+        assert contrast([int(part) for part in re.findall(r"\d+", stroke)], background) > 3, stroke
     assert browser.complaints == []
 
 
@@ -255,4 +281,6 @@ def test_figures_of_runs_are_loaded(page: Page):
     page.run("document.querySelector('.pictures').scrollIntoView()")
     page.run("document.querySelector('.pictures img').decode()")
     assert page.run("document.querySelector('.pictures img').naturalWidth") == 2000
-    assert "dropout, 56 layers, seed 1" in page.run("document.querySelector('.pictures figcaption').innerText")
+    assert "dropout, 56 layers, seed 1" in page.run(
+        "document.querySelector('.pictures figure:last-child figcaption').innerText"
+    )

@@ -1,5 +1,9 @@
 """The top eigenvalue, against the whole Hessian of a network of three layers."""
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +12,7 @@ from torch.func import functional_call
 from plainres.batches import EvaluationBatches, Pixels
 from plainres.blocks import Design
 from plainres.data import Synthetic
+from plainres.errors import InputError
 from plainres.networks import CifarNet
 from plainres.sharpness import hessian_vector, top_eigenvalue
 from plainres.shortcuts import Identity
@@ -52,9 +57,61 @@ def test_a_product_with_the_hessian(network: CifarNet, batches: EvaluationBatche
     assert all(weight.grad is None for weight in network.parameters())
 
 
+class Quadratic(torch.nn.Module):
+    """Two logits whose cross-entropy with the target 0 is 4 + w' D w / 2, D diagonal."""
+
+    def __init__(self, eigenvalues: Sequence[float]) -> None:
+        super().__init__()
+        self.eigenvalues = torch.tensor(eigenvalues, dtype=torch.float64)
+        self.weight = torch.nn.Parameter(torch.ones(len(eigenvalues), dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        loss = 4 + (self.eigenvalues * self.weight.square()).sum() / 2
+        logit = -loss.expm1().log()  # of which the softplus is the loss
+        return torch.stack([logit, torch.zeros_like(logit)]).expand(len(x), 2)
+
+
+class AllOfClassZero(list[Any]):
+    index: Any = range(6)
+
+
+ZEROS: Any = AllOfClassZero([(torch.zeros(n, 1), torch.zeros(n).long()) for n in (4, 2)])
+
+
+@pytest.mark.parametrize(
+    ("eigenvalues", "top"),
+    [
+        ([4.0, -3.0, 1.0], 4),
+        ([-5.0, 3.0, 1.0], 3),
+        ([0.5, 0.1, -4.0], 0.5),
+        ([-2.0, -0.5, -1.0], -0.5),
+        ([-2.0, -2.0], -2),
+    ],
+)
+def test_the_largest_eigenvalue_of_a_quadratic(eigenvalues: list[float], top: float) -> None:
+    found, converged = top_eigenvalue(Quadratic(eigenvalues), ZEROS, tolerance=1e-9, most=1000, seed=0)
+    assert converged
+    assert found[-1] == pytest.approx(top, rel=1e-5)
+
+
+def test_the_iterations_are_those_of_both_passes_together() -> None:
+    whole, _ = top_eigenvalue(Quadratic([-5.0, 3.0, 1.0]), ZEROS, tolerance=1e-6, most=1000, seed=0)
+    most = len(whole) - 1
+    assert top_eigenvalue(Quadratic([-5.0, 3.0, 1.0]), ZEROS, tolerance=1e-6, most=most, seed=0) == (whole[:-1], False)
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf])
+def test_a_curvature_that_is_not_finite(weight: float) -> None:
+    network = Quadratic([1.0, 2.0])
+    with torch.no_grad():
+        network.weight.fill_(weight)
+    with pytest.raises(InputError, match=r"^sharpness: the loss around the weights has no finite curvature \(nan\)$"):
+        top_eigenvalue(network, ZEROS, tolerance=1e-3, most=9, seed=0)
+
+
 def test_the_top_eigenvalue(network: CifarNet, batches: EvaluationBatches, hessian: torch.Tensor) -> None:
     values = torch.linalg.eigvalsh(hessian)
-    top = values[values.abs().argmax()].item()
+    top = values.max().item()
     found, converged = top_eigenvalue(network, batches, tolerance=1e-9, most=1000, seed=0)
     assert converged
     assert found[-1] == pytest.approx(top, rel=1e-5)

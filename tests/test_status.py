@@ -6,21 +6,26 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+import plainres.status
 from plainres.cli import main
 from plainres.config import Config
 from plainres.runs import Run
+from plainres.status import watch
 from plainres.train import train
 
 Make = Callable[..., Config]
 PLAINRES = Path(sys.executable).with_name("plainres")
 
 
-def test_the_state_of_each_run(make_config: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_state_of_each_run(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     runs = [Run.of(make_config(seed=seed)) for seed in range(5)]
     finished, interrupted, failed, running, missing = runs
     train(finished)
@@ -44,10 +49,86 @@ def test_the_state_of_each_run(make_config: Make, tmp_path: Path, capsys: pytest
     assert lines[missing.name] == f"{missing.name} missing"
     counts = "1 finished, 1 running elsewhere, 1 interrupted, 1 failed, 1 missing"
     assert said[-1] == f"{folder}: 5 runs: {counts}"
+    monkeypatch.setattr(plainres.status, "QUIET_SECONDS", 0)
     assert main(["status", str(folder), "--watch"]) == 0  # nothing is running
     (finished.folder / "result.json").write_text("{}")
     assert main(["status", str(folder)]) == 0
     assert "result.json is damaged" in capsys.readouterr().out
+
+
+def test_what_is_damaged_is_a_cell_of_the_table(make_config: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    unreadable, torn, headless, running = runs = [Run.of(make_config(seed=seed)) for seed in range(4)]
+    for run in runs:
+        run.prepare()
+    (unreadable.folder / "config.yaml").write_text("seed: [")
+    (torn.folder / "metrics.csv").write_text("epoch,step,train/error,test/error\n1,23,x,5\n")
+    (headless.folder / "metrics.csv").write_text("1,23\n1,23\n")
+    (running.folder / "progress.json").write_text('{"step": 3}')
+    with running.lock():
+        assert main(["status", str(torn.folder.parent)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    lines = {line.split()[0]: " ".join(line.split()) for line in said if line}
+    assert lines[unreadable.folder.name].startswith(f"{unreadable.folder.name} unreadable config.yaml: ")
+    assert lines[torn.name] == f"{torn.name} missing metrics.csv is damaged"
+    assert lines[headless.name] == f"{headless.name} missing metrics.csv is damaged"
+    assert lines[running.name] == f"{running.name} running"
+    assert said[-1].endswith("4 runs: 1 running elsewhere, 2 missing, 1 unreadable")
+
+
+class Clock:
+    """Time that passes only while one sleeps; what happens at which second."""
+
+    def __init__(self, happens: Mapping[int, Callable[[], object]]) -> None:
+        self.now, self.happens = 0, happens
+
+    def monotonic(self) -> int:
+        return self.now
+
+    def sleep(self, seconds: int) -> None:
+        for second in range(self.now + 1, self.now + seconds + 1):
+            self.happens.get(second, lambda: None)()
+        self.now += seconds
+
+
+def test_watching_outlasts_the_gap_between_two_runs(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (Run.of(make_config(seed=seed)) for seed in (0, 1))
+    first.prepare()
+    second.prepare()
+    result = {"train_error": 1.0, "train_error_eval": 1.0, "test_error": 2.0, "weights_sha256": "ab", "steps": 9}
+    at_work = ExitStack()
+    at_work.enter_context(first.lock())
+
+    def end(run: Run) -> None:
+        at_work.close()
+        run.finish(result)
+
+    happens = {
+        40: lambda: end(first),
+        60: lambda: at_work.enter_context(second.lock()),
+        100: lambda: end(second),
+    }
+    clock = Clock(happens)
+    monkeypatch.setattr(plainres.status, "time", clock)
+    watch(first.folder.parent)
+    assert clock.now == 100  # at once, for nothing is left
+    tables = capsys.readouterr().out
+    assert tables.count("runs: 1 running elsewhere, 1 missing\n") == 20
+    assert tables.count("runs: 1 finished, 1 missing\n") == 10
+    assert tables.count("runs: 1 finished, 1 running elsewhere\n") == 20
+    assert tables.endswith("runs: 2 finished\n")
+
+
+def test_watching_ends_where_nothing_goes_on(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.of(make_config())
+    run.prepare()
+    at_work = ExitStack()
+    at_work.enter_context(run.lock())
+    clock = Clock({20: at_work.close})
+    monkeypatch.setattr(plainres.status, "time", clock)
+    watch(run.folder.parent)
+    assert clock.now == 18 + plainres.status.QUIET_SECONDS
 
 
 def test_a_run_in_training_tells_how_fast_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from plainres.config import Config
 from plainres.data import Source
 from plainres.errors import InputError, first_line
 from plainres.initialisation import Scheme, he_fan_out
-from plainres.probes import Probe
+from plainres.probes import Probe, check_probes
 from plainres.randomness import mix, seed_noise
 from plainres.weights import load_weights, weights_for
 
@@ -83,11 +83,11 @@ def check(config: Config, *, devices: bool = True) -> None:
 
     Raises:
         InputError: as `check_devices`, `source_of` and `architecture_of`; the network does not take the images or the
-            initialisation, or the weights in its file do not fit.
+            initialisation, has nothing that a probe could look at, or the weights in its file do not fit.
     """
     if devices:
         check_devices(config)
-    probes_of(config)
+    probes = probes_of(config)
     source = source_of(config)
     with torch.device("meta"):
         network = architecture_of(config, source)
@@ -97,6 +97,7 @@ def check(config: Config, *, devices: bool = True) -> None:
             reason = f"{type(error).__name__}: {first_line(error)}"
             raise InputError(f"model: fails on images of shape {list(source.shape)}: {reason}") from error
         _scheme(config)(network, Generator())  # the meta device draws nothing, but a scheme may not suit the network
+    check_probes(probes, network)
     if file := config.model.get("weights"):
         weights_for(network, Path(file))
     if logits.shape != (2, source.classes):

@@ -132,7 +132,9 @@ class Probes(Callback):
         self.folder.mkdir(exist_ok=True)
         for name in self.probes:
             file = self.folder / f"{name}.csv"
-            rows = [row for row in read_rows(file) if int(row["step"]) <= trainer.global_step] if file.exists() else []
+            rows = []
+            if trainer.global_step > 0 and file.exists():  # else it looks at the beginning anew
+                rows = [row for row in read_rows(file) if int(row["step"]) <= trainer.global_step]
             write_atomically(file, csv_text(rows) if rows else "")
         if trainer.global_step == 0:
             self._look(trainer, pl_module, list(self.probes))
@@ -153,6 +155,12 @@ class Probes(Callback):
         assert isinstance(data, ImageBatches)
         assert isinstance(classifier, Classifier)
         (optimizer,) = trainer.optimizers
+        (group,) = optimizer.param_groups
+        rate = group["lr"]
+        if trainer.global_step == 0:  # the classifier sets that of the first step only when the step begins
+            recipe = classifier.recipe
+            factor = recipe.lr_factor(0, classifier.steps)
+            group["lr"] = recipe.lr * factor if recipe.warmup_lr is None else recipe.warmup_lr
         for name in names:
             probe = self.probes[name]
             index = torch.arange(min(probe.images, len(data.training.targets)))
@@ -164,7 +172,10 @@ class Probes(Callback):
                 rows = probe.measure(
                     network, images.to(weight.device, weight.dtype), targets.to(weight.device), optimizer
                 )
+            if not rows:  # the network never comes by what the probe looks at
+                continue
             file = self.folder / f"{name}.csv"
             text = csv_text([{"step": trainer.global_step, **row} for row in rows])
             with file.open("a") as out:
                 out.write(text.partition("\n")[2] if file.stat().st_size else text)
+        group["lr"] = rate

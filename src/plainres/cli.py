@@ -191,7 +191,11 @@ def _wandb_sync(arguments: list[str]) -> int:
 def _status(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("plainres status", description="Say how far the runs of a study are.")
     parser.add_argument("folder", type=Path, help="the folder of the study's runs, for example runs/digits")
-    parser.add_argument("--watch", action="store_true", help="again and again, until nothing is running any more")
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="again and again, until nothing is left to train, or nothing has been running for half a minute",
+    )
     given = parser.parse_args(arguments)
     from plainres.status import status, watch
 

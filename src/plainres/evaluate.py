@@ -112,7 +112,7 @@ def the_one(overrides: Sequence[str]) -> Config:
 
 
 def trained(run: Run) -> nn.Module:
-    """The network of a run, with the weights of its newest checkpoint.
+    """The network of a run, with the weights of its newest checkpoint, in the type that they were trained in.
 
     Raises:
         InputError: there is none.
@@ -126,6 +126,8 @@ def trained(run: Run) -> nn.Module:
         run.config, model={**run.config.model, "weights": None}
     )  # with which it began, and which may be gone
     network = network_of(config, source_of(config))
+    if config.precision == "64-true":
+        network.double()
     load_weights(network, saved.path)
     return network
 
@@ -143,8 +145,7 @@ def predict(network: nn.Module, config: Config) -> Predictions:
     images = source.load()
     pixels = Pixels(images.test, source, images.channel_statistics, device)
     network = network.to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
-    if config.precision == "64-true":
-        network.double()
+    network.to(torch.float64 if config.precision == "64-true" else torch.float32)
     logits = []
     with (
         torch.inference_mode(),

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from torch import Generator, Tensor, nn
 
 from plainres.figures import COLOURS
-from plainres.measurements import Finished, Plan, Row, finished, labels, loss_and_error, measure, save_figures
+from plainres.measurements import Finished, Plan, Row, draw_runs, finished, labels, loss_and_error, measure
 from plainres.randomness import mix
 
 VALUES = ("loss", "error")
@@ -100,7 +100,7 @@ def write(folders: Sequence[Path], *, points: int | None, dimensions: int, reach
     runs = [one.run for one in found]
     names = labels(runs)
     draw = curves if dimensions == 1 else surfaces
-    figure = save_figures(
+    figure = draw_runs(
         lambda numbers: draw([names[i] for i in numbers], [rows[i] for i in numbers]), runs, f"landscape-{dimensions}d"
     )
     return "\n".join([*map(text, names, rows), str(figure)])
@@ -123,7 +123,7 @@ def _finite(text: str) -> float:
 
 
 def curves(names: Sequence[str], found: Sequence[Sequence[Row]]) -> Figure:
-    """Training loss and training error along one direction, a curve for each run (Li et al. 2018, figure 5)."""
+    """Training loss and training error along one direction, a curve for each run (as Li et al. 2018, figure 3)."""
     figure = Figure(figsize=(9.6, 4.1))
     panels: Sequence[Axes] = figure.subplots(1, 2)
     for panel, value in zip(panels, VALUES, strict=True):

@@ -28,7 +28,7 @@ from torch import Generator, Tensor, nn
 from plainres.blocks import Block
 from plainres.errors import InputError
 from plainres.figures import COLOURS, MARKERS
-from plainres.measurements import Finished, Plan, Row, finished, labels, loss_and_error, measure, save_figures
+from plainres.measurements import Finished, Plan, Row, draw_runs, finished, labels, loss_and_error, measure
 from plainres.networks import Stack
 from plainres.randomness import mix
 from plainres.shortcuts import Identity
@@ -125,6 +125,7 @@ def wanted(of: Finished, most: int, draws: int, seed: int) -> list[Row]:
         text = " ".join(map(str, blocks))
         shape = "changes" if kind == "block" and blocks[0] in change else ""
         return of.key | {
+            "test_images": str(len(of.test.index)),
             **{"kind": kind, "number": str(number), "seed": seeded, "draw": draw},
             **{"blocks": text, "shape": shape, "kendall_tau": f"{tau:.6f}"},
         }
@@ -174,7 +175,7 @@ def write(folders: Sequence[Path], most: int, draws: int, seed: int, images: int
     rows = measure(plans, VALUES, measured, images, "network")
     runs = [one.run for one in found]
     names = labels(runs)
-    figure = save_figures(lambda numbers: draw([names[i] for i in numbers], [rows[i] for i in numbers]), runs, "lesion")
+    figure = draw_runs(lambda numbers: draw([names[i] for i in numbers], [rows[i] for i in numbers]), runs, "lesion")
     return "\n\n".join([*map(text, names, rows), str(figure)])
 
 

@@ -31,6 +31,7 @@ from plainres.evaluate import trained
 from plainres.figures import save
 from plainres.forks import begin, forkserver
 from plainres.progress import bar
+from plainres.provenance import weights_sha256
 from plainres.runs import Run, csv_text, read_rows, write_atomically
 
 Row = dict[str, str]
@@ -41,7 +42,8 @@ PRELOADED = ["plainres.lesion", "plainres.landscape", "sklearn.datasets"]  # imp
 class Finished:
     """A finished run: its network in evaluation mode, on the run's kind of device, and its images as they are.
 
-    The numbers are those of the run's precision, but for bf16-mixed, where they are float32.
+    Where there is no GPU, a run that was trained on one is measured on the CPU. The numbers are those of the run's
+    precision, but for bf16-mixed, where they are float32.
     """
 
     run: Run
@@ -54,16 +56,21 @@ class Finished:
         """The run in a folder, with the first `images` of each split, or all.
 
         Raises:
-            InputError: there is no finished run, or it has no checkpoint, or its images cannot be had.
+            InputError: there is no finished run, or it has no checkpoint, or one of other weights than those of its
+                result, or its images cannot be had.
         """
         run = Run.read(folder)
         if not (run.finished and run.result):
             raise InputError(f"{folder} is not finished; the command that trains it goes on")
-        torch.set_num_threads(run.config.trainer.threads)
-        device = torch.device("cuda" if run.config.trainer.accelerator == "gpu" else "cpu")
-        network = trained(run).to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
-        if run.config.precision == "64-true":
-            network.double()
+        gpu = run.config.trainer.accelerator == "gpu" and torch.cuda.is_available()
+        device = torch.device("cuda" if gpu else "cpu")
+        network = trained(run)
+        if weights_sha256(network) != run.result["weights_sha256"]:  # an older checkpoint, after the last was damaged
+            raise InputError(
+                f"the newest checkpoint in {folder} that can be read has not the weights of its result.json; "
+                "delete that and repeat the run"
+            )
+        network = network.to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
         source = source_of(run.config)
         found = source.load()
         training, test = (
@@ -81,12 +88,14 @@ class Finished:
 
 
 def finished(folders: Sequence[Path], images: int | None = None) -> list[Finished]:
-    """The runs in different folders.
+    """The runs in different folders, for this process, which then has as many threads as they were trained with.
 
     Raises:
         InputError: as `Finished.read`.
     """
-    return [Finished.read(folder, images) for folder in {folder.resolve(): folder for folder in folders}.values()]
+    found = [Finished.read(folder, images) for folder in {folder.resolve(): folder for folder in folders}.values()]
+    torch.set_num_threads(max(one.run.config.trainer.threads for one in found))
+    return found
 
 
 def labels(runs: Iterable[Run]) -> list[str]:
@@ -175,7 +184,7 @@ def measure(plans: Sequence[Plan], values: Sequence[str], work: Work, images: in
                     else:
                         plan.file.unlink(missing_ok=True)
             tasks = [(work, plans[i].of.run.folder, images, row) for i, row in missing]
-            gpu = any(plan.of.run.config.trainer.accelerator == "gpu" for plan in plans)
+            gpu = any(next(plan.of.network.parameters()).is_cuda for plan in plans)
             processes = 1 if gpu else min(joblib.cpu_count(), len(tasks))
             for task, found in _in_processes(tasks, processes):
                 i, row = missing[task]
@@ -237,7 +246,7 @@ def _in_processes(tasks: Sequence[tuple[Any, ...]], processes: int) -> Iterator[
 
 def _begin() -> None:
     begin()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # there are as many processes as cores
 
 
 def _work(work: Work, folder: Path, images: int | None, row: Row) -> Sequence[float]:
@@ -249,7 +258,7 @@ def _opened(folder: Path, images: int | None) -> Finished:
     return Finished.read(folder, images)
 
 
-def save_figures(draw: Callable[[Sequence[int]], Figure], runs: Sequence[Run], name: str) -> Path:
+def draw_runs(draw: Callable[[Sequence[int]], Figure], runs: Sequence[Run], name: str) -> Path:
     """Draw each run by itself, into its folder, and, if there are several, all side by side, into the folder above.
 
     Args:

@@ -38,6 +38,11 @@ class Probe(Protocol):
         """How often it looks, besides at the beginning and the end; None: not at all."""
         ...
 
+    @property
+    def looks_at(self) -> str:
+        """What a network must have: a key of `PARTS`, or anything else if it need not have anything."""
+        ...
+
     def measure(self, network: nn.Module, images: Tensor, targets: Tensor, optimizer: Optimizer) -> list[Row]:
         """Look at a copy of the network, in training mode, with images (N, C, H, W) and targets (N,)."""
         ...
@@ -45,6 +50,8 @@ class Probe(Protocol):
 
 class _Timed:
     """The options that all probes have."""
+
+    looks_at = "layers"
 
     def __init__(self, images: int, every_n_steps: int | None) -> None:
         if images < 2:
@@ -58,7 +65,8 @@ class Responses(_Timed):
     """The standard deviation of each layer's response, over images, channels and places.
 
     He et al. 2015, figure 7: the response of a convolution is what comes out of its batch normalisation, before
-    activation and addition; without one behind it, what comes out of the convolution itself. Costs one forward pass.
+    activation and addition; without one behind it, what comes out of the convolution itself. The figure, there and in
+    the report, leaves the head out. Costs one forward pass.
     """
 
     def measure(self, network: nn.Module, images: Tensor, targets: Tensor, optimizer: Optimizer) -> list[Row]:
@@ -78,8 +86,8 @@ class Gradients(_Timed):
     """For the weights W of each layer: the norms of W, of the loss's gradient, and of the update relative to W.
 
     The loss is the mean cross-entropy of the images. The update is learning rate times momentum buffer, as the last
-    step has left both; before the first step it is what the gradient of the images would make. Costs one forward and
-    backward pass.
+    step has left both; before the first step it is what the gradient of the images would make at that step's rate.
+    Costs one forward and backward pass.
     """
 
     def measure(self, network: nn.Module, images: Tensor, targets: Tensor, optimizer: Optimizer) -> list[Row]:
@@ -92,22 +100,28 @@ class Gradients(_Timed):
         for index, (name, layer, _) in enumerate(layers(network)):
             weight = layer.weight
             assert isinstance(weight, nn.Parameter)
-            assert weight.grad is not None
+            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad  # None: the loss ignores it
             buffer = optimizer.state[originals[weight]].get("momentum_buffer")
-            step = weight.grad + group["weight_decay"] * weight if buffer is None else buffer
+            step = gradient + group["weight_decay"] * weight if buffer is None else buffer
             norm = weight.norm().item()
-            update = group["lr"] * step.norm().item() / norm if norm else 0.0
-            rows.append(_row(index, name, weight=norm, gradient=weight.grad.norm().item(), update_to_weight=update))
+            # a rate that a captured step reads is a tensor
+            update = float(group["lr"]) * step.norm().item() / norm if norm else 0.0
+            rows.append(_row(index, name, weight=norm, gradient=gradient.norm().item(), update_to_weight=update))
         return rows
 
 
 class GradientCorrelation(_Timed):
     """How alike the gradients of different images are: shattered gradients look like white noise.
 
-    Balduzzi et al. 2017 (The Shattered Gradients Problem): the gradient of an image's loss with respect to its pixels,
-    and the correlation coefficients of these gradients for all pairs of images: their mean, and the mean of their
-    absolute values (of independent noise: sqrt(2 / (pi D)) for D pixels). Costs one forward and backward pass.
+    Balduzzi et al. 2017 (The Shattered Gradients Problem), abstract: the correlation between gradients decays
+    exponentially with depth in plain nets, sublinearly with skip-connections. Here: the gradients of the images' summed
+    loss with respect to the pixels of each image, and the correlation coefficients of these gradients for all pairs of
+    images: their mean, and the mean of their absolute values (of independent noise about sqrt(2 / (pi D)) for D
+    pixels). Where a normalisation takes its statistics from the batch, the losses of the other images depend on an
+    image's pixels too and have a part in its gradient. Costs one forward and backward pass.
     """
+
+    looks_at = "pixels"
 
     def measure(self, network: nn.Module, images: Tensor, targets: Tensor, optimizer: Optimizer) -> list[Row]:
         """One row: correlation, absolute_correlation."""
@@ -129,21 +143,24 @@ class Signals(_Timed):
     backward pass.
     """
 
+    looks_at = "blocks"
+
     def measure(self, network: nn.Module, images: Tensor, targets: Tensor, optimizer: Optimizer) -> list[Row]:
         """Rows of layer (the block's number), name, mean, variance, gradient_variance."""
         outputs: list[tuple[str, Tensor]] = []
         names = {block: name for name, block in blocks(network)}
 
         def keep(module: nn.Module, output: Tensor) -> None:
-            output.retain_grad()
+            if output.requires_grad:
+                output.retain_grad()
             outputs.append((names[module], output))
 
         with _watching(names, keep):
             F.cross_entropy(network(images), targets, reduction="sum").backward()
         rows = []
         for index, (name, output) in enumerate(outputs):
-            assert output.grad is not None
-            values, gradient = output.detach().double(), output.grad.double()
+            values = output.detach().double()
+            gradient = torch.zeros_like(values) if output.grad is None else output.grad.double()
             variances = {"variance": values.var().item(), "gradient_variance": gradient.var().item()}
             rows.append(_row(index, name, mean=values.mean().item(), **variances))
         return rows
@@ -158,6 +175,34 @@ def layers(network: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear, nn.
         for (child, layer), (after, response) in pairwise(children):
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 yield f"{name}.{child}", layer, response if after.startswith("norm") else layer
+
+
+PARTS = {  # what a probe looks at: the function that finds it, and what that knows it by
+    "layers": (layers, "convolutions and linear layers in an nn.Sequential"),
+    "blocks": (blocks, "modules with a residual and a shortcut"),
+}
+OURS = {
+    "responses": Responses,
+    "gradients": Gradients,
+    "signals": Signals,
+    "gradient_correlation": GradientCorrelation,
+}
+
+
+def check_probes(probes: Mapping[str, Probe], network: nn.Module) -> None:
+    """See whether a network has what probes look at; it may be on the meta device.
+
+    Raises:
+        InputError: it has not.
+    """
+    there = {part: any(True for _ in find(network)) for part, (find, _) in PARTS.items()}
+    for name, probe in probes.items():
+        if not there.get(probe.looks_at, True):
+            suited = [other for other, made in OURS.items() if there.get(made.looks_at, True)]
+            raise InputError(
+                f"probes.{name} looks at {probe.looks_at} ({PARTS[probe.looks_at][1]}), "
+                f"of which {type(network).__name__} has none; probes that suit it: {', '.join(suited)}"
+            )
 
 
 def a_copy(network: nn.Module) -> nn.Module:

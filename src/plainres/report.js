@@ -37,14 +37,26 @@
     return "#" + parts.map(([a, b]) => Math.round(a + (b - a) * share).toString(16).padStart(2, "0")).join("");
   }
 
-  // The deeper, the further from the page. Black, as the text, is seen on a dark page as well.
+  // The contrast ratio of WCAG 2; graphics need 3.
+  function contrast(one, other) {
+    const [dark, light] = [one, other].map((colour) => [1, 3, 5]
+      .map((at) => parseInt(colour.slice(at, at + 2), 16) / 255)
+      .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+      .reduce((sum, c, i) => sum + [0.2126, 0.7152, 0.0722][i] * c, 0)).sort((a, b) => a - b);
+    return (light + 0.05) / (dark + 0.05);
+  }
+
+  // The deeper, the further from the page; none so near that it is not seen. Black, as the text, is seen on a dark page
+  // as well.
   function shade(family, depth, theme) {
     const name = data.colours[family % data.colours.length];
     const colour = name === "#000000" ? mix(theme.text, theme.page, 0.3) : name;
+    const mixed = (share) => (share > 0 ? mix(colour, theme.page, share) : mix(colour, theme.deep, -share));
+    let pale = theme.pale;
+    while (pale > -theme.full && contrast(mixed(pale), theme.page) < 3.05) pale -= 0.02;
     const last = data.depths.length - 1;
     const at = data.depths.indexOf(depth) / last;
-    const share = last && depth !== null ? theme.pale - (theme.pale + theme.full) * at : 0;
-    return share > 0 ? mix(colour, theme.page, share) : mix(colour, theme.deep, -share);
+    return mixed(last && depth !== null ? pale - (pale + theme.full) * at : Math.min(pale, 0));
   }
 
   function marker(x, y, line, theme, size = 1) {

@@ -6,6 +6,7 @@ Reads config.yaml, metrics.csv and result.json of the runs alone.
 import base64
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,6 @@ HEAD = (  # of the table that is shown, without what others have published if th
     *("depth", "seeds", "train, eval mode", "train, running", "test", "test, best epoch*", PUBLISHED),
     *("parameters", "multiply-adds"),
 )
-PICTURES = ("probes/*.svg", "*.svg")  # in a run's folder
 POINTS, ALL_POINTS = 1000, 60_000  # of a curve, and of all curves together, in the page: 2 MB are opened at once
 DIGITS = 3  # of an error in percent in the page: one image of 100,000
 LINE = 110  # characters of the terminal text
@@ -55,7 +55,8 @@ def write(folder: Path) -> str:
     report = folder / REPORT
     try:
         report.mkdir(exist_ok=True)
-        drawn = save_figures({family.label: family.runs for family in study.families}, report)
+        drawn, unusable = save_figures({family.label: family.runs for family in study.families}, report)
+        study = replace(study, unused=study.unused + unusable)
         write_atomically(report / "table.csv", csv_text(_table(study)))
         write_atomically(report / "results.csv", csv_text(_results(study)))
         write_atomically(report / "index.html", _page(study, drawn))
@@ -77,7 +78,7 @@ def text(study: Study) -> str:
     for heading, group in study.comparisons.items():
         lines += ["", f"{heading} (percentage points)", *(next(comparisons) for _ in group)]
     missing = study.unfinished + study.absent
-    for heading, found in (("Missing runs", missing), ("Folders not used", study.unused)):
+    for heading, found in (("Missing runs", missing), ("Not used", study.unused)):
         if found:
             lines += ["", f"{heading} ({len(found)})", *_aligned(found, str.ljust)]
     return "\n".join(lines)
@@ -199,13 +200,15 @@ def _data(study: Study) -> dict[str, Any]:
     }
 
 
-def _pictures(study: Study) -> dict[str, list[tuple[Family, Run, str]]]:
-    """What has been drawn of finished runs: by what it shows, the runs and where in their folders it is."""
-    found: dict[str, list[tuple[Family, Run, str]]] = {}
-    for pattern in PICTURES:
-        for family, run in study.runs:
-            for file in sorted(run.folder.glob(pattern)):
-                found.setdefault(file.stem, []).append((family, run, file.relative_to(run.folder).as_posix()))
+def _pictures(study: Study) -> dict[str, list[tuple[Family | None, Run | None, list[str]]]]:
+    """What has been drawn of finished runs after their training, by what it shows: that of several side by side, then
+    each run's, with where the files are, seen from the report: SVG and, if there is one, PNG."""
+    found: dict[str, list[tuple[Family | None, Run | None, list[str]]]] = {}
+    for family, run, folder in [(None, None, study.folder), *((family, run, run.folder) for family, run in study.runs)]:
+        for file in sorted(folder.glob("*.svg")):
+            files = [file.with_suffix(kind) for kind in (".svg", ".png")]
+            seen = [f"../{each.relative_to(study.folder).as_posix()}" for each in files if each.exists()]
+            found.setdefault(file.stem, []).append((family, run, seen))
     return found
 
 

@@ -1,11 +1,13 @@
 """How sharp the minimum is that training has found: the largest eigenvalue of the loss's Hessian.
 
-Power iteration (as Yao et al. 2020, PyHessian, algorithm 2): v <- H v / ||H v|| from a random v, and the eigenvalue is
-the Rayleigh quotient v' H v / v' v. H is that of the mean cross-entropy over the training images, in all weights, with
-the network in evaluation mode, and H v = d(g' v)/dw, g the gradient, is exact (Pearlmutter 1994). It finds the
-eigenvalue of largest magnitude with its sign: at a minimum that is the largest one.
+Power iteration (as Yao et al. 2020, PyHessian): v <- H v / ||H v|| from a random v, and the eigenvalue is the Rayleigh
+quotient v' H v / v' v. H is that of the mean cross-entropy over the training images, in all weights, with the network
+in evaluation mode, and H v = d(g' v)/dw, g the gradient, is exact (Pearlmutter 1994). What it finds is the eigenvalue
+of largest magnitude. Should that be negative, it goes on with H - l I, l this eigenvalue: none of that is negative, and
+the order is the same.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,9 @@ from matplotlib.ticker import MaxNLocator
 from torch import Generator, Tensor, nn
 
 from plainres.batches import EvaluationBatches
+from plainres.errors import InputError
 from plainres.figures import COLOURS, MARKERS
-from plainres.measurements import Finished, finished, labels, save_figures, writing
+from plainres.measurements import Finished, draw_runs, finished, labels, writing
 from plainres.progress import bar
 from plainres.randomness import mix
 from plainres.runs import csv_text, write_atomically
@@ -39,8 +42,8 @@ def hessian_vector(network: nn.Module, batches: EvaluationBatches, vector: Seque
     return product
 
 
-def estimates(network: nn.Module, batches: EvaluationBatches, seed: int) -> Iterator[float]:
-    """The eigenvalue of largest magnitude after 1, 2, ... iterations, without end unless H v is 0."""
+def estimates(network: nn.Module, batches: EvaluationBatches, seed: int, shift: float = 0.0) -> Iterator[float]:
+    """The eigenvalue of H furthest from `shift` after 1, 2, ... iterations, without end unless (H - shift I) v is 0."""
     generator = Generator().manual_seed(mix("sharpness", seed))
     weights = [weight for weight in network.parameters() if weight.requires_grad]
     vector = [torch.randn(weight.shape, generator=generator).to(weight) for weight in weights]
@@ -48,7 +51,7 @@ def estimates(network: nn.Module, batches: EvaluationBatches, seed: int) -> Iter
         vector = [part / size for part in vector]
         product = hessian_vector(network, batches, vector)
         yield _dot(vector, product)
-        vector = product
+        vector = [part - shift * own for part, own in zip(product, vector, strict=True)]
 
 
 def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
@@ -61,26 +64,37 @@ def top_eigenvalue(
     """The estimates up to that which differs from the one before by less than a share of `tolerance`, at most `most`.
 
     Returns:
-        The estimates, and whether they have converged.
+        The estimates, the last that of the largest eigenvalue, after those of a negative one that came first; and
+        whether they have converged.
+
+    Raises:
+        InputError: an estimate is no finite number.
     """
     found: list[float] = []
     with bar(name, "iteration", most, leave=False) as shown:
-        for value in estimates(network, batches, seed):
-            found.append(value)
-            shown.update()
-            shown.set_postfix_str(f"{value:.6g}")
-            if len(found) > 1 and abs(value - found[-2]) < tolerance * abs(value):
-                return found, True
-            if len(found) == most:
-                return found, False
-    return found, True  # H v = 0
+        for shift in (0.0, None):
+            begun, converged = len(found), False
+            for value in estimates(network, batches, seed, found[-1] if shift is None else shift):
+                if not math.isfinite(value):
+                    raise InputError(f"{name}: the loss around the weights has no finite curvature ({value})")
+                found.append(value)
+                shown.update()
+                shown.set_postfix_str(f"{value:.6g}")
+                converged = len(found) > begun + 1 and abs(value - found[-2]) < tolerance * abs(value)
+                if converged or len(found) == most:
+                    break
+            else:
+                converged = True  # H v = 0
+            if not converged or found[-1] >= 0:
+                break
+    return found, converged
 
 
 def write(folders: Sequence[Path], images: int, tolerance: float, most: int, seed: int) -> str:
     """Find the top eigenvalues of runs; write sharpness.csv and the figure into their folders, return them as text.
 
     Raises:
-        InputError: a run is not finished, its loss is no finite number, or its folder cannot be written.
+        InputError: a run is not finished, its loss has no finite curvature, or its folder cannot be written.
     """
     opened = finished(folders, images)
     runs = [one.run for one in opened]
@@ -95,7 +109,7 @@ def write(folders: Sequence[Path], images: int, tolerance: float, most: int, see
         outcome = "converged" if converged else f"NOT converged to {tolerance:g}: --iterations is too small"
         count = f"{len(found)} iteration{'s' * (len(found) != 1)}"
         lines.append(f"{name}: {found[-1]:.6g} after {count}, {outcome}; {len(one.training.index):,} images")
-    figure = save_figures(
+    figure = draw_runs(
         lambda numbers: draw([names[i] for i in numbers], [curves[i] for i in numbers]), runs, "sharpness"
     )
     return "\n".join(["top eigenvalue of the Hessian of the training loss", *lines, str(figure)])

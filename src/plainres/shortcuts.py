@@ -113,7 +113,7 @@ class Convolution(nn.Module):
 class ProjectionAll(Convolution):
     """y = F(x) + BN(W x), W a 1x1 convolution: C_in C_out + 2 C_out parameters, and C_out with a bias.
 
-    He et al. 2015, equation 2 and option C of section 3.3. `norm` is the network's own, batch normalisation unless
+    He et al. 2015, equation 2 and option C of section 4.1. `norm` is the network's own, batch normalisation unless
     another is chosen.
     """
 

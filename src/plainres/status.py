@@ -1,11 +1,11 @@
 """How far the runs of a study are, for a terminal; from their folders, wherever they are trained."""
 
+import csv
 import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from plainres.errors import InputError
 from plainres.progress import duration
@@ -13,45 +13,67 @@ from plainres.runs import Run, folders_of
 from plainres.sweep import State, state_of
 
 HEAD = ("run", "state", "step", "train error", "test error", "images/s", "time left")
+UNREADABLE = "unreadable"  # beside the states of runs: a folder whose config.yaml is damaged
+WITH_REASON = (State.FAILED.value, UNREADABLE)
+LEFT = (State.RUNNING.value, State.INTERRUPTED.value, State.MISSING.value)
 WATCH_SECONDS = 2
+QUIET_SECONDS = (
+    30  # without a running one, after which nothing more is expected: between two runs of a sweep it is less
+)
 
 
 def status(folder: Path) -> str:
-    """A line for each run in a study's folder, and how many are in which state.
+    """A line for each run in a study's folder, and how many are in which state. What is damaged is named in its line.
 
     Raises:
         InputError: the folder holds no runs.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; give the folder of a study, such as runs/digits")
-    runs = [Run.read(path) for path in folders_of(folder) if (path / "config.yaml").exists()]
-    if not runs:
-        raise InputError(f"{folder} holds no runs; give the folder of a study, such as runs/digits")
-    rows: list[tuple[str, ...]] = [HEAD]
-    states = []
-    for run in runs:
-        try:
-            state = state_of(run)
-        except InputError:
-            state = State.FAILED  # and why, its cells say
-        states.append(state)
-        rows.append((run.name, "running" if state is State.RUNNING else state.value, *_cells(run, state)))
-    counts = ", ".join(f"{states.count(state)} {state.value}" for state in State if state in states)
-    return "\n".join([*_aligned(rows), "", f"{folder}: {len(runs)} runs: {counts}"])
+    text, _ = _look(folder)
+    return text
 
 
 def watch(folder: Path) -> None:
-    """Show the status again and again, until nothing is running any more.
+    """Show the status again and again, until no run is left to be trained, or none has been running for some time.
 
     Raises:
         InputError: as `status`.
     """
+    running_at = time.monotonic()
     while True:
-        text = status(folder)
+        text, states = _look(folder)
         print("\x1b[H\x1b[2J" * sys.stdout.isatty() + text, flush=True)
-        if f" {State.RUNNING.value}" not in text.splitlines()[-1]:
+        if State.RUNNING.value in states:
+            running_at = time.monotonic()
+        if not set(LEFT) & set(states) or time.monotonic() - running_at >= QUIET_SECONDS:
             return
         time.sleep(WATCH_SECONDS)
+
+
+def _look(folder: Path) -> tuple[str, list[str]]:
+    """The status as text, and the state of each run."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; give the folder of a study, such as runs/digits")
+    rows = [_row(path) for path in folders_of(folder) if (path / "config.yaml").exists()]
+    if not rows:
+        raise InputError(f"{folder} holds no runs; give the folder of a study, such as runs/digits")
+    states = [state for _, state, *_ in rows]
+    counts = [f"{states.count(state)} {state}" for state in [*(s.value for s in State), UNREADABLE] if state in states]
+    shown = [HEAD, *([row[0], "running" if row[1] == State.RUNNING.value else row[1], *row[2:]] for row in rows)]
+    return "\n".join([*_aligned(shown), "", f"{folder}: {len(rows)} runs: {', '.join(counts)}"]), states
+
+
+def _row(folder: Path) -> Sequence[str]:
+    """The cells of a run's line."""
+    try:
+        run = Run.read(folder)
+    except InputError as error:
+        reason = str(error).removeprefix(f"{folder} is not the folder of a run: ")
+        return folder.name, UNREADABLE, reason, "", "", "", ""
+    try:
+        state = state_of(run)
+    except InputError:
+        state = State.FAILED  # and why, its cells say
+    return run.name, state.value, *_cells(run, state)
 
 
 def _cells(run: Run, state: State) -> tuple[str, ...]:
@@ -59,30 +81,34 @@ def _cells(run: Run, state: State) -> tuple[str, ...]:
     if state is State.FINISHED:
         result = run.result
         errors = f"{result['train_error']:.2f} %", f"{result['test_error']:.2f} %"
-        return f"{result['steps']}", *errors, "", ""
+        return f"{result.get('steps', '')}", *errors, "", ""
     if state is State.FAILED:
         return (run.failure or "result.json is damaged", "", "", "", "")
     told = _told(run)
-    curve = run.curve()
-    errors = [f"{curve[-1][column]:.2f} %" if curve else "" for column in ("train/error", "test/error")]
+    try:
+        curve = run.curve()
+        errors = [f"{curve[-1][column]:.2f} %" if curve else "" for column in ("train/error", "test/error")]
+    except (OSError, KeyError, TypeError, ValueError, csv.Error):
+        errors = ["metrics.csv is damaged", ""]
     if state is State.RUNNING and told:
         left = (told["steps"] - told["step"]) / told["steps_per_s"] if told["steps_per_s"] else None
         speed = told["steps_per_s"] * run.config.optim.batch_size
         left_text = duration(left) if left is not None else ""
-        return f"{told['step']} of {told['steps']}", *errors, f"{speed:,.0f}", left_text
+        return f"{told['step']:.0f} of {told['steps']:.0f}", *errors, f"{speed:,.0f}", left_text
     return str(run.step or ""), *errors, "", ""
 
 
-def _told(run: Run) -> dict[str, Any]:
+def _told(run: Run) -> dict[str, float]:
     """What the process that trains a run has last written of it, nothing if it has not yet."""
     try:
-        return json.loads((run.folder / "progress.json").read_text())
-    except (OSError, ValueError):
+        told = json.loads((run.folder / "progress.json").read_text())
+        return {key: float(told[key]) for key in ("step", "steps", "steps_per_s")}
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Cells -> a line for each row; a reason may run over the columns behind it."""
-    widths = [max(len(row[column]) for row in rows if row[1] != State.FAILED.value) for column in range(len(HEAD))]
+    widths = [max(len(row[column]) for row in rows if row[1] not in WITH_REASON) for column in range(len(HEAD))]
     widths[0] = max(len(row[0]) for row in rows)
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -92,7 +92,7 @@ class Study:
     comparisons: dict[str, list[Comparison]]  # by heading
     unfinished: list[tuple[str, str]]  # folders of runs without a result, and how far they are
     absent: list[tuple[str, str]]  # family and seed, and the depths that have no folder
-    unused: list[tuple[str, str]]  # other folders, and why
+    unused: list[tuple[str, str]]  # other folders, or those of which something is of no use, and why
 
     @property
     def runs(self) -> list[tuple[Family, Run]]:
