@@ -1,11 +1,14 @@
 """Runs shown in W&B by its real client, read back from its files, and from a server that stands in for W&B's."""
 
 import os
+import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +24,7 @@ from plainres.config import Config, Loggers
 from plainres.errors import InputError, RunFailedError
 from plainres.runs import Run, identity
 from plainres.train import train
-from plainres.wandb_files import STEP, Session, sessions
+from plainres.wandb_files import STEP, Session, read, sessions
 from plainres.wandb_sync import sync
 from wandb_server import ServerRun, WandbServer
 
@@ -293,10 +296,22 @@ def test_without_a_server_a_run_goes_on_and_all_is_on_disk(
         wandb.teardown()
 
 
+# what the stand-in does from then on; after the last two the client tries no more
+@pytest.mark.parametrize("outage", [("refuses", 503), ("refuses_rows", 403), ("refuses_rows", 404)])
 def test_an_outage_in_mid_training_costs_one_line_and_what_is_missing_is_sent_later(
-    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], server: WandbServer
+    whole: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    server: WandbServer,
+    *,
+    outage: tuple[str, int],
 ) -> None:
+    settings = wandb_logger.settings
+    soon = {"x_file_stream_transmit_interval": 0.1}  # by default 15 s
+    monkeypatch.setattr(wandb_logger, "settings", lambda timeout: settings(timeout) | soon)
     monkeypatch.setattr(wandb_logger, "FINISH_TIMEOUT", 2)
+    monkeypatch.setattr(wandb_logger, "COUNT_TIMEOUT", 1)
     run = shown(whole, tmp_path, mode="online")
     log = wandb_logger.WandbMirror.log
 
@@ -304,7 +319,7 @@ def test_an_outage_in_mid_training_costs_one_line_and_what_is_missing_is_sent_la
         log(self, row, step)
         if step == 25:
             server.wait_for_rows(1)
-            server.refuses = 503
+            setattr(server, *outage)
 
     monkeypatch.setattr(wandb_logger.WandbMirror, "log", log_and_fail)
     train(run)
@@ -314,17 +329,19 @@ def test_an_outage_in_mid_training_costs_one_line_and_what_is_missing_is_sent_la
     assert said[0].startswith("W&B has not taken everything (")
     assert [session.sent for session in sessions(run.folder)] == [False]
     assert points(sessions(run.folder)[0].rows) == curve(run)
-    monkeypatch.undo()
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    server.refuses = 0
+    monkeypatch.setattr(wandb_logger.WandbMirror, "log", log)
     wandb.teardown()
-    assert [sent for _, sent in sync(tmp_path, 60)] == [True]
+    lines = list(sync(tmp_path, 2))  # nothing has changed
+    assert [(line.startswith(f"{run.folder}: NOT SENT: "), sent) for line, sent in lines] == [(True, False)]
+    server.refuses = server.refuses_rows = 0
+    ((line, sent),) = sync(tmp_path, 60)
+    assert (line.startswith(f"{run.folder}: 2 rows sent to "), sent) == (True, True)
     check_server(server, run)
+    assert list(sync(tmp_path, 60)) == [(f"{run.folder}: sent already", True)]
 
 
 def test_a_client_that_dies_costs_one_line(
-    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], server: WandbServer
 ) -> None:
     run = shown(whole, tmp_path)
     log = wandb_logger.WandbMirror.log
@@ -352,6 +369,146 @@ def test_a_client_that_dies_costs_one_line(
     assert len(said) == 1
     for process in made:
         process.wait()  # the client does not, of a service that it has lost
+    monkeypatch.setattr(wandb_logger.WandbMirror, "log", log)
+    ((line, sent),) = sync(tmp_path, 60)
+    assert (line.startswith(f"{run.folder}: 3 rows sent to "), sent) == (True, True)
+    check_server(server, run)
+    assert list(sync(tmp_path, 60)) == [(f"{run.folder}: sent already", True)]
+
+
+def chunk(record: bytes, kind: int = 1) -> bytes:
+    """A chunk of a transaction log, whose CRC is right."""
+    return struct.pack("<IHB", zlib.crc32(bytes([kind]) + record), len(record), kind) + record
+
+
+def a_log(*rows: str) -> bytes:
+    """A transaction log of rows whose one value is given as JSON."""
+    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
+
+    records = [Record()]
+    records[0].run.run_id = "abc"
+    for number, value in enumerate(rows):
+        records.append(Record())
+        records[-1].history.step.num = number
+        item = records[-1].history.item.add()
+        item.key, item.value_json = STEP, value
+    return b":W&B\xe1\xbe\x00" + b"".join(chunk(record.SerializeToString()) for record in records)
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        (a_log("25", "50"), 2),
+        (a_log("25", "50")[:-1], 1),
+        (a_log("25")[:-1] + b"6" + a_log("50")[7:], 0),  # a byte that the CRC does not know
+        (a_log("25") + b"\xff" * 100, 1),
+        (a_log("25") + bytes(100), 1),
+        (a_log("25") + chunk(b"\xff" * 100) + a_log("50")[7:], 1),  # no record
+        (a_log("25") + chunk(b"\x12", 4) + a_log("50")[7:], 1),  # an end without a beginning
+        (a_log("25", "", "50"), 1),
+        (bytes(range(256)) * 300, 0),
+        (b"", 0),
+    ],
+)
+def test_a_transaction_log_is_read_up_to_the_first_damage(tmp_path: Path, content: bytes, rows: int) -> None:
+    file = tmp_path / "run-abc.wandb"
+    file.write_bytes(content)
+    assert [row["_step"] for row in read(file).rows] == list(range(rows))
+
+
+def damage(folder: Path, how: str) -> None:
+    """Leave of a session what a power cut, or a kill right after it has begun, may leave."""
+    (session,) = sessions(folder)
+    content = session.file.read_bytes()
+    if how == "nothing":
+        shutil.rmtree(session.folder)
+    elif how == "no rows":
+        session.file.write_bytes(content[: content.index(b"train/loss", content.index(b"trainer/global_step")) // 2])
+    elif how == "no end":
+        session.file.write_bytes(content[: content.rindex(b"weights_sha256")])
+    else:
+        session.file.write_bytes(b"" if how == "an empty file" else b":W&B\xe1\xbe\x00" + b"\xa5" * len(content))
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty file", "garbage", "no rows", "no end"])
+def test_what_a_session_has_lost_is_sent_all_the_same_or_logged_again(
+    whole: Run, tmp_path: Path, server: WandbServer, left: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = shown(whole, tmp_path)
+    train(run)
+    wandb.teardown()
+    damage(run.folder, left)
+    shutil.copytree(run.folder, tmp_path / "copy", symlinks=True)
+    ((line, sent),) = sync(run.folder, 60)
+    assert (line.startswith(f"{run.folder}: 3 rows sent to "), sent) == (True, True)
+    check_server(server, run)
+    again = Run(run.config, tmp_path / "copy")  # a run that goes on
+    (again.folder / "result.json").unlink()
+    max(again.checkpoints.iterdir()).unlink()
+    before = {session.folder.name for session in sessions(again.folder)}
+    train(again)
+    assert "W&B" not in capfd.readouterr().err
+    rows = [row for session in kept(again) for row in session.rows]
+    assert [row[STEP] for row in rows] == [25, 50, 75]
+    assert len(sessions(again.folder)) == len(before) + 1
+
+
+def test_a_run_that_w_and_b_could_not_begin_is_sent_later(
+    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], server: WandbServer
+) -> None:
+    run = shown(whole, tmp_path)
+
+    def fail(**options: Any) -> None:
+        raise OSError("no room")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(wandb, "init", fail)
+        train(run)
+    said = [line for line in capfd.readouterr().err.splitlines() if "W&B" in line]
+    assert len(said) == 1
+    assert said[0].startswith("W&B cannot be used (no room)")
+    assert [sent for _, sent in sync(tmp_path, 60)] == [True]
+    check_server(server, run)
+
+
+def test_a_run_that_is_trained_is_not_sent_and_one_that_is_sent_is_not_trained(
+    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: WandbServer
+) -> None:
+    run = shown(whole, tmp_path)
+    train(run)
+    with run.lock():
+        assert list(sync(tmp_path, 60)) == [(f"{run.folder}: NOT SENT, for it is being trained", False)]
+    locked = []
+    finish = wandb_logger.WandbMirror.finish
+
+    def look(self: wandb_logger.WandbMirror, exit_code: int) -> None:
+        finish(self, exit_code)
+        locked.append(run.locked)
+
+    monkeypatch.setattr(wandb_logger.WandbMirror, "finish", look)
+    assert [sent for _, sent in sync(tmp_path, 60)] == [True]
+    assert locked == [True]
+    check_server(server, run)
+
+
+def test_a_bad_run_is_named_and_the_others_are_sent(
+    whole: Run, tmp_path: Path, server: WandbServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = shown(whole, tmp_path)
+    train(run)
+    for name in ("a", "b"):
+        shutil.copytree(run.folder, tmp_path / name, symlinks=True)
+    (tmp_path / "a" / "metrics.csv").write_text("step,train/loss\n25,much\n")
+    (tmp_path / "b" / "config.yaml").write_text("model: [")
+    capfd.readouterr()
+    assert main(["wandb-sync", str(tmp_path)]) == 1
+    said = capfd.readouterr()
+    first, second, last = said.err.splitlines()
+    assert first.startswith(f"{tmp_path / 'a'}: NOT SENT: could not convert string to float")
+    assert second.startswith(f"{tmp_path / 'b'}: NOT SENT: ")
+    assert last.startswith("plainres: not everything in ")
+    assert said.out.startswith(f"{run.folder}: 3 rows sent to ")
+    check_server(server, run)
 
 
 def test_what_cannot_be_sent_is_told(

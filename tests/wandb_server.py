@@ -54,6 +54,7 @@ class WandbServer:
     Attributes:
         runs: what it holds, by id.
         refuses: answers everything with this status.
+        refuses_rows: answers rows, and what else a run's stream has, with this status.
         unknown: what it was asked for and does not know; tests want it empty.
     """
 
@@ -62,7 +63,7 @@ class WandbServer:
         self.artifacts: list[dict[str, Any]] = []
         self.views: list[dict[str, Any]] = []
         self.unknown: list[str] = []
-        self.refuses = 0
+        self.refuses = self.refuses_rows = 0
         self.lock = threading.RLock()
         server = self
 
@@ -129,6 +130,8 @@ class WandbServer:
                 return 200, {"data": None, "errors": [{"message": f"the stand-in does not know {name}"}]}
             return 200, {"data": answer(given.get("input") or given)}
         if parts[0] == "files" and parts[-1] == "file_stream":
+            if self.refuses_rows:
+                return self.refuses_rows, {"error": "refused"}
             run, sent = self.runs[parts[3]], json.loads(body)
             for name, chunk in (sent.get("files") or {}).items():
                 lines = run.lines.setdefault(name, {})
@@ -194,6 +197,21 @@ class WandbServer:
             }
         entity = {"id": "E", "name": ENTITY}
         return {"model": {"id": "P", "name": given.get("project"), "entity": entity, "bucket": found}}
+
+    def on_Run(self, given: dict[str, Any]) -> Any:  # noqa: N802
+        run = self.runs.get(given["name"])
+        found = run and self.bucket(run) | {
+            **dict.fromkeys(("commit", "heartbeatAt", "notes", "systemMetrics", "historyKeys")),
+            "tags": run.tags,
+            "state": "running" if run.exit_code is None else "finished",
+            "group": run.group,
+            "jobType": run.job_type,
+            "readOnly": False,
+            "createdAt": "2026-01-01T00:00:00",
+            "summaryMetrics": json.dumps(run.summary),
+            "user": {"name": ENTITY, "username": ENTITY},
+        }
+        return {"project": {"internalId": "1", "run": found}}
 
     def on_RunStoppedStatus(self, given: dict[str, Any]) -> Any:  # noqa: N802
         return {"project": {"run": {"stopped": False}}}
