@@ -1,6 +1,8 @@
 """Runs shown in W&B by its real client, read back from its files, and from a server that stands in for W&B's."""
 
+import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,12 +20,14 @@ import pytest
 import wandb
 
 from kills import digits, elsewhere, ending, kill_in_one_process, started
+from plainres import sweep as sweep_module
 from plainres import wandb_logger
 from plainres.cli import main
 from plainres.config import Config, Loggers
 from plainres.errors import InputError, RunFailedError
 from plainres.runs import Run, identity
-from plainres.train import train
+from plainres.sweep import sweep
+from plainres.train import launch, train
 from plainres.wandb_files import STEP, Session, read, sessions
 from plainres.wandb_sync import sync
 from wandb_server import ServerRun, WandbServer
@@ -38,7 +42,6 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """No account, no server, nothing kept at home, and no client from the test before."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -54,8 +57,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
         for name, value in made.environment.items():
             monkeypatch.setenv(name, value)
         yield made
-        assert not made.unknown
         wandb.teardown()
+        assert not made.unknown
+        assert not made.again
 
 
 @pytest.fixture(scope="module")
@@ -296,8 +300,8 @@ def test_without_a_server_a_run_goes_on_and_all_is_on_disk(
         wandb.teardown()
 
 
-# what the stand-in does from then on; after the last two the client tries no more
-@pytest.mark.parametrize("outage", [("refuses", 503), ("refuses_rows", 403), ("refuses_rows", 404)])
+# what the stand-in does after so many rows; after the last two the client tries no more (it sends every 15 s)
+@pytest.mark.parametrize("outage", [("refuses", 503, 1), ("refuses_rows", 403, 0), ("refuses_rows", 404, 0)])
 def test_an_outage_in_mid_training_costs_one_line_and_what_is_missing_is_sent_later(
     whole: Run,
     tmp_path: Path,
@@ -305,11 +309,9 @@ def test_an_outage_in_mid_training_costs_one_line_and_what_is_missing_is_sent_la
     capfd: pytest.CaptureFixture[str],
     server: WandbServer,
     *,
-    outage: tuple[str, int],
+    outage: tuple[str, int, int],
 ) -> None:
-    settings = wandb_logger.settings
-    soon = {"x_file_stream_transmit_interval": 0.1}  # by default 15 s
-    monkeypatch.setattr(wandb_logger, "settings", lambda timeout: settings(timeout) | soon)
+    what, status, arrived = outage
     monkeypatch.setattr(wandb_logger, "FINISH_TIMEOUT", 2)
     monkeypatch.setattr(wandb_logger, "COUNT_TIMEOUT", 1)
     run = shown(whole, tmp_path, mode="online")
@@ -318,8 +320,8 @@ def test_an_outage_in_mid_training_costs_one_line_and_what_is_missing_is_sent_la
     def log_and_fail(self: wandb_logger.WandbMirror, row: Any, step: int) -> None:
         log(self, row, step)
         if step == 25:
-            server.wait_for_rows(1)
-            setattr(server, *outage)
+            server.wait_for_rows(arrived)
+            setattr(server, what, status)
 
     monkeypatch.setattr(wandb_logger.WandbMirror, "log", log_and_fail)
     train(run)
@@ -335,7 +337,7 @@ def test_an_outage_in_mid_training_costs_one_line_and_what_is_missing_is_sent_la
     assert [(line.startswith(f"{run.folder}: NOT SENT: "), sent) for line, sent in lines] == [(True, False)]
     server.refuses = server.refuses_rows = 0
     ((line, sent),) = sync(tmp_path, 60)
-    assert (line.startswith(f"{run.folder}: 2 rows sent to "), sent) == (True, True)
+    assert (line.startswith(f"{run.folder}: {3 - arrived} rows sent to "), sent) == (True, True)
     check_server(server, run)
     assert list(sync(tmp_path, 60)) == [(f"{run.folder}: sent already", True)]
 
@@ -491,6 +493,53 @@ def test_a_run_that_is_trained_is_not_sent_and_one_that_is_sent_is_not_trained(
     check_server(server, run)
 
 
+def test_a_sweep_shows_w_and_b_runs_and_says_once_what_is_wrong(
+    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    runs = [Run.of(replace(shown(whole, tmp_path).config, seed=seed)) for seed in range(2)]
+    assert sweep(runs) == 0
+    assert "W&B" not in capfd.readouterr().err
+    assert len({session.id for run in runs for session in sessions(run.folder)}) == 2
+    for run in runs:
+        (session,) = sessions(run.folder)
+        assert (points(session.rows), session.exit_code) == (curve(run), 0)
+    for name, value in {"WANDB_API_KEY": "f" * 40, "WANDB_BASE_URL": closed_port()}.items():
+        monkeypatch.setenv(name, value)
+    online = [Run.of(replace(shown(whole, tmp_path, mode="online").config, seed=seed)) for seed in (2, 3)]
+    monkeypatch.setattr(sweep_module, "_work", work_without_a_key)
+    assert sweep(online) == 0
+    said = [line for line in capfd.readouterr().err.splitlines() if "W&B" in line]
+    assert len(said) == 1
+    assert "W&B is not online (" in said[0]
+    assert f"`plainres wandb-sync {tmp_path / 'default'}` sends them later" in said[0]
+    assert [run.log.read_text().count("W&B is not online (") for run in online] == [1, 1]
+
+
+def work_without_a_key(*arguments: Any) -> None:
+    """What a process of a sweep does; without a key the client does not even try."""
+    os.environ["WANDB_API_KEY"] = ""
+    work(*arguments)
+
+
+work = sweep_module._work
+
+
+def test_a_run_on_two_devices_is_one_of_w_and_bs_also_when_the_second_fails(
+    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = shown(whole, tmp_path).config
+    model = {**config.model, "_target_": "recording.Recording"}
+    trainer = replace(config.trainer, devices=2)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("RECORD", str(tmp_path / "record"))
+    monkeypatch.setenv("RECORD_FAIL", "5")
+    failed = Run.of(replace(config, model={**model, "width": 5}, trainer=trainer))
+    with pytest.raises(RunFailedError, match="on purpose"):
+        launch(failed)
+    (session,) = sessions(failed.folder)
+    assert session.exit_code not in (0, None)
+
+
 def test_a_bad_run_is_named_and_the_others_are_sent(
     whole: Run, tmp_path: Path, server: WandbServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -546,7 +595,7 @@ PANELS = ["curves/train/error", "curves/test/error", "depth", "figures/curves", 
 
 
 def test_a_study_is_kept_offline_and_sent_with_its_tables(
-    study: Path, server: WandbServer, capfd: pytest.CaptureFixture[str]
+    study: Path, server: WandbServer, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(2):  # the second report replaces the first
         assert main(["report", "--wandb", str(study)]) == 0
@@ -561,6 +610,7 @@ def test_a_study_is_kept_offline_and_sent_with_its_tables(
     )
     assert "plain: 20 minus 8: " in str(session.summary["verdict"])
     wandb.teardown()
+    monkeypatch.delenv("WANDB_ERROR_REPORTING")  # which the report has set; this is another command
     assert main(["wandb-sync", str(study)]) == 0
     (run,) = server.runs.values()
     (row,) = run.rows
@@ -575,10 +625,41 @@ def test_a_study_is_kept_offline_and_sent_with_its_tables(
 @pytest.mark.filterwarnings("ignore:Pydantic V1 style:DeprecationWarning")  # wandb-workspaces 0.4
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")
 def test_a_study_online_has_a_workspace(study: Path, server: WandbServer, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", str(study), "--wandb", "online"]) == 0
-    assert "W&B workspace: " in capfd.readouterr().out
-    assert [session.sent for session in sessions(study / "report")] == [True]
-    (view,) = server.views
-    spec = view["spec"]
+    for _ in range(2):  # the second report adds a step to the first
+        assert main(["report", str(study), "--wandb", "online"]) == 0
+        assert "W&B workspace: " in capfd.readouterr().out
+    assert {session.sent for session in sessions(study / "report")} == {True}
+    (run,) = server.runs.values()
+    assert [row["_step"] for row in run.rows] == [0, 1]
+    view = server.views[-1]
     for shown in ("train/error", "test/error", "train_error_eval", "shortcut", "depth", STEP):
-        assert shown in spec
+        assert shown in view["spec"]
+    first, *_ = json.loads(view["spec"])["section"]["panelBankConfig"]["sections"]
+    assert first["name"] == "plain | residual: training error, test error"
+    assert first["flowConfig"]["columnsPerPage"] == 2
+    tables = re.findall(r"curves/\w+/\w+/error_table", json.dumps(first))
+    assert tables == [
+        f"curves/{part}/{column}_table" for column in ("train/error", "test/error") for part in ("plain", "residual")
+    ]
+    assert set(tables) <= run.rows[-1].keys()
+    assert "range" not in json.dumps(first)
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic V1 style:DeprecationWarning")  # wandb-workspaces 0.4
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")
+def test_a_workspace_that_is_not_saved_is_told(
+    study: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise ValueError("no views today")
+
+    monkeypatch.setattr("plainres.wandb_study.workspace", refuse)
+    assert main(["report", str(study), "--wandb", "online"]) == 2
+    said = capfd.readouterr().err
+    assert "the report is written, and in W&B (http" in said
+    assert "its workspace is not saved: no views today" in said
+    assert [session.sent for session in sessions(study / "report")] == [True]
+    server.refuses_rows = 403
+    monkeypatch.setattr(wandb_logger, "COUNT_TIMEOUT", 1)
+    assert main(["report", str(study), "--wandb", "online"]) == 2
+    assert "the report is written, but W&B is not told: the server has 1 of 2 rows" in capfd.readouterr().err

@@ -1,7 +1,7 @@
 """A stand-in for W&B's server: as much of GraphQL, the row stream and the uploads as wandb 0.31 asks for.
 
-It keeps what it gets, in memory, and does not remove rows that it gets twice, so that a test sees them. The real one
-has permissions, limits, and more patience.
+It keeps what it gets, in memory, also rows that it gets twice under two numbers; a second row of the same number is
+noted (`WandbServer.again`). The real one has permissions, limits, and more patience.
 """
 
 import gzip
@@ -56,6 +56,7 @@ class WandbServer:
         refuses: answers everything with this status.
         refuses_rows: answers rows, and what else a run's stream has, with this status.
         unknown: what it was asked for and does not know; tests want it empty.
+        again: (run, number) of the rows that came once more; tests want it empty.
     """
 
     def __init__(self) -> None:
@@ -63,6 +64,7 @@ class WandbServer:
         self.artifacts: list[dict[str, Any]] = []
         self.views: list[dict[str, Any]] = []
         self.unknown: list[str] = []
+        self.again: list[tuple[str, int]] = []
         self.refuses = self.refuses_rows = 0
         self.lock = threading.RLock()
         server = self
@@ -134,8 +136,10 @@ class WandbServer:
                 return self.refuses_rows, {"error": "refused"}
             run, sent = self.runs[parts[3]], json.loads(body)
             for name, chunk in (sent.get("files") or {}).items():
-                lines = run.lines.setdefault(name, {})
-                lines.update(enumerate(chunk["content"], chunk["offset"]))
+                lines, new = run.lines.setdefault(name, {}), dict(enumerate(chunk["content"], chunk["offset"]))
+                if name == HISTORY:
+                    self.again += [(run.id, number) for number in sorted(new.keys() & lines.keys())]
+                lines.update(new)
             if sent.get("complete"):
                 run.exit_code = sent["exitcode"]
             return 200, {"exitcode": None, "limits": {}}
@@ -145,6 +149,7 @@ class WandbServer:
             else:
                 self.artifacts[int(parts[2])].setdefault("files", {})["/".join(parts[3:])] = body
             return 200, {}
+        self.unknown.append(path)
         return 404, {"error": "not found"}
 
     def bucket(self, run: ServerRun) -> dict[str, Any]:

@@ -108,7 +108,9 @@ def _update(values: dict[str, Any], items: Any) -> None:
         *path, key = list(item.nested_key) or [item.key]
         place = values
         for part in path:
-            place = place.setdefault(part, {})
+            if not isinstance(place.get(part), dict):  # of a list the client may tell a place, too
+                place[part] = {}
+            place = place[part]
         place[key] = json.loads(item.value_json)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from plainres.config import Config
 from plainres.errors import first_line
 from plainres.loggers import Mirror
+from plainres.progress import say
 from plainres.runs import Run, identity, write_atomically
 from plainres.wandb_files import STEP, sessions
 
@@ -211,6 +212,8 @@ class WandbMirror(Mirror):
     def begin(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Go on with the run's W&B run, or begin one; log what it lacks."""
         mode = self.run.config.logger.mode
+        with suppress(OSError):
+            self.run.trouble_file.unlink(missing_ok=True)
         try:
             try:
                 self.connect(mode)
@@ -246,9 +249,8 @@ class WandbMirror(Mirror):
     def _warn(self, what: str, error: Exception) -> None:
         """Say it once: what follows is the same trouble."""
         if not self.warned:
-            reason = first_line(error).removesuffix(".") or type(error).__name__
-            print(
-                f"W&B {what} ({reason}); the run goes on, and `plainres wandb-sync {self.run.folder}` sends it later",
-                file=sys.stderr,
-            )
+            trouble = f"W&B {what} ({first_line(error).removesuffix('.') or type(error).__name__})"
+            say(f"{trouble}; the run goes on, and `plainres wandb-sync {self.run.folder}` sends it later")
+            with suppress(OSError):
+                write_atomically(self.run.trouble_file, trouble)
         self.warned = True

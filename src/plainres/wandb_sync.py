@@ -81,6 +81,7 @@ def _send_run(folder: Path, timeout: float) -> str:
             for row in curve:
                 mirror.log({key: value for key, value in row.items() if key != "step"}, int(row["step"]))
             mirror.finish(exit_code)
+            run.trouble_file.unlink(missing_ok=True)
         except Exception as error:
             abandon()
             if isinstance(error, (UsageError, AuthenticationError)):
