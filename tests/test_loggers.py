@@ -1,10 +1,12 @@
 """Where curves go besides metrics.csv: what can be chosen, TensorBoard's files. W&B has test_wandb.py."""
 
+import errno
 import struct
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
@@ -88,3 +90,55 @@ def test_tensorboard_has_every_point_once_also_of_a_run_that_was_stopped(make_co
     assert set(found) == set(whole.curve()[0]) - {"step"}
     for name, points in found.items():
         assert points == [(row["step"], pytest.approx(row[name])) for row in whole.curve()]
+
+
+class Full:
+    """A file on a disk that is full after some bytes."""
+
+    def __init__(self, file: IO[bytes], room: int) -> None:
+        self.file, self.room = file, room
+
+    def write(self, data: bytes) -> None:
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+@pytest.mark.parametrize("room", [0, 500])
+def test_a_full_disk_costs_tensorboard_and_one_line(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], room: int
+) -> None:
+    from tensorboardX import record_writer
+
+    made: list[IO[bytes]] = []
+    begin = record_writer.open_file
+
+    def full(path: str) -> Full:
+        made.append(begin(path))
+        return Full(made[-1], room)
+
+    monkeypatch.setattr(record_writer, "open_file", full)
+    run = Run.of(make_config(optim={"epochs": 4}, logger=Loggers(tensorboard=True)))
+    train(run)
+    made[0].close()
+    assert len(made) == 1
+    assert run.finished
+    assert len(run.curve()) == 4
+    said = [line.rpartition("\r")[2] for line in capfd.readouterr().err.splitlines() if "TensorBoard" in line]
+    why = "[Errno 28] No space left on device"
+    assert said == [f"TensorBoard's events cannot be written ({why}); the run goes on without"]
+
+
+def test_a_folder_that_cannot_be_made_costs_tensorboard_and_one_line(
+    make_config: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = Run.of(make_config(logger=Loggers(tensorboard=True)))
+    run.prepare()
+    (run.folder / "tensorboard").write_text("")
+    train(run)
+    assert run.finished
+    assert capfd.readouterr().err.count("TensorBoard's events cannot be written (") == 1

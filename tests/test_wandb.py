@@ -1,11 +1,16 @@
 """Runs shown in W&B by its real client, read back from its files, and from a server that stands in for W&B's."""
 
+import json
 import os
+import re
+import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +20,15 @@ import pytest
 import wandb
 
 from kills import digits, elsewhere, ending, kill_in_one_process, started
+from plainres import sweep as sweep_module
 from plainres import wandb_logger
 from plainres.cli import main
 from plainres.config import Config, Loggers
 from plainres.errors import InputError, RunFailedError
 from plainres.runs import Run, identity
-from plainres.train import train
-from plainres.wandb_files import STEP, Session, sessions
+from plainres.sweep import sweep
+from plainres.train import launch, train
+from plainres.wandb_files import STEP, Session, read, sessions
 from plainres.wandb_sync import sync
 from wandb_server import ServerRun, WandbServer
 
@@ -35,7 +42,6 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """No account, no server, nothing kept at home, and no client from the test before."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -51,8 +57,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
         for name, value in made.environment.items():
             monkeypatch.setenv(name, value)
         yield made
-        assert not made.unknown
         wandb.teardown()
+        assert not made.unknown
+        assert not made.again
 
 
 @pytest.fixture(scope="module")
@@ -293,18 +300,28 @@ def test_without_a_server_a_run_goes_on_and_all_is_on_disk(
         wandb.teardown()
 
 
+# what the stand-in does after so many rows; after the last two the client tries no more (it sends every 15 s)
+@pytest.mark.parametrize("outage", [("refuses", 503, 1), ("refuses_rows", 403, 0), ("refuses_rows", 404, 0)])
 def test_an_outage_in_mid_training_costs_one_line_and_what_is_missing_is_sent_later(
-    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], server: WandbServer
+    whole: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    server: WandbServer,
+    *,
+    outage: tuple[str, int, int],
 ) -> None:
+    what, status, arrived = outage
     monkeypatch.setattr(wandb_logger, "FINISH_TIMEOUT", 2)
+    monkeypatch.setattr(wandb_logger, "COUNT_TIMEOUT", 1)
     run = shown(whole, tmp_path, mode="online")
     log = wandb_logger.WandbMirror.log
 
     def log_and_fail(self: wandb_logger.WandbMirror, row: Any, step: int) -> None:
         log(self, row, step)
         if step == 25:
-            server.wait_for_rows(1)
-            server.refuses = 503
+            server.wait_for_rows(arrived)
+            setattr(server, what, status)
 
     monkeypatch.setattr(wandb_logger.WandbMirror, "log", log_and_fail)
     train(run)
@@ -314,17 +331,19 @@ def test_an_outage_in_mid_training_costs_one_line_and_what_is_missing_is_sent_la
     assert said[0].startswith("W&B has not taken everything (")
     assert [session.sent for session in sessions(run.folder)] == [False]
     assert points(sessions(run.folder)[0].rows) == curve(run)
-    monkeypatch.undo()
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    server.refuses = 0
+    monkeypatch.setattr(wandb_logger.WandbMirror, "log", log)
     wandb.teardown()
-    assert [sent for _, sent in sync(tmp_path, 60)] == [True]
+    lines = list(sync(tmp_path, 2))  # nothing has changed
+    assert [(line.startswith(f"{run.folder}: NOT SENT: "), sent) for line, sent in lines] == [(True, False)]
+    server.refuses = server.refuses_rows = 0
+    ((line, sent),) = sync(tmp_path, 60)
+    assert (line.startswith(f"{run.folder}: {3 - arrived} rows sent to "), sent) == (True, True)
     check_server(server, run)
+    assert list(sync(tmp_path, 60)) == [(f"{run.folder}: sent already", True)]
 
 
 def test_a_client_that_dies_costs_one_line(
-    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], server: WandbServer
 ) -> None:
     run = shown(whole, tmp_path)
     log = wandb_logger.WandbMirror.log
@@ -352,6 +371,193 @@ def test_a_client_that_dies_costs_one_line(
     assert len(said) == 1
     for process in made:
         process.wait()  # the client does not, of a service that it has lost
+    monkeypatch.setattr(wandb_logger.WandbMirror, "log", log)
+    ((line, sent),) = sync(tmp_path, 60)
+    assert (line.startswith(f"{run.folder}: 3 rows sent to "), sent) == (True, True)
+    check_server(server, run)
+    assert list(sync(tmp_path, 60)) == [(f"{run.folder}: sent already", True)]
+
+
+def chunk(record: bytes, kind: int = 1) -> bytes:
+    """A chunk of a transaction log, whose CRC is right."""
+    return struct.pack("<IHB", zlib.crc32(bytes([kind]) + record), len(record), kind) + record
+
+
+def a_log(*rows: str) -> bytes:
+    """A transaction log of rows whose one value is given as JSON."""
+    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
+
+    records = [Record()]
+    records[0].run.run_id = "abc"
+    for number, value in enumerate(rows):
+        records.append(Record())
+        records[-1].history.step.num = number
+        item = records[-1].history.item.add()
+        item.key, item.value_json = STEP, value
+    return b":W&B\xe1\xbe\x00" + b"".join(chunk(record.SerializeToString()) for record in records)
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        (a_log("25", "50"), 2),
+        (a_log("25", "50")[:-1], 1),
+        (a_log("25")[:-1] + b"6" + a_log("50")[7:], 0),  # a byte that the CRC does not know
+        (a_log("25") + b"\xff" * 100, 1),
+        (a_log("25") + bytes(100), 1),
+        (a_log("25") + chunk(b"\xff" * 100) + a_log("50")[7:], 1),  # no record
+        (a_log("25") + chunk(b"\x12", 4) + a_log("50")[7:], 1),  # an end without a beginning
+        (a_log("25", "", "50"), 1),
+        (bytes(range(256)) * 300, 0),
+        (b"", 0),
+    ],
+)
+def test_a_transaction_log_is_read_up_to_the_first_damage(tmp_path: Path, content: bytes, rows: int) -> None:
+    file = tmp_path / "run-abc.wandb"
+    file.write_bytes(content)
+    assert [row["_step"] for row in read(file).rows] == list(range(rows))
+
+
+def damage(folder: Path, how: str) -> None:
+    """Leave of a session what a power cut, or a kill right after it has begun, may leave."""
+    (session,) = sessions(folder)
+    content = session.file.read_bytes()
+    if how == "nothing":
+        shutil.rmtree(session.folder)
+    elif how == "no rows":
+        session.file.write_bytes(content[: content.index(b"train/loss", content.index(b"trainer/global_step")) // 2])
+    elif how == "no end":
+        session.file.write_bytes(content[: content.rindex(b"weights_sha256")])
+    else:
+        session.file.write_bytes(b"" if how == "an empty file" else b":W&B\xe1\xbe\x00" + b"\xa5" * len(content))
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty file", "garbage", "no rows", "no end"])
+def test_what_a_session_has_lost_is_sent_all_the_same_or_logged_again(
+    whole: Run, tmp_path: Path, server: WandbServer, left: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = shown(whole, tmp_path)
+    train(run)
+    wandb.teardown()
+    damage(run.folder, left)
+    shutil.copytree(run.folder, tmp_path / "copy", symlinks=True)
+    ((line, sent),) = sync(run.folder, 60)
+    assert (line.startswith(f"{run.folder}: 3 rows sent to "), sent) == (True, True)
+    check_server(server, run)
+    again = Run(run.config, tmp_path / "copy")  # a run that goes on
+    (again.folder / "result.json").unlink()
+    max(again.checkpoints.iterdir()).unlink()
+    before = {session.folder.name for session in sessions(again.folder)}
+    train(again)
+    assert "W&B" not in capfd.readouterr().err
+    rows = [row for session in kept(again) for row in session.rows]
+    assert [row[STEP] for row in rows] == [25, 50, 75]
+    assert len(sessions(again.folder)) == len(before) + 1
+
+
+def test_a_run_that_w_and_b_could_not_begin_is_sent_later(
+    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], server: WandbServer
+) -> None:
+    run = shown(whole, tmp_path)
+
+    def fail(**options: Any) -> None:
+        raise OSError("no room")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(wandb, "init", fail)
+        train(run)
+    said = [line for line in capfd.readouterr().err.splitlines() if "W&B" in line]
+    assert len(said) == 1
+    assert said[0].startswith("W&B cannot be used (no room)")
+    assert [sent for _, sent in sync(tmp_path, 60)] == [True]
+    check_server(server, run)
+
+
+def test_a_run_that_is_trained_is_not_sent_and_one_that_is_sent_is_not_trained(
+    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: WandbServer
+) -> None:
+    run = shown(whole, tmp_path)
+    train(run)
+    with run.lock():
+        assert list(sync(tmp_path, 60)) == [(f"{run.folder}: NOT SENT, for it is being trained", False)]
+    locked = []
+    finish = wandb_logger.WandbMirror.finish
+
+    def look(self: wandb_logger.WandbMirror, exit_code: int) -> None:
+        finish(self, exit_code)
+        locked.append(run.locked)
+
+    monkeypatch.setattr(wandb_logger.WandbMirror, "finish", look)
+    assert [sent for _, sent in sync(tmp_path, 60)] == [True]
+    assert locked == [True]
+    check_server(server, run)
+
+
+def test_a_sweep_shows_w_and_b_runs_and_says_once_what_is_wrong(
+    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    runs = [Run.of(replace(shown(whole, tmp_path).config, seed=seed)) for seed in range(2)]
+    assert sweep(runs) == 0
+    assert "W&B" not in capfd.readouterr().err
+    assert len({session.id for run in runs for session in sessions(run.folder)}) == 2
+    for run in runs:
+        (session,) = sessions(run.folder)
+        assert (points(session.rows), session.exit_code) == (curve(run), 0)
+    for name, value in {"WANDB_API_KEY": "f" * 40, "WANDB_BASE_URL": closed_port()}.items():
+        monkeypatch.setenv(name, value)
+    online = [Run.of(replace(shown(whole, tmp_path, mode="online").config, seed=seed)) for seed in (2, 3)]
+    monkeypatch.setattr(sweep_module, "_work", work_without_a_key)
+    assert sweep(online) == 0
+    said = [line for line in capfd.readouterr().err.splitlines() if "W&B" in line]
+    assert len(said) == 1
+    assert "W&B is not online (" in said[0]
+    assert f"`plainres wandb-sync {tmp_path / 'default'}` sends them later" in said[0]
+    assert [run.log.read_text().count("W&B is not online (") for run in online] == [1, 1]
+
+
+def work_without_a_key(*arguments: Any) -> None:
+    """What a process of a sweep does; without a key the client does not even try."""
+    os.environ["WANDB_API_KEY"] = ""
+    work(*arguments)
+
+
+work = sweep_module._work
+
+
+def test_a_run_on_two_devices_is_one_of_w_and_bs_also_when_the_second_fails(
+    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = shown(whole, tmp_path).config
+    model = {**config.model, "_target_": "recording.Recording"}
+    trainer = replace(config.trainer, devices=2)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("RECORD", str(tmp_path / "record"))
+    monkeypatch.setenv("RECORD_FAIL", "5")
+    failed = Run.of(replace(config, model={**model, "width": 5}, trainer=trainer))
+    with pytest.raises(RunFailedError, match="on purpose"):
+        launch(failed)
+    (session,) = sessions(failed.folder)
+    assert session.exit_code not in (0, None)
+
+
+def test_a_bad_run_is_named_and_the_others_are_sent(
+    whole: Run, tmp_path: Path, server: WandbServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = shown(whole, tmp_path)
+    train(run)
+    for name in ("a", "b"):
+        shutil.copytree(run.folder, tmp_path / name, symlinks=True)
+    (tmp_path / "a" / "metrics.csv").write_text("step,train/loss\n25,much\n")
+    (tmp_path / "b" / "config.yaml").write_text("model: [")
+    capfd.readouterr()
+    assert main(["wandb-sync", str(tmp_path)]) == 1
+    said = capfd.readouterr()
+    first, second, last = said.err.splitlines()
+    assert first.startswith(f"{tmp_path / 'a'}: NOT SENT: could not convert string to float")
+    assert second.startswith(f"{tmp_path / 'b'}: NOT SENT: ")
+    assert last.startswith("plainres: not everything in ")
+    assert said.out.startswith(f"{run.folder}: 3 rows sent to ")
+    check_server(server, run)
 
 
 def test_what_cannot_be_sent_is_told(
@@ -389,7 +595,7 @@ PANELS = ["curves/train/error", "curves/test/error", "depth", "figures/curves", 
 
 
 def test_a_study_is_kept_offline_and_sent_with_its_tables(
-    study: Path, server: WandbServer, capfd: pytest.CaptureFixture[str]
+    study: Path, server: WandbServer, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(2):  # the second report replaces the first
         assert main(["report", "--wandb", str(study)]) == 0
@@ -404,6 +610,7 @@ def test_a_study_is_kept_offline_and_sent_with_its_tables(
     )
     assert "plain: 20 minus 8: " in str(session.summary["verdict"])
     wandb.teardown()
+    monkeypatch.delenv("WANDB_ERROR_REPORTING")  # which the report has set; this is another command
     assert main(["wandb-sync", str(study)]) == 0
     (run,) = server.runs.values()
     (row,) = run.rows
@@ -418,10 +625,41 @@ def test_a_study_is_kept_offline_and_sent_with_its_tables(
 @pytest.mark.filterwarnings("ignore:Pydantic V1 style:DeprecationWarning")  # wandb-workspaces 0.4
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")
 def test_a_study_online_has_a_workspace(study: Path, server: WandbServer, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", str(study), "--wandb", "online"]) == 0
-    assert "W&B workspace: " in capfd.readouterr().out
-    assert [session.sent for session in sessions(study / "report")] == [True]
-    (view,) = server.views
-    spec = view["spec"]
+    for _ in range(2):  # the second report adds a step to the first
+        assert main(["report", str(study), "--wandb", "online"]) == 0
+        assert "W&B workspace: " in capfd.readouterr().out
+    assert {session.sent for session in sessions(study / "report")} == {True}
+    (run,) = server.runs.values()
+    assert [row["_step"] for row in run.rows] == [0, 1]
+    view = server.views[-1]
     for shown in ("train/error", "test/error", "train_error_eval", "shortcut", "depth", STEP):
-        assert shown in spec
+        assert shown in view["spec"]
+    first, *_ = json.loads(view["spec"])["section"]["panelBankConfig"]["sections"]
+    assert first["name"] == "plain | residual: training error, test error"
+    assert first["flowConfig"]["columnsPerPage"] == 2
+    tables = re.findall(r"curves/\w+/\w+/error_table", json.dumps(first))
+    assert tables == [
+        f"curves/{part}/{column}_table" for column in ("train/error", "test/error") for part in ("plain", "residual")
+    ]
+    assert set(tables) <= run.rows[-1].keys()
+    assert "range" not in json.dumps(first)
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic V1 style:DeprecationWarning")  # wandb-workspaces 0.4
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")
+def test_a_workspace_that_is_not_saved_is_told(
+    study: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise ValueError("no views today")
+
+    monkeypatch.setattr("plainres.wandb_study.workspace", refuse)
+    assert main(["report", str(study), "--wandb", "online"]) == 2
+    said = capfd.readouterr().err
+    assert "the report is written, and in W&B (http" in said
+    assert "its workspace is not saved: no views today" in said
+    assert [session.sent for session in sessions(study / "report")] == [True]
+    server.refuses_rows = 403
+    monkeypatch.setattr(wandb_logger, "COUNT_TIMEOUT", 1)
+    assert main(["report", str(study), "--wandb", "online"]) == 2
+    assert "the report is written, but W&B is not told: the server has 1 of 2 rows" in capfd.readouterr().err

@@ -1,7 +1,7 @@
 """A stand-in for W&B's server: as much of GraphQL, the row stream and the uploads as wandb 0.31 asks for.
 
-It keeps what it gets, in memory, and does not remove rows that it gets twice, so that a test sees them. The real one
-has permissions, limits, and more patience.
+It keeps what it gets, in memory, also rows that it gets twice under two numbers; a second row of the same number is
+noted (`WandbServer.again`). The real one has permissions, limits, and more patience.
 """
 
 import gzip
@@ -54,7 +54,9 @@ class WandbServer:
     Attributes:
         runs: what it holds, by id.
         refuses: answers everything with this status.
+        refuses_rows: answers rows, and what else a run's stream has, with this status.
         unknown: what it was asked for and does not know; tests want it empty.
+        again: (run, number) of the rows that came once more; tests want it empty.
     """
 
     def __init__(self) -> None:
@@ -62,7 +64,8 @@ class WandbServer:
         self.artifacts: list[dict[str, Any]] = []
         self.views: list[dict[str, Any]] = []
         self.unknown: list[str] = []
-        self.refuses = 0
+        self.again: list[tuple[str, int]] = []
+        self.refuses = self.refuses_rows = 0
         self.lock = threading.RLock()
         server = self
 
@@ -129,10 +132,14 @@ class WandbServer:
                 return 200, {"data": None, "errors": [{"message": f"the stand-in does not know {name}"}]}
             return 200, {"data": answer(given.get("input") or given)}
         if parts[0] == "files" and parts[-1] == "file_stream":
+            if self.refuses_rows:
+                return self.refuses_rows, {"error": "refused"}
             run, sent = self.runs[parts[3]], json.loads(body)
             for name, chunk in (sent.get("files") or {}).items():
-                lines = run.lines.setdefault(name, {})
-                lines.update(enumerate(chunk["content"], chunk["offset"]))
+                lines, new = run.lines.setdefault(name, {}), dict(enumerate(chunk["content"], chunk["offset"]))
+                if name == HISTORY:
+                    self.again += [(run.id, number) for number in sorted(new.keys() & lines.keys())]
+                lines.update(new)
             if sent.get("complete"):
                 run.exit_code = sent["exitcode"]
             return 200, {"exitcode": None, "limits": {}}
@@ -142,6 +149,7 @@ class WandbServer:
             else:
                 self.artifacts[int(parts[2])].setdefault("files", {})["/".join(parts[3:])] = body
             return 200, {}
+        self.unknown.append(path)
         return 404, {"error": "not found"}
 
     def bucket(self, run: ServerRun) -> dict[str, Any]:
@@ -194,6 +202,21 @@ class WandbServer:
             }
         entity = {"id": "E", "name": ENTITY}
         return {"model": {"id": "P", "name": given.get("project"), "entity": entity, "bucket": found}}
+
+    def on_Run(self, given: dict[str, Any]) -> Any:  # noqa: N802
+        run = self.runs.get(given["name"])
+        found = run and self.bucket(run) | {
+            **dict.fromkeys(("commit", "heartbeatAt", "notes", "systemMetrics", "historyKeys")),
+            "tags": run.tags,
+            "state": "running" if run.exit_code is None else "finished",
+            "group": run.group,
+            "jobType": run.job_type,
+            "readOnly": False,
+            "createdAt": "2026-01-01T00:00:00",
+            "summaryMetrics": json.dumps(run.summary),
+            "user": {"name": ENTITY, "username": ENTITY},
+        }
+        return {"project": {"internalId": "1", "run": found}}
 
     def on_RunStoppedStatus(self, given: dict[str, Any]) -> Any:  # noqa: N802
         return {"project": {"run": {"stopped": False}}}

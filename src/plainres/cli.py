@@ -175,7 +175,9 @@ def _report(arguments: list[str]) -> int:
 def _wandb_sync(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("plainres wandb-sync", description="Send to W&B what has not been sent.")
     parser.add_argument("folder", type=Path, help="a run's folder, a study's, or all runs'")
-    parser.add_argument("--timeout", type=float, default=60, metavar="SECONDS", help="for each session of a run (60)")
+    parser.add_argument(
+        "--timeout", type=float, default=60, metavar="SECONDS", help="how long to wait for W&B, each time (60)"
+    )
     given = parser.parse_args(arguments)
     from plainres.wandb_sync import sync
 

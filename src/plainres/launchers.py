@@ -17,9 +17,10 @@ from omegaconf import DictConfig
 from plainres.build import check
 from plainres.compose import Jobs, choices, typed
 from plainres.errors import LockedError, StoppedError, first_line
+from plainres.progress import say
 from plainres.runs import Run
 from plainres.slurm import requeue
-from plainres.sweep import outcome_text, say, summarise, to_train, train_quietly
+from plainres.sweep import outcome_text, summarise, tell_trouble, to_train, train_quietly
 
 POLL_SECONDS = 0.5  # between two looks at the folders of the runs
 JOBS = ".jobs"  # the folder beside the runs that takes what a launcher writes
@@ -76,6 +77,7 @@ class _Watch:
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs, self.ended = runs, set[Path]()
         self.failed: list[tuple[Run, str]] = []
+        self.troubled: list[Run] = []
         self.started = time.monotonic()
         self.lock = threading.Lock()
 
@@ -113,6 +115,7 @@ class _Watch:
     def _report(self, run: Run, reason: str | None) -> None:
         """One line for a run that has ended."""
         self.ended.add(run.folder)
+        tell_trouble(run, self.troubled)
         if reason is not None:
             self.failed.append((run, reason))
         left, seconds = len(self.runs) - len(self.ended), time.monotonic() - self.started

@@ -1,5 +1,6 @@
 """Where a run's curves go besides metrics.csv: W&B, TensorBoard. They are mirrors, and nothing reads them."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
-from plainres.errors import StoppedError
+from plainres.errors import StoppedError, first_line
+from plainres.progress import say
 from plainres.runs import Run
 
 
@@ -56,11 +58,15 @@ def mirrors(run: Run, rows: Sequence[Mapping[str, float]]) -> Iterator[list[Mirr
 
 
 class TensorBoard(Mirror):
-    """Writes the rows as TensorBoard's events, anew at each beginning, so that none is there twice."""
+    """Writes the rows as TensorBoard's events, anew at each beginning, so that none is there twice.
+
+    If they cannot be written there is one line about it, and the run goes on without.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.folder = folder
+        self.writer: Any = None  # while events can be written
 
     @property
     def name(self) -> str:
@@ -69,22 +75,42 @@ class TensorBoard(Mirror):
 
     def begin(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Write what there is so far."""
-        from tensorboardX import SummaryWriter
+        with self._or_off():
+            # not SummaryWriter: its thread would die of an error, and the training wait for it for ever
+            from tensorboardX.event_file_writer import EventsWriter
 
-        for file in self.folder.glob("events.*"):
-            file.unlink()
-        self.writer = SummaryWriter(str(self.folder))
+            self.folder.mkdir(exist_ok=True)
+            for file in self.folder.glob("events.*"):
+                file.unlink()
+            self.writer = EventsWriter(str(self.folder / "events"))
         for row in rows:
             self.log_metrics(dict(row), int(row["step"]))
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Write a row."""
-        for name, value in metrics.items():
-            if name != "step":
-                self.writer.add_scalar(name, value, step)
-        self.writer.flush()
+        if self.writer is None:
+            return
+        with self._or_off():
+            from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+            from tensorboardX.summary import scalar
+
+            for name, value in metrics.items():
+                if name != "step":
+                    self.writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+            self.writer.flush()
 
     def end(self, exit_code: int) -> None:
         """Close the file."""
-        if hasattr(self, "writer"):
-            self.writer.close()
+        if self.writer is not None:
+            with self._or_off():
+                self.writer.close()
+
+    @contextmanager
+    def _or_off(self) -> Iterator[None]:
+        """Let nothing that goes wrong end the training."""
+        try:
+            yield
+        except Exception as error:
+            self.writer = None
+            reason = first_line(error) or type(error).__name__
+            say(f"TensorBoard's events cannot be written ({reason}); the run goes on without")

@@ -17,3 +17,8 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def say(text: str) -> None:
+    """Print a line to standard error, above the bar if there is one."""
+    tqdm.write(text, file=sys.stderr)

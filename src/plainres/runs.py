@@ -210,6 +210,11 @@ class Run:
         return [{key: float(value) for key, value in row.items()} for row in read_rows(file)]
 
     @property
+    def trouble_file(self) -> Path:
+        """Which says, in a line, why W&B has not got everything of the last session, for those who look on."""
+        return self.folder / "wandb" / "trouble"
+
+    @property
     def step(self) -> int:
         """The steps done at the newest checkpoint."""
         return max((int(path.stem.removeprefix("step-")) for path in self.checkpoints.glob("step-*.ckpt")), default=0)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from plainres.errors import InputError, LockedError, StoppedError, first_line
 from plainres.forks import begin, forkserver
-from plainres.progress import duration
+from plainres.progress import duration, say
 from plainres.runs import Run
 from plainres.signals import Signals
 
@@ -58,11 +58,6 @@ def state_of(run: Run) -> State:
     if run.failure:
         return State.FAILED
     return State.INTERRUPTED if run.step else State.MISSING
-
-
-def say(text: str) -> None:
-    """Print to standard error, above the status line if there is one."""
-    tqdm.write(text, file=sys.stderr)
 
 
 def to_train(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, str]]]:
@@ -221,6 +216,7 @@ class _Pool:
         self.outcomes: Counter[bool] = Counter()
         self.running: list[_Training] = []
         self.failed: list[tuple[Run, str]] = []
+        self.troubled: list[Run] = []
         self.started = time.monotonic()
 
     def train(self) -> list[tuple[Run, str]]:
@@ -300,6 +296,7 @@ class _Pool:
         else:
             self.total -= cost
             self.failed.append((run, reason))
+        tell_trouble(run, self.troubled)
         text = outcome_text(run, reason)
         say(f"[{ended:>{len(str(self.count))}}/{self.count}] {run.name:<30} {text}  {seconds:5.0f} s   {self._left()}")
 
@@ -326,6 +323,17 @@ def outcome_text(run: Run, reason: str | None) -> str:
         return f"FAILED: {reason}"
     result = run.result
     return f"train error {result['train_error_eval']:6.2f} %  test error {result['test_error']:6.2f} %"
+
+
+def tell_trouble(run: Run, troubled: list[Run]) -> None:
+    """Say what a run's log says of W&B, if it is the first of a sweep to have such trouble; add it to the others."""
+    if run.config.logger.wandb and run.trouble_file.exists():
+        if not troubled:
+            say(
+                f"{run.name}: {run.trouble_file.read_text()}; the runs go on, "
+                f"and `plainres wandb-sync {run.folder.parent}` sends them later"
+            )
+        troubled.append(run)
 
 
 def _progress(run: Run) -> float:

@@ -2,13 +2,15 @@
 
 In a run's folder there is wandb/, with a folder for each session in which the run was trained, `run-<time>-<id>` or
 `offline-run-<time>-<id>`, and in it the transaction log `run-<id>.wandb`: the header b":W&B", three bytes of version,
-and protobuf `Record`s in LevelDB's log format (blocks of 32 KiB; chunks of CRC-32C, length, kind, and bytes).
-`run-<id>.wandb.synced` beside it says that all of it has been sent.
+and protobuf `Record`s in LevelDB's log format, but for the kind of CRC (blocks of 32 KiB; chunks of CRC-32, length,
+kind, and bytes). `run-<id>.wandb.synced` beside it says that all of it has been sent.
 """
 
 import json
 import struct
+import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from typing import Any
 STEP = "trainer/global_step"  # the x axis: optimizer steps done
 BLOCK = 32768  # bytes
 HEADER = struct.Struct("<IHB")  # of a chunk
-FULL, LAST = 1, 4  # kinds of chunks that end a record
+KIND_AT = 6  # in the header; the CRC is of the kind and the bytes
+FULL, FIRST, LAST = 1, 2, 4  # kinds of chunks that begin and end a record
 
 
 @dataclass
@@ -68,28 +71,36 @@ def sessions(folder: Path) -> list[Session]:
 
 
 def read(file: Path) -> Session:
-    """Read a transaction log, up to where a killed process has left it."""
+    """Read a transaction log, up to where a killed process has left it, or up to the first damage."""
     session = Session(file)
-    for record in _records(file):
-        kind = record.WhichOneof("record_type")
-        if kind == "run":
-            run = record.run
-            session.id, session.name, session.project = run.run_id, run.display_name, run.project
-            session.group, session.job_type, session.tags = run.run_group, run.job_type, list(run.tags)
-            _update(session.config, run.config.update)
-        elif kind == "config":
-            _update(session.config, record.config.update)
-        elif kind == "history":
-            row: dict[str, Any] = {"_step": record.history.step.num}
-            _update(row, record.history.item)
-            session.rows.append(row)
-        elif kind == "summary":
-            _update(session.summary, record.summary.update)
-        elif kind == "metric":
-            session.axes[record.metric.name or record.metric.glob_name] = record.metric.step_metric
-        elif kind == "exit":
-            session.exit_code = record.exit.exit_code
+    from google.protobuf.message import DecodeError
+
+    with suppress(OSError, DecodeError, ValueError):  # the last: of JSON
+        for record in _records(file):
+            _take(session, record)
     return session
+
+
+def _take(session: Session, record: Any) -> None:
+    """Add what a record says to a session."""
+    kind = record.WhichOneof("record_type")
+    if kind == "run":
+        run = record.run
+        session.id, session.name, session.project = run.run_id, run.display_name, run.project
+        session.group, session.job_type, session.tags = run.run_group, run.job_type, list(run.tags)
+        _update(session.config, run.config.update)
+    elif kind == "config":
+        _update(session.config, record.config.update)
+    elif kind == "history":
+        row: dict[str, Any] = {"_step": record.history.step.num}
+        _update(row, record.history.item)
+        session.rows.append(row)
+    elif kind == "summary":
+        _update(session.summary, record.summary.update)
+    elif kind == "metric":
+        session.axes[record.metric.name or record.metric.glob_name] = record.metric.step_metric
+    elif kind == "exit":
+        session.exit_code = record.exit.exit_code
 
 
 def _update(values: dict[str, Any], items: Any) -> None:
@@ -97,29 +108,33 @@ def _update(values: dict[str, Any], items: Any) -> None:
         *path, key = list(item.nested_key) or [item.key]
         place = values
         for part in path:
-            place = place.setdefault(part, {})
+            if not isinstance(place.get(part), dict):  # of a list the client may tell a place, too
+                place[part] = {}
+            place = place[part]
         place[key] = json.loads(item.value_json)
 
 
 def _records(file: Path) -> Iterator[Any]:
-    """The records of a transaction log; a torn last one is passed over."""
+    """The records of a transaction log, up to a torn or damaged one."""
     from wandb.proto import wandb_internal_pb2
 
     data = file.read_bytes()
     position, parts = 7, list[bytes]()
     while position + HEADER.size <= len(data):
         rest = BLOCK - position % BLOCK
-        _, length, kind = HEADER.unpack_from(data, position)
+        crc, length, kind = HEADER.unpack_from(data, position)
         if rest < HEADER.size or not kind:  # a block is filled up with zeros
             position += rest
             continue
-        position += HEADER.size
-        if position + length > len(data):
+        end = position + HEADER.size + length
+        # a length that leads too far gives another CRC
+        if zlib.crc32(data[position + KIND_AT : end]) != crc:
             return
-        parts.append(data[position : position + length])
-        position += length
+        if kind in (FULL, FIRST):
+            parts.clear()
+        parts.append(data[position + HEADER.size : end])
+        position = end
         if kind in (FULL, LAST):
             record: Any = wandb_internal_pb2.Record()  # pyright: ignore[reportAttributeAccessIssue]
             record.ParseFromString(b"".join(parts))
-            parts = []
             yield record

@@ -1,12 +1,14 @@
 """Weights & Biases as a mirror of a run: one W&B run for it, however often it is interrupted; never in its way.
 
 A session's rows are on disk, in the run's folder, before they are sent anywhere (see `plainres.wandb_files`). When a
-run goes on, those that an earlier session has are not logged again, and those that it has lost are.
+run goes on offline, those that an earlier session has are not logged again, and those that it has lost are. Online, the
+server says how many it has: they always are the first ones of metrics.csv, and it gets the others.
 """
 
 import os
 import secrets
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,20 +17,23 @@ from typing import Any
 from plainres.config import Config
 from plainres.errors import first_line
 from plainres.loggers import Mirror
+from plainres.progress import say
 from plainres.runs import Run, identity, write_atomically
 from plainres.wandb_files import STEP, sessions
 
 INIT_TIMEOUT = 10  # seconds to wait for the server before a run
 FINISH_TIMEOUT = 20  # seconds, after it, for the server to take the rest
+COUNT_TIMEOUT = 5  # seconds for the server to have counted what it has taken
 LOWEST = ("train/loss", "train/error", "test/loss", "test/error")  # whose least value is shown beside the last
 LATEST = ("epoch", "lr")
 RESULTS = ("train_error_eval", "test_error", "parameters", "multiply_adds", "weights_sha256")  # of result.json
 
 
-def settings() -> dict[str, Any]:
+def settings(timeout: float | None = None) -> dict[str, Any]:
     """How W&B's client is to behave: it keeps quiet, looks at nothing, writes soon and waits for nothing for ever.
 
-    A new one for each run: the client writes the run's name into it.
+    A new one for each run: the client writes the run's name into it. `timeout`: seconds to wait for the server before a
+    run, and again after it; by default INIT_TIMEOUT and FINISH_TIMEOUT.
     """
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its telemetry would wait for a dead network, offline too
     return {
@@ -37,8 +42,8 @@ def settings() -> dict[str, Any]:
         "x_disable_stats": True,  # a process that watches the machine
         "x_save_requirements": False,  # 0.1 s for each run; result.json has the versions
         "x_transaction_log_flush_interval": 2.0,  # seconds; what a killed process has not written is logged again
-        "init_timeout": INIT_TIMEOUT,
-        "finish_timeout": FINISH_TIMEOUT,
+        "init_timeout": timeout or INIT_TIMEOUT,
+        "finish_timeout": timeout or FINISH_TIMEOUT,
         "finish_timeout_raises": True,
     }
 
@@ -52,16 +57,16 @@ def wandb_id(folder: Path) -> str:
     return file.read_text().strip()
 
 
-def start(folder: Path, mode: str, **options: Any) -> Any:
+def start(folder: Path, mode: str, timeout: float | None = None, **options: Any) -> Any:
     """Begin a session of the W&B run that belongs to `folder`, or go on with it; `options` are `wandb.init`'s.
 
     Raises:
         Exception: whatever the client raises if the server or the key is not as it should be.
     """
-    made = settings()
+    made = settings(timeout)
+    options |= {"dir": folder, "mode": mode, "id": wandb_id(folder), "resume": "allow"}
     import wandb
 
-    options |= {"dir": folder, "mode": mode, "id": wandb_id(folder), "resume": "allow"}
     stdin = sys.stdin
     with Path(os.devnull).open() as nobody:
         sys.stdin = nobody  # nobody is asked for a key
@@ -70,6 +75,32 @@ def start(folder: Path, mode: str, **options: Any) -> Any:
             return wandb.init(**options, settings=wandb.Settings(**made))
         finally:
             sys.stdin = stdin
+
+
+def finish_sent(session: Any, folder: Path, rows: int, exit_code: int = 0) -> None:
+    """Finish an online session; if the server then has `rows` rows of the run, all sessions in `folder` are sent.
+
+    The client says nothing when the server has refused its rows for good, so the server is asked.
+
+    Raises:
+        NotTakenError: it has fewer.
+        Exception: whatever the client raises, TimeoutError if there is no answer.
+    """
+    import wandb
+
+    place = f"{session.entity}/{session.project}/{session.id}"
+    session.finish(exit_code=exit_code)
+    end = time.monotonic() + COUNT_TIMEOUT
+    while (found := wandb.Api(timeout=COUNT_TIMEOUT).run(place).history_line_count or 0) < rows:
+        if time.monotonic() > end:
+            raise NotTakenError(f"the server has {found} of {rows} rows")
+        time.sleep(0.2)
+    for each in sessions(folder):
+        each.mark_sent()
+
+
+class NotTakenError(Exception):
+    """The server has not taken all rows."""
 
 
 def abandon() -> None:
@@ -101,11 +132,12 @@ class WandbMirror(Mirror):
     what was not sent is on disk for `plainres wandb-sync`.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, timeout: float | None = None) -> None:
         super().__init__()
-        self.run = run
+        self.run, self.timeout = run, timeout
         self.session: Any = None  # W&B's run while there is one
-        self.told: set[int] = set()  # the steps of the rows that earlier sessions have
+        self.told: set[int] = set()  # offline, the steps of the rows that earlier sessions have
+        self.arrived = 0  # online, how many rows the server has had from them
         self.rows: list[Mapping[str, float]] = []  # all of the run's
         self.warned = False
 
@@ -115,15 +147,17 @@ class WandbMirror(Mirror):
         return self.run.config.logger.project
 
     def connect(self, mode: str) -> None:
-        """Begin a session, and find what earlier ones have logged; online, only what has arrived counts.
+        """Begin a session, and find what earlier ones have logged, or, online, what has arrived.
 
         Raises:
             Exception: whatever the client raises if the server or the key is not as it should be.
         """
         config = self.run.config
-        self.session = start(
+        before = sessions(self.run.folder)
+        session = start(
             self.run.folder,
             mode,
+            self.timeout,
             project=config.logger.project,
             entity=config.logger.entity,
             name=self.run.name,
@@ -134,18 +168,16 @@ class WandbMirror(Mirror):
         )
         for names, summary in ((LOWEST, "min,last"), (LATEST, "last")):
             for name in names:
-                self.session.define_metric(name, step_metric=STEP, summary=summary)
-        here = Path(self.session.dir).parent.name
-        for session in sessions(self.run.folder):
-            if session.folder.name == here:
-                continue  # sessions that begin in the same second have one folder, and the later one's rows
-            if not session.id:
-                session.mark_sent()  # killed before its first word; `wandb sync` would stumble over it
-            elif mode == "offline" or session.sent:
-                self.told |= session.steps
-            elif session.online:  # the server's number of rows is the number of the first one that it lacks
-                arrived = self.session.starting_step
-                self.told |= {int(row[STEP]) for row in session.rows if row["_step"] < arrived}
+                session.define_metric(name, step_metric=STEP, summary=summary)
+        here = Path(session.dir).parent.name
+        # sessions that begin in the same second have one folder, and the later one's rows
+        before = [each for each in before if each.folder.name != here]
+        for each in before:
+            if not each.id:
+                each.mark_sent()  # killed before its first word, or damaged; `wandb sync` would stumble over it
+        self.told = {step for each in before for step in each.steps} if session.offline else set()
+        self.arrived = session.starting_step  # the number of the first row that it lacks; offline 0
+        self.session = session
 
     def log(self, row: Mapping[str, float], step: int) -> None:
         """Log a row, unless W&B has one of this step.
@@ -154,14 +186,15 @@ class WandbMirror(Mirror):
             Exception: whatever the client raises.
         """
         self.rows.append(row)
-        if self.session is not None and step not in self.told:
+        if self.session is not None and len(self.rows) > self.arrived and step not in self.told:
             self.session.log({**row, STEP: step})
 
     def finish(self, exit_code: int) -> None:
         """Finish the session; online, all sessions are then known to be sent.
 
         Raises:
-            Exception: whatever the client raises if the server has not taken everything.
+            NotTakenError: the server has not taken everything.
+            Exception: whatever the client raises.
         """
         session, self.session = self.session, None
         if session is None:
@@ -171,14 +204,16 @@ class WandbMirror(Mirror):
             session.summary[name] = {"min": min(values), "last": values[-1]}
         if self.run.finished:
             session.summary.update({key: self.run.result[key] for key in RESULTS})
-        session.finish(exit_code=exit_code)
-        if not session.offline:
-            for each in sessions(self.run.folder):
-                each.mark_sent()
+        if session.offline:
+            session.finish(exit_code=exit_code)
+        else:
+            finish_sent(session, self.run.folder, len(self.rows), exit_code)
 
     def begin(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Go on with the run's W&B run, or begin one; log what it lacks."""
         mode = self.run.config.logger.mode
+        with suppress(OSError):
+            self.run.trouble_file.unlink(missing_ok=True)
         try:
             try:
                 self.connect(mode)
@@ -214,9 +249,8 @@ class WandbMirror(Mirror):
     def _warn(self, what: str, error: Exception) -> None:
         """Say it once: what follows is the same trouble."""
         if not self.warned:
-            reason = first_line(error).removesuffix(".") or type(error).__name__
-            print(
-                f"W&B {what} ({reason}); the run goes on, and `plainres wandb-sync {self.run.folder}` sends it later",
-                file=sys.stderr,
-            )
+            trouble = f"W&B {what} ({first_line(error).removesuffix('.') or type(error).__name__})"
+            say(f"{trouble}; the run goes on, and `plainres wandb-sync {self.run.folder}` sends it later")
+            with suppress(OSError):
+                write_atomically(self.run.trouble_file, trouble)
         self.warned = True

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from plainres.errors import InputError, first_line
+from plainres.families import SHORTCUT
 from plainres.figures import mean_curve
-from plainres.study import Study
+from plainres.study import Family, Study
 from plainres.wandb_files import STEP, sessions
-from plainres.wandb_logger import abandon, start
+from plainres.wandb_logger import abandon, finish_sent, start
 
 CURVES = {"train/error": "Training error (%), running", "test/error": "Test error (%)"}
 
@@ -22,10 +23,12 @@ VERDICT = ("question", "what", "percentage points", "95 % interval", "seeds", "w
 def show(study: Study, report: Path, mode: str) -> str:
     """Show a study, whose report has been written to `report`, in W&B; return what to say about it.
 
-    A report that is repeated replaces its W&B run, which is named in <report>/wandb/id.
+    A report has one W&B run, whose id is in <report>/wandb/id. Repeated, it replaces what has not been sent; to what
+    has, it adds a step, and W&B shows the last.
 
     Raises:
-        InputError: W&B cannot be reached, or does not let us in; the report is written all the same.
+        InputError: W&B cannot be reached, or does not let us in, or does not take the workspace; the report is written
+            all the same.
     """
     # where tables are kept until they are sent; by default that is outside of the report's folder
     os.environ["WANDB_DATA_DIR"] = str((report / "wandb").absolute())
@@ -41,22 +44,25 @@ def show(study: Study, report: Path, mode: str) -> str:
         session.log(_panels(study, report))
         session.summary["verdict"] = [f"{c.what}: {c.verdict}" for those in study.comparisons.values() for c in those]
         session.summary["finished_runs"] = len(study.runs)
-        session.finish()
         if mode == "offline":
+            session.finish()
             return f"W&B: kept in {report / 'wandb'}; plainres wandb-sync {report} sends it"
-        for each in sessions(report):
-            each.mark_sent()
-        said = f"W&B: {session.url}"
-        if find_spec("wandb_workspaces"):
-            said += f"\nW&B workspace: {workspace(study, session.entity, session.project).save().url}"
-        else:
-            said += "\nW&B workspace: none, for that needs pip install 'plainres[workspace]'"
-        return said
+        url, entity, project = session.url, session.entity, session.project
+        finish_sent(session, report, session.starting_step + 1)
     except Exception as error:  # whatever the client makes of a server and a key
         with suppress(Exception):
             session.finish(exit_code=1)
         abandon()
         raise InputError(f"the report is written, but W&B is not told: {first_line(error)}") from error
+    said = f"W&B: {url}\nW&B workspace: "
+    if not find_spec("wandb_workspaces"):
+        return f"{said}none, for that needs pip install 'plainres[workspace]'"
+    try:
+        return f"{said}{workspace(study, entity, project).save().url}"
+    except Exception as error:
+        raise InputError(
+            f"the report is written, and in W&B ({url}), but its workspace is not saved: {first_line(error)}"
+        ) from error
 
 
 def _panels(study: Study, report: Path) -> dict[str, Any]:
@@ -64,14 +70,15 @@ def _panels(study: Study, report: Path) -> dict[str, Any]:
     from wandb.plot import line_series
 
     panels: dict[str, Any] = {}
-    for column, title in CURVES.items():
-        lines = {
-            f"{family.label}, {depth}": mean_curve(by_seed.values(), column)
-            for family in study.families
-            for depth, by_seed in family.runs.items()
-        }
-        steps, errors = zip(*lines.values(), strict=True)
-        panels[f"curves/{column}"] = line_series(steps, errors, list(lines), title, "iteration")
+    for part, families in {"": study.families, **_halves(study)}.items():
+        for column, title in CURVES.items():
+            lines = {
+                f"{family.label}, {depth}": mean_curve(by_seed.values(), column)
+                for family in families
+                for depth, by_seed in family.runs.items()
+            }
+            steps, errors = zip(*lines.values(), strict=True)
+            panels[_key(part, column)] = line_series(steps, errors, list(lines), _title(part, title), "iteration")
     panels["depth"] = line_series(
         [[row.depth for row in family.rows] for family in study.families],
         [[row.errors["train_error_eval"].mean for row in family.rows] for family in study.families],
@@ -90,6 +97,22 @@ def _panels(study: Study, report: Path) -> dict[str, Any]:
     return panels
 
 
+def _halves(study: Study) -> dict[str, list[Family]]:
+    """The families of plain nets and the others, if there are such."""
+    halves: dict[str, list[Family]] = {"plain": [], "residual": []}
+    for family in study.families:
+        halves["plain" if family.is_like({SHORTCUT: "plain"}) else "residual"].append(family)
+    return {part: families for part, families in halves.items() if families}
+
+
+def _key(part: str, column: str) -> str:
+    return f"curves/{part}/{column}" if part else f"curves/{column}"
+
+
+def _title(part: str, title: str) -> str:
+    return f"{title}: {part}" if part else title
+
+
 def _number(cell: str) -> float | str | None:
     try:
         return float(cell) if cell else None
@@ -98,13 +121,23 @@ def _number(cell: str) -> float | str | None:
 
 
 def workspace(study: Study, entity: str, project: str) -> Any:
-    """A workspace of the study's runs: errors over iterations, grouped by shortcut and depth."""
+    """A workspace of a study: plain | residual as the report has them; the runs' errors by shortcut and depth."""
     import wandb_workspaces.reports.v2 as panels
     from wandb_workspaces import workspaces
 
     group = study.runs[0][1].config.study
+    halves: list[Any] = [
+        panels.CustomChart(  # a table of the study's own run, drawn as `line_series` draws it
+            query={"summaryTable": {"tableKey": f"{_key(part, column)}_table"}},
+            chart_name="wandb/lineseries/v0",
+            chart_fields={"step": "step", "lineKey": "lineKey", "lineVal": "lineVal"},
+            chart_strings={"title": _title(part, title), "xname": "iteration"},
+        )
+        for column, title in CURVES.items()
+        for part in _halves(study)
+    ]
     lines: list[Any] = [
-        panels.LinePlot(title=title, x=STEP, y=[column], range_y=(0, 100), smoothing_factor=0, max_runs_to_show=100)
+        panels.LinePlot(title=title, x=STEP, y=[column], smoothing_factor=0, max_runs_to_show=100)
         for column, title in CURVES.items()
     ]
     bars: list[Any] = [
@@ -117,12 +150,18 @@ def workspace(study: Study, entity: str, project: str) -> Any:
         name=f"{group}: plain and residual",
         auto_generate_panels=False,
         sections=[
-            workspaces.Section(name="Errors over iterations", panels=lines, is_open=True),
+            workspaces.Section(
+                name=f"{' | '.join(_halves(study))}: training error, test error",
+                panels=halves,
+                is_open=True,
+                layout_settings=workspaces.SectionLayoutSettings(columns=len(_halves(study)), rows=len(CURVES)),
+            ),
+            workspaces.Section(name="Errors over iterations, by shortcut and depth", panels=lines, is_open=True),
             workspaces.Section(name="Errors at the end", panels=bars, is_open=True),
         ],
         settings=workspaces.WorkspaceSettings(x_axis=STEP, smoothing_type="none", smoothing_weight=0, max_runs=100),
         runset_settings=workspaces.RunsetSettings(
-            filters=[workspaces.Metric("Group") == group, workspaces.Metric("JobType") == "train"],
+            filters=[workspaces.Metric("Group") == group, workspaces.Metric("JobType").isin(["train", "study"])],
             groupby=[workspaces.Config("shortcut"), workspaces.Config("model.depth")],
         ),
     )
