@@ -52,7 +52,8 @@ def bare(config: Config) -> str:
         return 100 * wrong / len(pixels.targets)
 
     while step < steps:
-        for x, y in batches:
+        for drawn in batches:
+            x, y = training.made(drawn)
             optimizer.zero_grad()
             F.cross_entropy(network(x), y).backward()
             optimizer.step()

@@ -1,0 +1,70 @@
+"""What the choices are worth on the CPU: memory format, fused SGD, torch.compile; steps of a bare loop in turns.
+
+python experiments/throughput/choices.py [OVERRIDES] [--steps 5] [--rounds 5]
+"""
+
+import argparse
+import time
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch.optim import SGD
+
+from plainres.build import network_of, source_of
+from plainres.compose import compose
+from plainres.config import Config
+
+CHOICES = ("as it is", "contiguous", "fused SGD", "compiled")  # the first: channels_last, eager
+
+
+class Steps:
+    """Steps of one network on one batch."""
+
+    def __init__(self, config: Config, choice: str) -> None:
+        source, recipe = source_of(config), config.optim
+        layout = torch.contiguous_format if choice == "contiguous" else torch.channels_last
+        self.network = network_of(config, source).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+        if choice == "compiled":
+            self.network.compile()
+        fused = choice == "fused SGD" or None
+        momentum, decay = recipe.momentum, recipe.weight_decay
+        self.optimizer = SGD(self.network.parameters(), recipe.lr, momentum, weight_decay=decay, fused=fused)
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.randn(recipe.batch_size, *source.shape, generator=generator).to(memory_format=layout)
+        self.targets = torch.randint(source.classes, (recipe.batch_size,), generator=generator)
+
+    def run(self, steps: int) -> float:
+        """Take so many steps; return the seconds of one."""
+        started = time.perf_counter()
+        for _ in range(steps):
+            self.optimizer.zero_grad()
+            F.cross_entropy(self.network(self.images), self.targets).backward()
+            self.optimizer.step()
+        return (time.perf_counter() - started) / steps
+
+
+def main() -> None:
+    """Measure in turns."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5)
+    given, overrides = parser.parse_known_args()
+    config = compose(overrides)[0]
+    torch.set_num_threads(config.trainer.threads)
+    sides = {choice: Steps(config, choice) for choice in CHOICES}
+    first = {choice: 2 * side.run(2) for choice, side in sides.items()}
+    times: dict[str, list[float]] = {choice: [] for choice in CHOICES}
+    for _ in range(given.rounds):
+        for choice, side in sides.items():
+            times[choice].append(side.run(given.steps))
+    for choice in CHOICES:
+        ratios = sorted(base / own for base, own in zip(times[CHOICES[0]], times[choice], strict=True))
+        print(
+            f"{choice:12} {1000 * median(times[choice]):8.1f} ms/step, {median(ratios):.2f} times as fast as it is "
+            f"({ratios[0]:.2f} .. {ratios[-1]:.2f}); the first two steps {first[choice]:.1f} s"
+        )
+
+
+if __name__ == "__main__":
+    main()
