@@ -17,9 +17,8 @@ UNREADABLE = "unreadable"  # beside the states of runs: a folder whose config.ya
 WITH_REASON = (State.FAILED.value, UNREADABLE)
 LEFT = (State.RUNNING.value, State.INTERRUPTED.value, State.MISSING.value)
 WATCH_SECONDS = 2
-QUIET_SECONDS = (
-    30  # without a running one, after which nothing more is expected: between two runs of a sweep it is less
-)
+# without a running one, after which nothing more is expected: between two runs of a sweep it is less
+QUIET_SECONDS = 30
 
 
 def status(folder: Path) -> str:
