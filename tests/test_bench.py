@@ -46,6 +46,8 @@ def test_the_bare_loop_ends_with_the_weights_of_a_run(make_config: Make, precisi
     assert all(seconds > 0 for seconds in loop.seconds.values())
 
 
+# coverage says so in a worker that was forked; an error there would end it
+@pytest.mark.filterwarnings("default::coverage.exceptions.CoverageWarning")
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_customary_way_shows_the_same_images(make_config: Make, channels: int) -> None:
     source = Synthetic([channels, 8, 8], 10, 40, 30, 2, True)
