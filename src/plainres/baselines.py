@@ -51,6 +51,8 @@ class BareLoop:
     def __init__(self, config: Config, images: Images, source: Source, device: torch.device) -> None:
         self.device, self.dtype = device, torch.float64 if config.precision == "64-true" else torch.float32
         self.network = network_of(config, source).to(device, self.dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        if config.trainer.compile:
+            self.network.compile()
         self.mixed = config.precision == "bf16-mixed"
         statistics = images.channel_statistics
         self.training, self.test = (Pixels(s, source, statistics, device) for s in (images.train, images.test))
@@ -65,9 +67,8 @@ class BareLoop:
             fused=device.type == "cuda" or None,
         )
         self.epoch: Iterator[Drawn] = iter(())
-        self.seconds: dict[str, float] = dict.fromkeys(
-            PARTS, 0.0
-        )  # of each part of a step, while `run` is asked to tell them apart
+        # of each part of a step, while `run` is asked to tell them apart
+        self.seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
 
     def run(self, steps: int, *, parts: bool = False) -> None:
         """Take so many more steps; with `parts`, note what each part of them takes, which costs time itself."""
