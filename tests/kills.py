@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -89,6 +89,15 @@ def kill_in_one_process(run: Run, moments: Iterator[float], environment: dict[st
         elif process.exitcode:
             raise RunFailedError(f"{run.folder}: exit code {process.exitcode}")
     return kills
+
+
+def when(condition: Callable[[], bool]) -> Iterator[float]:
+    """The moment at which a condition holds: no time after it has been waited for."""
+    end = time.monotonic() + 100
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+    yield 0.0
 
 
 def processes_of(run: Run) -> dict[int, str]:

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from conftest import ROOT
+from plainres import batches, compilation
 from plainres.baselines import PARTS, BareLoop, CustomaryLoop, evaluate
-from plainres.bench import OURS, SIDES, Measured, _run_seconds
+from plainres.bench import OURS, SIDES, Measured, _run_seconds, decided
 from plainres.build import source_of
 from plainres.cli import main
 from plainres.config import Config
@@ -21,15 +22,16 @@ from plainres.errors import InputError
 from plainres.provenance import weights_sha256
 from plainres.runs import Run
 from plainres.train import train
+from training import Recorder
 
 Make = Callable[..., Config]
 CPU = torch.device("cpu")
 SMALL = ["data=synthetic", "data.train=320", "data.test=64", "model.depth=8", "model.width=4"]
 
 
-def bare(config: Config) -> BareLoop:
+def bare(config: Config, recorder: Recorder | None = None) -> BareLoop:
     source = source_of(config)
-    return BareLoop(config, source.load(), source, CPU)
+    return BareLoop(config, source.load(), source, CPU, recorder)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed"])
@@ -39,11 +41,34 @@ def test_the_bare_loop_ends_with_the_weights_of_a_run(make_config: Make, precisi
     train(run)
     loop = bare(config)
     loop.run(3)
-    loop.run(4, parts=True)
+    seconds = loop.parts(4)
     assert weights_sha256(loop.network) == run.result["weights_sha256"]
     assert evaluate(loop.network, loop.test, mixed=precision == "bf16-mixed") == pytest.approx(run.result["test_error"])
-    assert loop.seconds.keys() == set(PARTS)
-    assert all(seconds > 0 for seconds in loop.seconds.values())
+    assert seconds.keys() == set(PARTS)
+    assert all(part > 0 for part in seconds.values())
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_the_bare_loop_is_captured_as_a_run_is(make_config: Make, monkeypatch: pytest.MonkeyPatch, fits: bool) -> None:
+    monkeypatch.setattr(batches, "_fits", lambda images, device: fits)
+    config = make_config(optim={"milestones": []})
+    eager, captured = bare(config), bare(config, recorder := Recorder())
+    for loop in (eager, captured):
+        loop.run(8)
+    assert len(recorder.graphs) == 1
+    theirs = captured.network.state_dict()
+    for key, value in eager.network.state_dict().items():
+        torch.testing.assert_close(value, theirs[key], msg=key)  # a fused optimizer rounds otherwise
+
+
+def test_whether_a_network_is_compiled_follows_from_its_own_length(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert decided(make_config()).trainer.compile is False
+    monkeypatch.setattr(compilation, "PAYS_FROM", 1)
+    assert decided(make_config()).trainer.compile is True
+    config = make_config(trainer={"compile": False})
+    assert decided(config) is config
 
 
 # coverage says so in a worker that was forked; an error there would end it

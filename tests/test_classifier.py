@@ -1,4 +1,3 @@
-import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -7,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lightning.pytorch.loggers import Logger
 
 from plainres.batches import ImageBatches
 from plainres.classifier import WARMUP_WINDOW, Classifier, LossAndError, count
@@ -16,43 +14,7 @@ from plainres.data import Synthetic
 from plainres.errors import InputError
 from plainres.networks import CifarNet
 from plainres.shortcuts import Identity
-
-
-def recipe(**changes: Any) -> Recipe:
-    values: dict[str, Any] = {
-        "batch_size": 16,
-        "epochs": None,
-        "steps": 10,
-        "lr": 0.1,
-        "momentum": 0.9,
-        "weight_decay": 1e-4,
-        "milestones": [0.5, 0.75],
-        "gamma": 0.1,
-        "warmup_lr": None,
-        "warmup_until": 80.0,
-    }
-    return Recipe(**(values | changes))
-
-
-class Rows(Logger):
-    """Keeps what is logged."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: list[dict[str, float]] = []
-
-    @property
-    def name(self) -> str:
-        return "rows"
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        self.rows.append({**metrics, "step": step or 0})
-
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
+from training import Rows, bare_trainer, recipe
 
 
 def fit(recipe: Recipe, train: int = 70) -> tuple[Classifier, list[dict[str, float]]]:
@@ -62,17 +24,7 @@ def fit(recipe: Recipe, train: int = 70) -> tuple[Classifier, list[dict[str, flo
     torch.manual_seed(0)
     classifier = Classifier(CifarNet(1, 10, 8, 4, Identity), recipe, steps, data.steps_per_epoch)
     rows = Rows()
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        min_epochs=0,
-        max_epochs=math.ceil(steps / data.steps_per_epoch),
-        logger=rows,
-        log_every_n_steps=1,
-        num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = bare_trainer(steps, data.steps_per_epoch, rows)
     trainer.fit(classifier, datamodule=data)
     return classifier, rows.rows
 

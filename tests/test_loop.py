@@ -1,16 +1,14 @@
 """The inner loop of training: Lightning's own does the same, and a step can be captured."""
 
-import math
-from collections.abc import Callable, Iterator
-from itertools import chain, repeat
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from conftest import SHORTCUTS
+from plainres import batches
 from plainres.batches import ImageBatches
 from plainres.classifier import Classifier
 from plainres.data import Synthetic
@@ -18,7 +16,7 @@ from plainres.loop import EAGER_STEPS, EpochLoop, Replay
 from plainres.networks import CifarNet
 from plainres.randomness import seed_noise
 from plainres.shortcuts import Dropout, ShortcutFactory
-from test_classifier import Rows, recipe
+from training import Recorder, Rows, bare_trainer, recipe
 
 Change = Callable[[pl.Trainer], None]
 
@@ -35,17 +33,7 @@ def fitted(
     seed_noise(network, 0)
     classifier = Classifier(network, optim, steps, data.steps_per_epoch, captured=captured)
     rows = Rows()
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        min_epochs=0,
-        max_epochs=math.ceil(steps / data.steps_per_epoch),
-        logger=rows,
-        num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-    )
+    trainer = bare_trainer(steps, data.steps_per_epoch, rows)
     change(trainer)
     trainer.fit(classifier, datamodule=data)
     assert trainer.global_step == steps
@@ -81,28 +69,32 @@ def test_the_loop_does_what_lightnings_own_does() -> None:
 
 @pytest.mark.parametrize("name", SHORTCUTS)
 def test_a_captured_step_is_the_step(name: str) -> None:
-    """What the step does to tensors is recorded once and then repeated, without the Python that led to it."""
-    recorded = []
-
-    def capture(launch: Replay) -> Replay:
-        def step() -> torch.Tensor:
-            launch()
-            return torch.zeros(())
-
-        graph = make_fx(step)()  # carries it out, too, which a GPU's capture does not
-        recorded.append(graph)
-        replays: Iterator[Replay] = chain([lambda: None], repeat(graph))
-
-        def replay() -> None:
-            next(replays)()
-
-        return replay
-
+    recorder = Recorder()
     eager, eager_rows = fitted(with_capture(None), captured=True, shortcut=SHORTCUTS[name])
-    captured, rows = fitted(with_capture(capture), captured=True, shortcut=SHORTCUTS[name])
-    assert len(recorded) == 1
+    captured, rows = fitted(with_capture(recorder), captured=True, shortcut=SHORTCUTS[name])
+    assert len(recorder.graphs) == 1
     assert_equal(eager, captured)
     assert eager_rows == rows
+
+
+def test_images_that_do_not_fit_on_the_device_are_made_batches_outside_of_the_captured_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    near, near_rows = fitted(with_capture(None), captured=True)
+    monkeypatch.setattr(batches, "_fits", lambda images, device: False)
+    made, recorder = [], Recorder()
+    augmented = batches.Pixels.augmented
+
+    def noted(self: batches.Pixels, index: torch.Tensor, random: torch.Tensor) -> batches.Batch:
+        made.append(len(index))
+        return augmented(self, index, random)
+
+    monkeypatch.setattr(batches.Pixels, "augmented", noted)
+    far, far_rows = fitted(with_capture(recorder), captured=True)
+    assert len(recorder.graphs) == 1
+    assert len(made) == 10  # one for each step
+    assert_equal(near, far)
+    assert near_rows == far_rows
 
 
 def test_the_first_steps_are_not_captured() -> None:

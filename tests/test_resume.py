@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from conftest import CIFAR10
-from kills import digits, elsewhere, ending, kill_in_one_process, kill_processes
+from kills import digits, elsewhere, ending, kill_in_one_process, kill_processes, when
 from plainres.build import source_of
 from plainres.cli import main
 from plainres.config import Config, Devices
@@ -52,7 +52,7 @@ def test_what_a_shortcut_draws_is_the_same_after_a_resume(tmp_path: Path, shortc
     whole = digits(tmp_path / "whole", 10**6, shortcut=shortcut)
     train(whole)
     run = elsewhere(whole, tmp_path / "killed", 7)
-    assert kill_in_one_process(run, _when(lambda: 7 < run.step < 60)) == 1
+    assert kill_in_one_process(run, when(lambda: 7 < run.step < 60)) == 1
     assert ending(run) == ending(whole)
 
 
@@ -89,18 +89,9 @@ def test_real_images_with_augmentation_killed_in_mid_epoch(tmp_path: Path) -> No
     assert source_of(whole.config).pad == 4
     train(whole)
     run = elsewhere(whole, tmp_path / "killed", 7)
-    assert kill_in_one_process(run, _when(lambda: 40 < run.step < 80)) == 1
+    assert kill_in_one_process(run, when(lambda: 40 < run.step < 80)) == 1
     assert run.result["sessions"][-1]["from_step"] % 40
     assert ending(run) == ending(whole)
-
-
-def _when(condition: Callable[[], bool]) -> Iterator[float]:
-    """The moment at which a condition holds: no time after it has been waited for."""
-    end = time.monotonic() + 100
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.005)
-    yield 0.0
 
 
 @contextmanager

@@ -8,14 +8,18 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import joblib
 import pytest
 
 from plainres import sweep as sweep_module
 from plainres.config import Config
 from plainres.errors import InputError
+from plainres.progress import duration
 from plainres.runs import Run
-from plainres.sweep import _places, _survey, duration, sweep, train_quietly
+from plainres.survey import places, survey
+from plainres.sweep import sweep, train_quietly
 
 Make = Callable[..., Config]
 
@@ -133,7 +137,7 @@ def test_a_sweep_that_is_stopped_leaves_no_process_behind(tmp_path: Path, how: s
 
 
 def test_cost_follows_multiply_adds_and_images(make_config: Make) -> None:
-    (shallow, deep, longer), _ = _survey(
+    (shallow, deep, longer), _ = survey(
         [Run.of(make_config()), Run.of(make_config(depth=20)), Run.of(make_config(optim={"epochs": 4}))]
     )
     assert shallow == 48544 * 32 * 6
@@ -141,7 +145,7 @@ def test_cost_follows_multiply_adds_and_images(make_config: Make) -> None:
     assert deep > 2 * shallow
 
 
-def testdurations() -> None:
+def test_durations() -> None:
     assert [duration(seconds) for seconds in (4, 89, 120, 5399, 7200)] == ["4 s", "89 s", "2 min", "90 min", "2.0 h"]
 
 
@@ -237,16 +241,33 @@ def test_a_run_that_another_process_trains_is_waited_for(make_config: Make, capf
 
 
 @pytest.mark.parametrize(
-    ("devices", "visible", "per_device", "places"),
+    ("devices", "visible", "per_device", "expected"),
     [
-        (1, "", 1, ["0", "1", "2", "3"]),
+        (1, "", "auto", ["0", "1", "2", "3"]),
         (1, "", 2, ["0", "0", "1", "1", "2", "2", "3", "3"]),
         (2, "", 1, ["0,1", "2,3"]),
         (1, "5,7", 1, ["5", "7"]),
     ],
 )
 def test_each_run_sees_its_own_gpus(
-    make_config: Make, *, devices: int, visible: str, per_device: int, places: list[str]
+    make_config: Make, *, devices: int, visible: str, per_device: Any, expected: list[str]
 ) -> None:
     run = Run.of(make_config(trainer={"accelerator": "gpu", "devices": devices}, runs_per_device=per_device))
-    assert _places([run], len(visible.split(",")) if visible else 4, visible) == places
+    assert places([run], len(visible.split(",")) if visible else 4, visible) == expected
+
+
+@pytest.mark.parametrize(
+    ("threads", "at_a_time", "expected"), [(1, "auto", 8), (3, "auto", 2), (9, "auto", 1), (1, 3, 3), (4, 12, 12)]
+)
+def test_on_the_cpu_there_are_as_many_runs_as_threads_allow_or_as_was_asked_for(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch, *, threads: int, at_a_time: Any, expected: int
+) -> None:
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
+    run = Run.of(make_config(trainer={"threads": threads}, runs_per_device=at_a_time))
+    assert places([run], 0, "") == [None] * expected
+
+
+@pytest.mark.parametrize("value", [0, 1.5, True, "many", None])
+def test_other_numbers_of_runs_are_refused(make_config: Make, value: Any) -> None:
+    with pytest.raises(InputError, match=r"runs_per_device is .*; it must be a number from 1 on, or auto"):
+        make_config(runs_per_device=value)

@@ -1,7 +1,6 @@
 """Runs from their configuration to their record, in this process, in others, on two devices."""
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -84,31 +83,6 @@ def test_one_configuration_gives_one_result_wherever_it_is_trained(make_config: 
     assert trained(make_config(depth=14, seed=6)).result["weights_sha256"] != alone
     rows = [run.curve() for run in (Run.of(config), after_others, fresh, pooled)]
     assert all(curve == rows[0] for curve in rows)
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_network_trains_as_it_does_uncompiled(make_config: Make, tmp_path: Path) -> None:
-    optim = {"epochs": None, "steps": 4}
-    eager = trained(make_config(optim=optim))
-    options = {"accelerator": "cpu", "devices": 1, "threads": 1}
-    config = make_config(optim=optim, trainer={**options, "compile": True}, runs=str(tmp_path / "compiled"))
-    # a process of its own: what the compiler imports warns of torch's own ways
-    run = Run.of(config)
-    run.prepare()
-    done = subprocess.run(
-        [sys.executable, "-m", "plainres.train", run.folder], check=True, capture_output=True, text=True
-    )
-    assert "torch.compile compiles the network" in done.stderr
-    assert (eager.result["compile"], run.result["compile"]) == (False, True)
-    for mine, theirs in zip(run.curve(), eager.curve(), strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-3)
-
-
-def test_without_a_compiler_nothing_is_compiled(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = make_config(trainer={"accelerator": "cpu", "devices": 1, "threads": 1, "compile": True})
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(InputError, match=r"trainer.compile=true needs a C\+\+ compiler"):
-        check(config)
 
 
 @pytest.mark.parametrize("accelerator", ["cpu", "gpu"])

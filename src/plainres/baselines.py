@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader, Dataset
 
-from plainres.batches import Drawn, EvaluationBatches, Pixels, TrainingBatches
+from plainres.batches import Batch, Drawn, EvaluationBatches, Pixels, TrainingBatches
 from plainres.build import network_of
 from plainres.config import Config
 from plainres.data import Images, Source, Split
 from plainres.errors import InputError
+from plainres.loop import Replay, StepGraph
 
 PARTS = ("data", "forward", "backward", "optimizer")
 CUSTOMARY_WORKERS = 4  # at most; torch advises against more than there are cores
@@ -46,13 +47,21 @@ class BareLoop:
         images: its images.
         source: where they come from.
         device: where to train.
+        capture: makes a graph of a step; None: each step is launched operation by operation.
     """
 
-    def __init__(self, config: Config, images: Images, source: Source, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: Config,
+        images: Images,
+        source: Source,
+        device: torch.device,
+        capture: Callable[[Replay], Replay] | None = None,
+    ) -> None:
         self.device, self.dtype = device, torch.float64 if config.precision == "64-true" else torch.float32
         self.network = network_of(config, source).to(device, self.dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        if config.trainer.compile:
-            self.network.compile()
+        forward = self.network.forward
+        self.logits_of = torch.compile(forward, dynamic=False) if config.trainer.compile is True else forward
         self.mixed = config.precision == "bf16-mixed"
         statistics = images.channel_statistics
         self.training, self.test = (Pixels(s, source, statistics, device) for s in (images.train, images.test))
@@ -61,46 +70,67 @@ class BareLoop:
         recipe = config.optim
         self.optimizer = SGD(
             self.network.parameters(),
-            recipe.lr,
+            torch.tensor(recipe.lr, device=device) if capture else recipe.lr,
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
-            fused=device.type == "cuda" or None,
+            fused=capture is not None or device.type == "cuda" or None,
         )
         self.epoch: Iterator[Drawn] = iter(())
-        # of each part of a step, while `run` is asked to tell them apart
-        self.seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+        self.take = StepGraph(self._step, capture) if capture else self._step
 
-    def run(self, steps: int, *, parts: bool = False) -> None:
-        """Take so many more steps; with `parts`, note what each part of them takes, which costs time itself."""
+    def run(self, steps: int) -> None:
+        """Take so many more steps."""
+        for _ in range(steps):
+            self.take(self._next())
+            self._count()
+
+    def parts(self, steps: int) -> dict[str, float]:
+        """Take so many more steps, operation by operation; return the seconds of each part of one.
+
+        On a GPU each part waits for the one before, so that together they take longer than a step.
+        """
+        seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
         for _ in range(steps):
             before = time.perf_counter()
 
-            def part(name: str) -> None:
+            def done(part: str) -> None:
                 nonlocal before
-                if parts:
-                    wait_for(self.device)
-                    now = time.perf_counter()
-                    self.seconds[name] += now - before
-                    before = now
+                wait_for(self.device)
+                now = time.perf_counter()
+                seconds[part] += (now - before) / steps
+                before = now
 
-            drawn = next(self.epoch, None)
-            if drawn is None:
-                self.epoch = iter(self.batches)
-                drawn = next(self.epoch)
-            images, targets = self.training.made(drawn)
-            images, targets = images.to(self.device, self.dtype), targets.to(self.device)
-            part("data")
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
-                loss = F.cross_entropy(self.network(images), targets)
-            part("forward")
-            self.optimizer.zero_grad()
-            loss.backward()
-            part("backward")
-            self.optimizer.step()
-            part("optimizer")
-            self.step += 1
-            if self.step % len(self.batches) == 0:
-                evaluate(self.network, self.test, mixed=self.mixed)
+            self._step(self._next(), done)
+            self._count()
+        return seconds
+
+    def _next(self) -> Drawn | Batch:
+        drawn = next(self.epoch, None)
+        if drawn is None:
+            self.epoch = iter(self.batches)
+            drawn = next(self.epoch)
+        return drawn if self.training.fits else self._made(drawn)
+
+    def _made(self, drawn: Drawn) -> Batch:
+        images, targets = self.training.made(drawn)
+        return images.to(self.device, self.dtype), targets.to(self.device)
+
+    def _step(self, batch: Drawn | Batch, done: Callable[[str], None] = lambda part: None) -> None:
+        images, targets = self._made(batch) if isinstance(batch, Drawn) else batch
+        done("data")
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
+            loss = F.cross_entropy(self.logits_of(images), targets)
+        done("forward")
+        self.optimizer.zero_grad()
+        loss.backward()
+        done("backward")
+        self.optimizer.step()
+        done("optimizer")
+
+    def _count(self) -> None:
+        self.step += 1
+        if self.step % len(self.batches) == 0:
+            evaluate(self.network, self.test, mixed=self.mixed)
 
 
 @torch.no_grad()

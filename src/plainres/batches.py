@@ -40,7 +40,8 @@ class Pixels:
     """
 
     def __init__(self, split: Split, source: Source, statistics: tuple[Tensor, Tensor], device: torch.device) -> None:
-        home = device if _fits(split.images, device) else torch.device("cpu")
+        self.fits = _fits(split.images, device)
+        home = device if self.fits else torch.device("cpu")
         self.images, self.targets = split.images.to(home), split.targets.to(home)
         mean, std = statistics
         self.mean, self.scale = mean.to(home), 1 / std.clamp(min=1e-6).to(home)
@@ -196,6 +197,10 @@ class ImageBatches(pl.LightningDataModule):
         images, targets = self.trainer.precision_plugin.convert_input(self.training.made(batch))
         device = self.trainer.strategy.root_device
         return images.to(device), targets.to(device)  # for large data sets stay in the host's memory
+
+    def on_device(self, drawn: Drawn) -> Batch | Drawn:
+        """What a step on the device can take: a batch that is made already, if the images do not fit there."""
+        return drawn if self.training.fits else self.on_after_batch_transfer(drawn, 0)
 
     def train_dataloader(self) -> TrainingBatches:
         """The training batches, beginning where the trainer stands."""

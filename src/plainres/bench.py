@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import joblib
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -25,14 +24,17 @@ from plainres.baselines import PARTS, BareLoop, CustomaryLoop, Loop, evaluate, w
 from plainres.batches import ImageBatches
 from plainres.build import architecture_of, check, source_of
 from plainres.classifier import Classifier
-from plainres.config import Config
+from plainres.compilation import pays
+from plainres.config import AUTO, Config
 from plainres.describe import describe
 from plainres.errors import InputError, RunFailedError, StoppedError, first_line
 from plainres.families import labelled
 from plainres.forks import begin, forkserver
+from plainres.loop import cuda_graph
 from plainres.progress import bar, duration
 from plainres.provenance import device_name, peak_memory_mib, versions
 from plainres.runs import Run, identity
+from plainres.survey import places
 from plainres.train import train
 
 if TYPE_CHECKING:
@@ -171,11 +173,10 @@ class _Turns(Callback):
             evaluate(classifier.network, data.test, mixed=self.config.precision == "bf16-mixed")
             self.found.evaluation = self._clock() - started
         self.found.peak_memory = peak_memory_mib(self.device)
-        bare = BareLoop(self.config, data.images, data.source, self.device)
+        capture = cuda_graph if self.config.trainer.cuda_graph else None
+        bare = BareLoop(self.config, data.images, data.source, self.device, capture)
         bare.run(2)
-        looked_at = min(steps, PART_STEPS)
-        bare.run(looked_at, parts=True)
-        self.found.parts = {part: seconds / looked_at for part, seconds in bare.seconds.items()}
+        self.found.parts = bare.parts(min(steps, PART_STEPS))
         self.others = {"bare": bare, "customary": CustomaryLoop(self.config, data.images, data.source, self.device)}
         for side in self.others:
             self._window(side, WARM_STEPS)
@@ -203,7 +204,7 @@ def measure(config: Config, network: str, rounds: int, seconds: float, threads: 
     """Measure one network in this process, which should be a fresh one.
 
     Args:
-        config: of a run on one device.
+        config: of a run on one device, `decided`.
         network: what it is called.
         rounds: windows of each side.
         seconds: about the length of one of our windows.
@@ -217,11 +218,25 @@ def measure(config: Config, network: str, rounds: int, seconds: float, threads: 
     settings |= {f"trainer.{key}": value for key, value in asdict(config.trainer).items()}
     settings |= {"customary threads": threads}
     found = Measured(network, settings, device_name(config.trainer.accelerator), recipe.batch_size)
+    found.multiply_adds = _multiply_adds(config)
     _train_endlessly(config, _Turns(config, rounds, seconds, threads, found))
-    with torch.device("meta"):
-        source = source_of(config)
-        found.multiply_adds = describe(architecture_of(config, source), source.shape).multiply_adds
     return found
+
+
+def _multiply_adds(config: Config) -> int:
+    """Of one image forward."""
+    source = source_of(config)
+    with torch.device("meta"):
+        return describe(architecture_of(config, source), source.shape).multiply_adds
+
+
+def decided(config: Config) -> Config:
+    """The configuration with `trainer.compile` true or false, as its own length decides: what is measured has none."""
+    if config.trainer.compile != AUTO:
+        return config
+    images = len(source_of(config).load().train)
+    steps = config.optim.length(images // config.optim.batch_size)
+    return replace(config, trainer=replace(config.trainer, compile=pays(config, _multiply_adds(config), steps)))
 
 
 class _SideBySide(Callback):
@@ -345,8 +360,9 @@ def bench(configs: Sequence[Config], rounds: int, seconds: float) -> tuple[list[
             network = f"{name}, depth {model['depth']}, width {model['width']}, on {config.choices['data']}"
             done.set_postfix_str(network)
             source_of(config).prepare()
+            config = decided(config)
             (one,) = _in_processes([(measure, config, network, rounds, seconds, threads)])
-            one.side_by_side = _at_a_time(config)
+            one.side_by_side = len(places([Run.of(config)], 1, ""))
             if one.side_by_side > 1:
                 one.gains = _side_by_side(config, one.side_by_side, rounds, one.steps[OURS])
             found.append(one)
@@ -366,13 +382,6 @@ def _run_seconds(config: Config, found: Measured) -> float:
     window = found.steps[OURS]
     in_windows = window // per_epoch * found.evaluation  # of the whole epochs in a window
     return steps * (found.step(OURS) - in_windows / window) + evaluations * found.evaluation
-
-
-def _at_a_time(config: Config) -> int:
-    """How many runs a sweep has at a time on one GPU, or on all cores."""
-    if config.trainer.accelerator == "gpu":
-        return config.runs_per_device
-    return max(1, joblib.cpu_count() // config.trainer.threads)
 
 
 def _estimate(configs: Sequence[Config], alone: float, together: float) -> str:

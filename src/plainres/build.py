@@ -68,7 +68,8 @@ def check_devices(config: Config) -> None:
     """
     trainer = config.trainer
     compiler = os.environ.get("CXX", "g++")
-    if trainer.compile and trainer.accelerator == "cpu" and not (shutil.which(compiler) or shutil.which("clang++")):
+    there = shutil.which(compiler) or shutil.which("clang++")
+    if trainer.compile is True and trainer.accelerator == "cpu" and not there:
         raise InputError(f"trainer.compile=true needs a C++ compiler on the CPU; there is no {compiler} (CXX names it)")
     if trainer.accelerator == "gpu" and torch.cuda.device_count() < trainer.devices:
         raise InputError(

@@ -77,6 +77,7 @@ class Classifier(pl.LightningModule):
         super().__init__()
         self.captured = captured
         self.network, self.recipe = network, recipe
+        self.logits_of = network.forward  # in a training step; compiled, perhaps
         self.steps, self.steps_per_epoch = steps, steps_per_epoch
         self.running = LossAndError()
         # no buffers: DDP would give every process the first one's
@@ -150,7 +151,7 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean cross-entropy of a batch, which is counted; nothing here waits for the device."""
         images, targets = batch
-        logits = self(images)
+        logits = self.logits_of(images)
         loss = F.cross_entropy(logits, targets)
         self.counted[3] += count(self.counted, loss.detach(), logits.detach(), targets)
         return loss

@@ -2,15 +2,16 @@
 
 import argparse
 import json
-import math
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from plainres import after_training
+from plainres.arguments import Arguments, above_zero, whole
 from plainres.errors import InputError, RunFailedError, StoppedError
 
 if TYPE_CHECKING:
@@ -237,10 +238,10 @@ def _describe(arguments: list[str]) -> int:
 
 
 def _bench(arguments: list[str]) -> int:
-    parser = _Arguments("plainres bench", description=BENCH, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Arguments("plainres bench", description=BENCH, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.usage = "plainres bench [OVERRIDES] [--rounds N] [--seconds S] [--json]"
-    parser.add_argument("--rounds", type=_whole(1), default=5, help="turns of each of the three (5)")
-    parser.add_argument("--seconds", type=_above_zero, default=3.0, help="about the length of a turn (3)")
+    parser.add_argument("--rounds", type=whole(1), default=5, help="turns of each of the three (5)")
+    parser.add_argument("--seconds", type=above_zero, default=3.0, help="about the length of a turn (3)")
     parser.add_argument("--json", action="store_true", help="for programs")
     given, overrides = parser.parse_known_args(arguments)
     from plainres.compose import compose
@@ -307,105 +308,6 @@ def _export(arguments: list[str]) -> int:
     return 0
 
 
-class _Arguments(argparse.ArgumentParser):
-    """Arguments of a command whose mistakes are told in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
-
-
-class _Parser(_Arguments):
-    """Those of a command on finished runs."""
-
-    def __init__(self, command: str, description: str) -> None:
-        super().__init__(f"plainres {command}", description=description, allow_abbrev=False)
-        self.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a finished run")
-        self.add_argument("--seed", type=int, default=0, help="of what is drawn at random (0)")
-
-
-def _whole(least: int) -> Callable[[str], int]:
-    """Read a whole number, at least `least`."""
-
-    def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is no whole number from {least} on")
-        return int(text)
-
-    return read
-
-
-def _above_zero(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
-    return value
-
-
-def _lesion(arguments: list[str]) -> int:
-    parser = _Parser(
-        "lesion",
-        "Training and test error of finished runs after deleting each block, after deleting blocks drawn at random, "
-        "and after swapping blocks of one stage (Veit et al. 2016). Deleted is the residual branch; a block of a plain "
-        "net is taken out whole, its input subsampled and padded with zeros where it changes the shape. Writes "
-        "lesion.csv, .svg and .png into each run's folder, and a figure of all into the folder above. Stopped, the "
-        "same command goes on.",
-    )
-    parser.add_argument("--most", type=_whole(1), default=10, help="blocks deleted, or pairs swapped, at random (10)")
-    parser.add_argument("--draws", type=_whole(1), default=5, help="of each number of blocks or pairs (5)")
-    parser.add_argument("--images", type=_whole(1), help="of each set, the first so many (all)")
-    given = parser.parse_args(arguments)
-    from plainres.lesion import write
-
-    print(write(given.runs, given.most, given.draws, given.seed, given.images))
-    return 0
-
-
-def _landscape(arguments: list[str]) -> int:
-    parser = _Parser(
-        "landscape",
-        "Training loss and error of finished runs along filter-normalised random directions (Li et al. 2018), on one "
-        "scale. Writes landscape.csv and landscape-1d or -2d.svg and .png into each run's folder, and a figure of all "
-        "into the folder above. Stopped, the same command goes on.",
-    )
-    parser.add_argument("--dimensions", type=int, choices=(1, 2), default=1, help="directions (1)")
-    parser.add_argument("--points", type=_whole(2), help="along each direction (51, or 21 with two)")
-    parser.add_argument(
-        "--range", type=_above_zero, default=1.0, metavar="R", help="from -R to R, in units of the filters' norms (1)"
-    )
-    parser.add_argument("--images", type=_whole(1), default=1000, help="the first so many of the training set (1000)")
-    given = parser.parse_args(arguments)
-    from plainres.landscape import write
-
-    options = {"points": given.points, "dimensions": given.dimensions, "reach": given.range}
-    print(write(given.runs, **options, images=given.images, seed=given.seed))
-    return 0
-
-
-def _sharpness(arguments: list[str]) -> int:
-    parser = _Parser(
-        "sharpness",
-        "The top eigenvalue of the Hessian of the training loss of finished runs, by power iteration. Writes "
-        "sharpness.csv, .svg and .png into each run's folder, and a figure of all into the folder above.",
-    )
-    parser.add_argument("--images", type=_whole(1), default=1000, help="the first so many of the training set (1000)")
-    parser.add_argument(
-        "--tolerance", type=_above_zero, default=1e-3, help="relative change of the value at which it ends (0.001)"
-    )
-    parser.add_argument("--iterations", type=_whole(1), default=100, help="at most (100)")
-    given = parser.parse_args(arguments)
-    from plainres.sharpness import write
-
-    try:
-        print(write(given.runs, given.images, given.tolerance, given.iterations, given.seed))
-    except KeyboardInterrupt:
-        print("plainres: stopped; the same command begins again", file=sys.stderr)
-        return 130
-    return 0
-
-
 def _complete(arguments: list[str]) -> int:
     """Let Hydra complete what stands behind the name of our command."""
     from plainres.compose import compose
@@ -432,8 +334,8 @@ COMMANDS = {
     "bench": _bench,
     "eval": _eval,
     "export": _export,
-    "lesion": _lesion,
-    "landscape": _landscape,
-    "sharpness": _sharpness,
+    "lesion": after_training.lesion,
+    "landscape": after_training.landscape,
+    "sharpness": after_training.sharpness,
     "wandb-sync": _wandb_sync,
 }

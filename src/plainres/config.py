@@ -14,6 +14,7 @@ from omegaconf import MISSING
 from plainres.errors import InputError
 
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
+AUTO = "auto"
 
 
 def _at_least(least: float, **values: float | None) -> None:
@@ -83,7 +84,7 @@ class Devices:
     threads: int = MISSING  # of each process, on the CPU
     num_nodes: int = 1  # machines
     sync_batch_norm: bool = False  # batch statistics of the whole batch instead of each device's share
-    compile: bool = False  # the network, by torch.compile
+    compile: Any = AUTO  # the network, by torch.compile; auto: if the run is so long that it pays
     cuda_graph: bool = False  # launch each step as a whole; on one GPU
     deterministic: bool = False  # on a GPU: the same bits in every repetition, with slower kernels
 
@@ -97,6 +98,8 @@ class Devices:
             raise InputError(f"trainer.accelerator is {self.accelerator!r}; it must be cpu or gpu")
         if self.cuda_graph and (self.accelerator != "gpu" or self.processes > 1):
             raise InputError("trainer.cuda_graph=true is for one GPU; set trainer.cuda_graph=false")
+        if not isinstance(self.compile, bool) and self.compile != AUTO:
+            raise InputError(f"trainer.compile is {self.compile!r}; it must be true, false or auto")
         _at_least(1, trainer__devices=self.devices, trainer__threads=self.threads, trainer__num_nodes=self.num_nodes)
 
 
@@ -161,7 +164,7 @@ class Config:
     seed: int = MISSING
     precision: str = MISSING
     retry_failed: bool = False
-    runs_per_device: int = 1  # of a sweep on GPUs
+    runs_per_device: Any = AUTO  # of a sweep: at a time; auto: on the CPU as many as its threads allow, one on a GPU
     reference: dict[str, Any] = field(default_factory=dict)  # settings of runs; a report compares the others with them
     published: list[Published] = field(default_factory=list)  # what others found with such runs, for the report
     probes: dict[str, Any] = field(default_factory=dict)  # what is observed during training, by name
@@ -173,7 +176,8 @@ class Config:
         if self.precision not in PRECISIONS:
             raise InputError(f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
         _at_least(0, seed=self.seed)
-        _at_least(1, runs_per_device=self.runs_per_device)
+        if self.runs_per_device != AUTO and not (type(self.runs_per_device) is int and self.runs_per_device >= 1):
+            raise InputError(f"runs_per_device is {self.runs_per_device!r}; it must be a number from 1 on, or auto")
         if self.study in ("", "..") or Path(self.study).name != self.study:
             raise InputError(f"study is {self.study!r}; it must be the name of a folder, without a slash")
         if not self.runs:

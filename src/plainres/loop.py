@@ -14,7 +14,7 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
-from plainres.batches import Drawn, ImageBatches
+from plainres.batches import Batch, Drawn, ImageBatches
 from plainres.classifier import Classifier
 
 Replay = Callable[[], object]
@@ -55,7 +55,7 @@ class EpochLoop(_TrainingEpochLoop):
         classifier.on_train_batch_start(drawn, batch_idx)
         batches.increment_started()
         steps.step.increment_ready()
-        self.step(drawn)
+        self.step(self._data.on_device(drawn))
         steps.step.increment_completed()
         steps.zero_grad.increment_ready()
         steps.zero_grad.increment_started()
@@ -71,12 +71,16 @@ class EpochLoop(_TrainingEpochLoop):
         callbacks: list[pl.Callback] = self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
         return [callback for callback in callbacks if is_overridden("on_train_batch_end", callback, pl.Callback)]
 
-    def _step(self, drawn: Drawn) -> None:
+    @property
+    def _data(self) -> ImageBatches:
+        data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        assert isinstance(data, ImageBatches)
+        return data
+
+    def _step(self, batch: Batch | Drawn) -> None:
         """Forward, backward, optimizer."""
         trainer = self.trainer
-        data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        assert isinstance(data, ImageBatches)
-        loss = trainer.strategy.training_step(data.on_after_batch_transfer(drawn, 0), 0)
+        loss = trainer.strategy.training_step(self._data.on_after_batch_transfer(batch, 0), 0)
         assert isinstance(loss, Tensor)
         (optimizer,) = trainer.optimizers
         optimizer.zero_grad()
@@ -95,18 +99,19 @@ class StepGraph:
         capture: records what a function launches, without carrying it out, and returns what replays it.
     """
 
-    def __init__(self, step: Callable[[Drawn], None], capture: Callable[[Replay], Replay]) -> None:
+    def __init__(self, step: Callable[[Batch | Drawn], None], capture: Callable[[Replay], Replay]) -> None:
         self.step, self.capture = step, capture
-        self.inputs: Drawn | None = None
+        self.inputs: Batch | Drawn | None = None
         self.replay: Replay | None = None
         self.eager_steps = 0
 
-    def __call__(self, drawn: Drawn) -> None:
+    def __call__(self, batch: Batch | Drawn) -> None:
         """Train on a batch."""
         if self.inputs is None:
-            self.inputs = Drawn(drawn.which.clone(), drawn.key.clone())
+            one, other = (tensor.clone() for tensor in batch)
+            self.inputs = Drawn(one, other) if isinstance(batch, Drawn) else (one, other)
         inputs = self.inputs
-        for here, there in zip(inputs, drawn, strict=True):
+        for here, there in zip(inputs, batch, strict=True):
             here.copy_(there)
         if self.eager_steps < EAGER_STEPS:
             self.eager_steps += 1

@@ -21,14 +21,14 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-import joblib
 from tqdm import tqdm
 
-from plainres.errors import InputError, LockedError, StoppedError, first_line
+from plainres.errors import LockedError, StoppedError, first_line
 from plainres.forks import begin, forkserver
 from plainres.progress import duration, say
 from plainres.runs import Run
 from plainres.signals import Signals
+from plainres.survey import places, surveyed
 
 PRELOADED = ["plainres.train", "sklearn.datasets"]  # imported once, not once in each process
 PRELOADED_FOR_WANDB = ["plainres.wandb_logger", "wandb.sdk.launch"]  # the latter is what its first session imports
@@ -102,84 +102,13 @@ def sweep(runs: Sequence[Run]) -> int:
     if missing:
         wandb = PRELOADED_FOR_WANDB if any(run.config.logger.wandb for run in missing) else []
         context = forkserver([*PRELOADED, *wandb])
-        costs, gpus = _surveyed(context, missing)
+        costs, gpus = surveyed(context, missing)
         for run in missing:
             run.prepare()
         with Signals() as signals:
-            failed += _Pool(
-                context, missing, costs, _places(missing, gpus, os.environ.get("CUDA_VISIBLE_DEVICES", "")), signals
-            ).train()
+            at = places(missing, gpus, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+            failed += _Pool(context, missing, costs, at, signals).train()
     return summarise(failed)
-
-
-def _surveyed(context: ForkServerContext, runs: Sequence[Run]) -> tuple[list[float], int]:
-    """What `_survey` finds, in a process of its own: what it imports and initialises stays there."""
-    answer, theirs = multiprocessing.connection.Pipe(duplex=False)
-    process = context.Process(target=_tell_survey, args=(runs, theirs))
-    process.start()
-    theirs.close()
-    try:
-        found = answer.recv()
-    except EOFError:
-        found = InputError("the process that looks at the networks and the data died: killed, or out of memory")
-    except BaseException:
-        process.kill()
-        raise
-    finally:
-        process.join()
-    if isinstance(found, Exception):
-        raise found
-    return found
-
-
-def _tell_survey(runs: Sequence[Run], answer: "Connection[Any, Any]") -> None:
-    begin()
-    try:
-        answer.send(_survey(runs))
-    except InputError as error:
-        answer.send(error)
-
-
-def _survey(runs: Sequence[Run]) -> tuple[list[float], int]:
-    """Multiply-adds for each run, from which follows how long it takes relative to the others; the number of GPUs.
-
-    All that could be wrong with a run comes up here, before the first one trains: its network is made, its data are
-    prepared.
-    """
-    import torch
-
-    from plainres.build import architecture_of, check, source_of
-    from plainres.describe import describe
-
-    images: dict[str, int] = {}
-    multiply_adds: dict[str, int] = {}
-    costs = []
-    for run in runs:
-        config = run.config
-        source = source_of(config)
-        data, network = repr(config.data), repr((config.model, config.data))
-        if data not in images:
-            images[data] = len(source.load().train)
-        if network not in multiply_adds:
-            check(config)
-            with torch.device("meta"):
-                multiply_adds[network] = describe(architecture_of(config, source), source.shape).multiply_adds
-        batch_size = config.optim.batch_size
-        if batch_size > images[data]:
-            raise InputError(f"optim.batch_size is {batch_size}, but there are only {images[data]} training images")
-        costs.append(float(multiply_adds[network] * batch_size * config.optim.length(images[data] // batch_size)))
-    return costs, torch.cuda.device_count()
-
-
-def _places(runs: Sequence[Run], gpus: int, visible: str) -> list[str | None]:
-    """A place for each run that can be trained at a time: the GPUs it sees, of those `visible`, or None on the CPU."""
-    trainers = [run.config.trainer for run in runs]
-    if all(trainer.accelerator == "cpu" for trainer in trainers):
-        return [None] * max(1, joblib.cpu_count() // max(trainer.threads * trainer.devices for trainer in trainers))
-    names = visible.split(",")[:gpus] if visible else [str(number) for number in range(gpus)]
-    each = max(trainer.devices for trainer in trainers)
-    groups = [",".join(names[first : first + each]) for first in range(0, len(names) - each + 1, each)]
-    return [group for group in groups for _ in range(max(run.config.runs_per_device for run in runs))]
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from plainres.build import network_of, probes_of, source_of
 from plainres.callbacks import Curves, Probes, Progress
 from plainres.checkpoints import AtomicCheckpointIO, Checkpoints, newest
 from plainres.classifier import Classifier
-from plainres.data import Source
-from plainres.describe import describe
+from plainres.compilation import Compilation, pays
+from plainres.describe import Description, describe
 from plainres.errors import InputError, LockedError, RunFailedError, StoppedError, first_line
 from plainres.loggers import mirrors
 from plainres.loop import EpochLoop, cuda_graph
@@ -95,17 +95,15 @@ def _train(run: Run, signals: Signals, observers: Sequence[pl.Callback]) -> None
         logging.getLogger(logger).setLevel(logging.WARNING)
     source = source_of(config)
     network = network_of(config, source).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    description = describe(network, source.shape)
     if config.precision == "64-true":
         network.double()  # before Lightning 2.6 does, which restores a checkpoint first, into float32 weights
     if config.trainer.sync_batch_norm and here.size > 1:
         synchronise(network)
-    if config.trainer.compile:
-        if here.rank == 0:
-            print("torch.compile compiles the network: the first steps take their time", file=sys.stderr)
-        network.compile()
     data = ImageBatches(source.load(), source, config.optim.batch_size, config.seed)
     steps = config.optim.length(data.steps_per_epoch)
     captured = config.trainer.cuda_graph
+    compilation = Compilation(config.trainer.compile, pays(config, description.multiply_adds, steps), signals)
     classifier = Classifier(network, config.optim, steps, data.steps_per_epoch, captured=captured)
     if here.rank == 0:
         run.prepare()
@@ -120,6 +118,7 @@ def _train(run: Run, signals: Signals, observers: Sequence[pl.Callback]) -> None
         checkpoints = Checkpoints(run, config.checkpoint, signals, saved, session)
         found = probes_of(config)
         probes = [Probes(found, run.folder / "probes", steps)] if found else []
+        progress = Progress(run.name, steps, run.folder / "progress.json")
         curves = Curves(run.folder / "metrics.csv")
         curves.begin(saved.rows)
         with warnings.catch_warnings():
@@ -139,7 +138,7 @@ def _train(run: Run, signals: Signals, observers: Sequence[pl.Callback]) -> None
                 max_epochs=math.ceil(steps / data.steps_per_epoch),
                 logger=[curves, *shown],
                 log_every_n_steps=data.steps_per_epoch,
-                callbacks=[*observers, Progress(run.name, steps, run.folder / "progress.json"), *probes, checkpoints],
+                callbacks=[*observers, compilation, progress, *probes, checkpoints],
                 plugins=[AtomicCheckpointIO(), _environment(here)],
                 default_root_dir=run.folder,
                 enable_progress_bar=False,
@@ -155,7 +154,8 @@ def _train(run: Run, signals: Signals, observers: Sequence[pl.Callback]) -> None
             loaders = [data.val_dataloader(), data.evaluation_of_training_set()]
             trainer.validate(classifier, loaders, verbose=False)
         if here.rank == 0:
-            run.finish(_result(run, classifier, data, source, checkpoints))
+            result = _result(run, classifier, data, description, checkpoints)
+            run.finish(result | {"compile": compilation.compiled})
         if here.size > 1:
             dist.destroy_process_group()  # its threads may abort a process that ends before them
 
@@ -168,13 +168,12 @@ def _environment(here: Place) -> ClusterEnvironment:
 
 
 def _result(
-    run: Run, classifier: Classifier, data: ImageBatches, source: Source, checkpoints: Checkpoints
+    run: Run, classifier: Classifier, data: ImageBatches, description: Description, checkpoints: Checkpoints
 ) -> dict[str, Any]:
     """The record of a finished run; errors in percent."""
     config, evaluated = run.config, classifier.evaluated
     rows = classifier.rows
     best = min(rows, key=lambda row: row["test/error"])
-    description = describe(classifier.network, source.shape)
     return {
         "name": run.name,
         "study": config.study,
@@ -203,7 +202,6 @@ def _result(
         "devices": config.trainer.processes,
         "threads": config.trainer.threads,
         "sync_batch_norm": config.trainer.sync_batch_norm,
-        "compile": config.trainer.compile,
         "cuda_graph": config.trainer.cuda_graph,
         "sessions": checkpoints.sessions,
         "versions": versions(),
