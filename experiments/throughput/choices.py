@@ -1,4 +1,5 @@
-"""What the choices are worth on the CPU: memory format, fused SGD, torch.compile; steps of a bare loop in turns.
+"""What the choices are worth on the CPU: memory format, fused SGD, torch.compile; steps of a bare loop in turns. Then
+the number of images that are evaluated at a time.
 
 python experiments/throughput/choices.py [OVERRIDES] [--steps 5] [--rounds 5]
 """
@@ -15,6 +16,7 @@ from plainres.build import network_of, source_of
 from plainres.compose import compose
 from plainres.config import Config
 
+EVALUATED = 1024  # images
 CHOICES = ("as it is", "contiguous", "fused SGD", "compiled")  # the first: channels_last, eager
 
 
@@ -25,8 +27,8 @@ class Steps:
         source, recipe = source_of(config), config.optim
         layout = torch.contiguous_format if choice == "contiguous" else torch.channels_last
         self.network = network_of(config, source).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
-        if choice == "compiled":
-            self.network.compile()
+        forward = self.network.forward
+        self.logits_of = torch.compile(forward, dynamic=False) if choice == "compiled" else forward
         fused = choice == "fused SGD" or None
         momentum, decay = recipe.momentum, recipe.weight_decay
         self.optimizer = SGD(self.network.parameters(), recipe.lr, momentum, weight_decay=decay, fused=fused)
@@ -39,9 +41,25 @@ class Steps:
         started = time.perf_counter()
         for _ in range(steps):
             self.optimizer.zero_grad()
-            F.cross_entropy(self.network(self.images), self.targets).backward()
+            F.cross_entropy(self.logits_of(self.images), self.targets).backward()
             self.optimizer.step()
         return (time.perf_counter() - started) / steps
+
+
+def evaluation(config: Config, rounds: int) -> dict[int, list[float]]:
+    """The milliseconds that an image takes, by how many are evaluated at a time."""
+    source = source_of(config)
+    network = network_of(config, source).to(memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
+    times: dict[int, list[float]] = {size: [] for size in (64, 128, 256, 512)}
+    images = torch.randn(EVALUATED, *source.shape).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        for _ in range(rounds):
+            for size, found in times.items():
+                started = time.perf_counter()
+                for batch in images.split(size):
+                    network(batch)
+                found.append(1000 * (time.perf_counter() - started) / EVALUATED)
+    return times
 
 
 def main() -> None:
@@ -63,6 +81,10 @@ def main() -> None:
         print(
             f"{choice:12} {1000 * median(times[choice]):8.1f} ms/step, {median(ratios):.2f} times as fast as it is "
             f"({ratios[0]:.2f} .. {ratios[-1]:.2f}); the first two steps {first[choice]:.1f} s"
+        )
+    for size, found in evaluation(config, given.rounds).items():
+        print(
+            f"{size:4} images evaluated at a time: {median(found):.3f} ms each ({min(found):.3f} .. {max(found):.3f})"
         )
 
 

@@ -15,8 +15,8 @@ from plainres.errors import InputError, StoppedError, first_line
 from plainres.signals import Signals
 
 # Floating-point operations of a whole run, for each of its threads, from which on it pays: on a core of 2024 they take
-# twenty minutes, of which compiling saves two and costs half of one (experiments/throughput).
-PAYS_FROM = 1e14
+# two hours, of which compiling saves five minutes and costs one at most (experiments/throughput).
+PAYS_FROM = 5e14
 
 
 def pays(config: Config, multiply_adds: int, steps: int) -> bool:
