@@ -1,5 +1,6 @@
 """`plainres eval` and `plainres export`, as a user calls them, and what they compute."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -9,9 +10,11 @@ import torch.nn.functional as F
 
 from conftest import CIFAR10
 from plainres.cli import main
+from plainres.config import CheckpointTimes, Config
 from plainres.errors import InputError
 from plainres.evaluate import Predictions, with_overrides
 from plainres.runs import Run
+from plainres.train import train
 from references import CifarResNet, ImageNetResNet, scrambled
 
 SMALL = ["model.depth=8", "model.width=4", "optim.epochs=1", "data=synthetic", "data.train=128", "data.shape=[1,8,8]"]
@@ -101,12 +104,28 @@ def test_a_run_becomes_a_file_of_weights_and_begins_another_run(run: Run, capsys
     assert main(["eval", str(folder)]) == 0  # the weights that it began with are not needed again
 
 
+@pytest.mark.parametrize("command", [["eval"], ["export"]])
+def test_only_the_weights_of_the_result_are_those_of_a_finished_run(
+    command: list[str], make_config: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run.of(make_config(checkpoint=CheckpointTimes(every_minutes=5, every_n_steps=1)))
+    train(run)
+    before, final = sorted(run.checkpoints.iterdir())
+    asked = [*command, str(run.folder), *([str(tmp_path / "x.safetensors")] if command == ["export"] else [])]
+    final.write_bytes(final.read_bytes()[:1000])
+    assert main(asked) == 2
+    assert "that can be read has not the weights of its result.json; delete that" in capsys.readouterr().err
+    before.unlink()
+    assert main(asked) == 2
+    assert "has no checkpoint that can be read; delete its result.json and repeat the run" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["eval"], "plainres eval needs the folder of a run or a file of weights first"),
         (["eval", "data=digits"], "plainres eval needs the folder of a run or a file of weights first"),
-        (["eval", "nowhere"], "model.weights=nowhere: there is no such file"),
+        (["eval", "nowhere"], "nowhere: there is no run in such a folder, and no file of weights"),
         (["eval", "."], ". is not the folder of a run: config.yaml: no such file"),
         (["eval", "begun"], "begun has no checkpoint yet; train it first"),
         (["export", "begun", "x.safetensors"], "begun has no checkpoint yet; train it first"),

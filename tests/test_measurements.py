@@ -242,7 +242,7 @@ def test_mistakes(command: str, runs: list[Path], capsys: pytest.CaptureFixture[
     (runs[0] / f"{command}.csv").mkdir()
     assert f"{command}.csv" in mistake(run)
     shutil.rmtree(runs[0] / "checkpoints")
-    assert "has no checkpoint yet" in mistake(run)
+    assert "has no checkpoint that can be read; delete its result.json and repeat the run" in mistake(run)
 
 
 def test_more_mistakes(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -179,6 +179,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", type=float, default=9)
     given, options = parser.parse_known_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("torch finds no GPU; this measures one")
     until = time.monotonic() + 60 * given.minutes - 15
     given.folder.mkdir(parents=True, exist_ok=True)
     parts = {"ceilings": ceilings, "paths": paths}

@@ -272,6 +272,8 @@ def _eval(arguments: list[str]) -> int:
     from plainres.runs import Run
 
     target, overrides = Path(arguments[0]), arguments[1:]
+    if not target.exists():
+        raise InputError(f"{target}: there is no run in such a folder, and no file of weights")
     if target.is_dir():
         run = Run.read(target)
         config = with_overrides(run.config, overrides)

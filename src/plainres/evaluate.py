@@ -18,6 +18,7 @@ from plainres.compose import compose
 from plainres.config import Config
 from plainres.errors import InputError, first_line
 from plainres.progress import bar
+from plainres.provenance import weights_sha256
 from plainres.runs import Run, atomically
 from plainres.weights import load_weights
 
@@ -115,10 +116,14 @@ def trained(run: Run) -> nn.Module:
     """The network of a run, with the weights of its newest checkpoint, in the type that they were trained in.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or the run is finished and its checkpoints have not the weights of its result.
     """
     saved = newest(run)
     if saved.path is None:
+        if run.finished:
+            raise InputError(
+                f"{run.folder} has no checkpoint that can be read; delete its result.json and repeat the run"
+            )
         raise InputError(f"{run.folder} has no checkpoint yet; train it first")
     if not run.finished:
         print(f"{run.name} is not finished: these are its weights after step {saved.step}", file=sys.stderr)
@@ -129,6 +134,11 @@ def trained(run: Run) -> nn.Module:
     if config.precision == "64-true":
         network.double()
     load_weights(network, saved.path)
+    if run.finished and weights_sha256(network) != run.result["weights_sha256"]:  # the last was damaged
+        raise InputError(
+            f"the newest checkpoint in {run.folder} that can be read has not the weights of its result.json; "
+            "delete that and repeat the run"
+        )
     return network
 
 

@@ -31,7 +31,6 @@ from plainres.evaluate import trained
 from plainres.figures import save
 from plainres.forks import begin, forkserver
 from plainres.progress import bar
-from plainres.provenance import weights_sha256
 from plainres.runs import Run, csv_text, read_rows, write_atomically
 
 Row = dict[str, str]
@@ -64,13 +63,7 @@ class Finished:
             raise InputError(f"{folder} is not finished; the command that trains it goes on")
         gpu = run.config.trainer.accelerator == "gpu" and torch.cuda.is_available()
         device = torch.device("cuda" if gpu else "cpu")
-        network = trained(run)
-        if weights_sha256(network) != run.result["weights_sha256"]:  # an older checkpoint, after the last was damaged
-            raise InputError(
-                f"the newest checkpoint in {folder} that can be read has not the weights of its result.json; "
-                "delete that and repeat the run"
-            )
-        network = network.to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
+        network = trained(run).to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
         source = source_of(run.config)
         found = source.load()
         training, test = (

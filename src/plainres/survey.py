@@ -55,12 +55,14 @@ def survey(runs: Sequence[Run]) -> tuple[list[float], int]:
     """
     import torch
 
-    from plainres.build import architecture_of, check, source_of
+    from plainres.build import architecture_of, check, check_devices, source_of
     from plainres.describe import describe
 
     images: dict[str, int] = {}
     multiply_adds: dict[str, int] = {}
     costs = []
+    for run in runs:
+        check_devices(run.config)  # before the data, which may take minutes to come
     for run in runs:
         config = run.config
         source = source_of(config)

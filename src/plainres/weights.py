@@ -137,7 +137,9 @@ def _read(file: Path) -> dict[str, Tensor]:
             else torch.load(file, weights_only=True, map_location="cpu")
         )
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise InputError(f"{file} cannot be read as weights: {first_line(error)}") from error
+        raise InputError(
+            f"{file} cannot be read as weights: {first_line(error) or 'it is empty or cut off'}"
+        ) from error
     except Exception as error:  # whatever a damaged file makes of the unpickler
         raise InputError(
             f"{file} cannot be read as weights, or holds more than weights, which is not executed "
