@@ -125,7 +125,7 @@ def test_only_the_weights_of_the_result_are_those_of_a_finished_run(
     [
         (["eval"], "plainres eval needs the folder of a run or a file of weights first"),
         (["eval", "data=digits"], "plainres eval needs the folder of a run or a file of weights first"),
-        (["eval", "nowhere"], "nowhere: there is no run in such a folder, and no file of weights"),
+        (["eval", "nowhere"], "nowhere: there is no such file of weights, and no such folder of a run"),
         (["eval", "."], ". is not the folder of a run: config.yaml: no such file"),
         (["eval", "begun"], "begun has no checkpoint yet; train it first"),
         (["export", "begun", "x.safetensors"], "begun has no checkpoint yet; train it first"),

@@ -273,7 +273,7 @@ def _eval(arguments: list[str]) -> int:
 
     target, overrides = Path(arguments[0]), arguments[1:]
     if not target.exists():
-        raise InputError(f"{target}: there is no run in such a folder, and no file of weights")
+        raise InputError(f"{target}: there is no such file of weights, and no such folder of a run")
     if target.is_dir():
         run = Run.read(target)
         config = with_overrides(run.config, overrides)
