@@ -16,11 +16,10 @@ from torch import Tensor
 
 from kills import digits, elsewhere, ending, kill_in_one_process, when
 from plainres import compilation
-from plainres.build import architecture_of, check, source_of
+from plainres.build import check, description_of, source_of
 from plainres.compilation import PAYS_FROM, pays
 from plainres.compose import compose
 from plainres.config import Config, Devices
-from plainres.describe import describe
 from plainres.errors import InputError
 from plainres.runs import Run
 from plainres.train import train
@@ -68,9 +67,7 @@ def test_it_is_the_length_of_a_run_that_decides(make_config: Make) -> None:
 )
 def test_studies_of_minutes_are_not_compiled(options: list[str], images: int, expected: bool) -> None:
     (config,) = compose(options)
-    source = source_of(config)
-    with torch.device("meta"):
-        multiply_adds = describe(architecture_of(config, source), source.shape).multiply_adds
+    multiply_adds = description_of(config, source_of(config)).multiply_adds
     steps = config.optim.length(images // config.optim.batch_size)
     assert pays(config, multiply_adds, steps) is expected
 

@@ -32,10 +32,9 @@ from typing import Any
 import torch
 
 from plainres.bench import OURS, bench, measure
-from plainres.build import architecture_of, source_of
+from plainres.build import description_of, source_of
 from plainres.compose import compose
 from plainres.config import Config
-from plainres.describe import describe
 from plainres.provenance import versions
 from plainres.runs import Run
 
@@ -111,8 +110,7 @@ def least_bytes(config: Config) -> int:
     normalised, read by the next layer; backward, as much for its gradient, and twice what was kept of it is read.
     """
     source = source_of(config)
-    with torch.device("meta"):
-        layers = describe(architecture_of(config, source), source.shape).layers
+    layers = description_of(config, source).layers
     elements = sum(torch.Size(layer.output).numel() for layer in layers if layer.kind == "Conv2d")
     return 2 * (5 + 5 + 2) * elements * config.optim.batch_size
 

@@ -3,7 +3,7 @@
     python experiments/throughput/loop.py [--rounds 5] [--steps 3000]
 
 The network is a single linear layer. On a GPU, which is given its work and not waited for, no step can be shorter than
-the second.
+one of the empty loop.
 """
 
 import argparse

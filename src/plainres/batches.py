@@ -27,7 +27,7 @@ class Drawn(NamedTuple):
 
 
 # Images; in evaluation mode the result does not depend on it. Of 512, activations leave a CPU's cache, and an image of
-# CIFAR-10 takes up to 1.6 times as long (experiments/throughput).
+# CIFAR-10 takes up to 1.75 times as long (experiments/throughput).
 EVALUATION_BATCH = 256
 
 

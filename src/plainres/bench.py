@@ -22,11 +22,10 @@ from lightning.pytorch.callbacks import Callback
 
 from plainres.baselines import PARTS, BareLoop, CustomaryLoop, Loop, evaluate, wait_for
 from plainres.batches import ImageBatches
-from plainres.build import architecture_of, check, source_of
+from plainres.build import check, description_of, source_of
 from plainres.classifier import Classifier
 from plainres.compilation import pays
 from plainres.config import AUTO, Config
-from plainres.describe import describe
 from plainres.errors import InputError, RunFailedError, StoppedError, first_line
 from plainres.families import labelled
 from plainres.forks import begin, forkserver
@@ -218,25 +217,19 @@ def measure(config: Config, network: str, rounds: int, seconds: float, threads: 
     settings |= {f"trainer.{key}": value for key, value in asdict(config.trainer).items()}
     settings |= {"customary threads": threads}
     found = Measured(network, settings, device_name(config.trainer.accelerator), recipe.batch_size)
-    found.multiply_adds = _multiply_adds(config)
+    found.multiply_adds = description_of(config, source_of(config)).multiply_adds
     _train_endlessly(config, _Turns(config, rounds, seconds, threads, found))
     return found
-
-
-def _multiply_adds(config: Config) -> int:
-    """Of one image forward."""
-    source = source_of(config)
-    with torch.device("meta"):
-        return describe(architecture_of(config, source), source.shape).multiply_adds
 
 
 def decided(config: Config) -> Config:
     """The configuration with `trainer.compile` true or false, as its own length decides: what is measured has none."""
     if config.trainer.compile != AUTO:
         return config
-    images = len(source_of(config).load().train)
-    steps = config.optim.length(images // config.optim.batch_size)
-    return replace(config, trainer=replace(config.trainer, compile=pays(config, _multiply_adds(config), steps)))
+    source = source_of(config)
+    steps = config.optim.length(len(source.load().train) // config.optim.batch_size)
+    compile = pays(config, description_of(config, source).multiply_adds, steps)
+    return replace(config, trainer=replace(config.trainer, compile=compile))
 
 
 class _SideBySide(Callback):

@@ -17,6 +17,7 @@ from torch import Generator, nn
 
 from plainres.config import Config
 from plainres.data import Source
+from plainres.describe import Description, describe
 from plainres.errors import InputError, first_line
 from plainres.initialisation import Scheme, he_fan_out
 from plainres.probes import Probe, check_probes
@@ -49,6 +50,16 @@ def architecture_of(config: Config, source: Source) -> nn.Module:
         raise
     except Exception as error:  # the class may be the user's own
         raise InputError(f"model: {type(error).__name__}: {first_line(error)}") from error
+
+
+def description_of(config: Config, source: Source) -> Description:
+    """The layers, parameters and multiply-adds of the network for the images of `source`, found without memory.
+
+    Raises:
+        InputError: as `architecture_of`.
+    """
+    with torch.device("meta"):
+        return describe(architecture_of(config, source), source.shape)
 
 
 def probes_of(config: Config) -> dict[str, Probe]:

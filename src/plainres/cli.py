@@ -207,11 +207,8 @@ def _status(arguments: list[str]) -> int:
 
 
 def _describe(arguments: list[str]) -> int:
-    import torch
-
-    from plainres.build import architecture_of, source_of
+    from plainres.build import description_of, source_of
     from plainres.compose import compose
-    from plainres.describe import describe
     from plainres.families import labelled
     from plainres.runs import Run
 
@@ -225,8 +222,7 @@ def _describe(arguments: list[str]) -> int:
         if key not in descriptions:
             label, _ = families[run.name]
             name = f"{label}, depth {model['depth']}, width {model['width']}, on {config.choices['data']}"
-            with torch.device("meta"):
-                descriptions[key] = name, describe(architecture_of(config, source), source.shape)
+            descriptions[key] = name, description_of(config, source)
     if "--json" in arguments:
         from dataclasses import asdict
 

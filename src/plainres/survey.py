@@ -55,24 +55,20 @@ def survey(runs: Sequence[Run]) -> tuple[list[float], int]:
     """
     import torch
 
-    from plainres.build import architecture_of, check, check_devices, source_of
-    from plainres.describe import describe
+    from plainres.build import check, description_of, source_of
 
     images: dict[str, int] = {}
     multiply_adds: dict[str, int] = {}
     costs = []
     for run in runs:
-        check_devices(run.config)  # before the data, which may take minutes to come
-    for run in runs:
         config = run.config
         source = source_of(config)
         data, network = repr(config.data), repr((config.model, config.data))
+        if network not in multiply_adds:
+            check(config)  # before the data, which may take minutes to come
+            multiply_adds[network] = description_of(config, source).multiply_adds
         if data not in images:
             images[data] = len(source.load().train)
-        if network not in multiply_adds:
-            check(config)
-            with torch.device("meta"):
-                multiply_adds[network] = describe(architecture_of(config, source), source.shape).multiply_adds
         batch_size = config.optim.batch_size
         if batch_size > images[data]:
             raise InputError(f"optim.batch_size is {batch_size}, but there are only {images[data]} training images")
