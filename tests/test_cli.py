@@ -141,9 +141,21 @@ def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
         ("optim.batchsize=1", "there is no option optim.batchsize (did you mean batch_size?)"),
         ("+model.shortcut.scale=1", "model.shortcut has no option 'scale'"),
         ("optim.batch_size=0", "optim.batch_size is 0; it must be at least 1"),
-        ("optim.batch_size=many", "Value 'many' of type 'str' could not be converted to Integer"),
+        ("optim.batch_size=many", "optim.batch_size=many: optim.batch_size must be a whole number"),
+        ("optim.lr=fast", "optim.lr=fast: optim.lr must be a number"),
+        ("optim.epochs=1.5", "optim.epochs=1.5: optim.epochs must be a whole number or null"),
+        ("seed=null", "seed=null: seed must be a whole number"),
+        ("retry_failed=maybe", "retry_failed=maybe: retry_failed must be true or false"),
+        ("optim.milestones=[x]", "optim.milestones=[x]: optim.milestones[0] must be a number"),
+        ("optim.milestones=0.5", "optim.milestones=0.5: optim.milestones must be a list"),
+        (
+            "probes=[responses,gradient]",
+            "probes=gradient: there is no such choice; there are gradient_correlation, gradients, responses, signals",
+        ),
+        ("probes.responses.images=1", "there is no option probes.responses\n"),
+        ("-m --cfg=job", "--cfg and --info show one configuration: leave out -m"),
         ("optim.steps.x=1", "optim.steps.x=1"),
-        ("model.depth=twenty", "model.depth is 'twenty'; it must be int"),
+        ("model.depth=twenty", "model.depth is 'twenty'; it must be a whole number"),
         (
             "data=cifar11",
             "data=cifar11: there is no such choice; there are cifar10, cifar100, digits, imagenet, synthetic",
@@ -171,7 +183,7 @@ def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_mistake_gets_one_line(
     command: str, override: str, message: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert main([command, override]) == 2
+    assert main([command, *override.split()]) == 2
     said = capfd.readouterr()
     assert message in said.err
     assert said.err.count("\n") == 1

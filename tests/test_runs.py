@@ -70,12 +70,31 @@ def test_a_row_that_is_being_written_is_not_read(make_config: Make) -> None:
     assert run.curve() == [{"epoch": 1, "step": 4, "test/error": 50}]
 
 
-@pytest.mark.parametrize("text", [None, "", "model: [", "model: {depth: 8}\nsede: 1\n", "- 1\n"])
-def test_a_foreign_folder(tmp_path: Path, text: str | None) -> None:
-    if text is not None:
-        (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(InputError, match="is not the folder of a run"):
+def test_a_foreign_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is not the folder of a run: it has no config.yaml"):
         Run.read(tmp_path)
+    with pytest.raises(InputError, match="is not the folder of a run: there is no such folder"):
+        Run.read(tmp_path / "nowhere")
+    (tmp_path / "config.yaml").mkdir()
+    with pytest.raises(InputError, match=r"is not the folder of a run: config.yaml: Is a directory"):
+        Run.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", ""),
+        ("seed: 1\nmodel: [", "line 2: expected the node content"),
+        ("model: {depth: 8}\nsede: 1\n", "Key 'sede' not in 'Config'"),
+        ("- 1\n", ""),
+        ("model: 3\n", ""),
+    ],
+)
+def test_a_damaged_configuration(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(InputError, match=rf"config.yaml is damaged \({reason}.*\); delete it and repeat") as caught:
+        Run.read(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_damaged_result(make_config: Make) -> None:

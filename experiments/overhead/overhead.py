@@ -7,8 +7,8 @@ the end, in alternation and in one process. The bare loop is what one writes by 
 curves, no checkpoint, no record. That both end with the same weights shows that they did the same work.
 """
 
+import argparse
 import io
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
+from plainres.arguments import whole
 from plainres.batches import EvaluationBatches, Pixels, TrainingBatches
 from plainres.build import network_of, source_of
 from plainres.compose import compose
@@ -99,4 +100,6 @@ def main(pairs: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 7)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pairs", type=whole(1), nargs="?", default=7, help="of runs, one of each side (7)")
+    main(parser.parse_args().pairs)

@@ -6,12 +6,13 @@ In one process, so the import of W&B's client and the start of its service, once
 are told beside it.
 """
 
-import sys
+import argparse
 from statistics import median
 
 import torch
 from overhead import seconds, through_lightning
 
+from plainres.arguments import whole
 from plainres.compose import compose
 
 
@@ -34,4 +35,6 @@ def main(pairs: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 7)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pairs", type=whole(1), nargs="?", default=7, help="of runs, one of each side (7)")
+    main(parser.parse_args().pairs)

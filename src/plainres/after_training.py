@@ -1,5 +1,6 @@
 """The commands on finished runs. As in `cli`, what one needs is imported when it is called."""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -13,6 +14,19 @@ class _OnRuns(Arguments):
         super().__init__(f"plainres {command}", description=description, allow_abbrev=False)
         self.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a finished run")
         self.add_argument("--seed", type=int, default=0, help="of what is drawn at random (0)")
+
+    def read(self, arguments: list[str]) -> argparse.Namespace:
+        """Parse the arguments; see whether the runs are finished before the seconds that the import of torch takes.
+
+        Raises:
+            InputError: an option is wrong, or a folder holds no finished run.
+        """
+        given = self.parse_args(arguments)
+        from plainres.runs import Run
+
+        for folder in given.runs:
+            Run.read_finished(folder)
+        return given
 
 
 def lesion(arguments: list[str]) -> int:
@@ -28,7 +42,7 @@ def lesion(arguments: list[str]) -> int:
     parser.add_argument("--most", type=whole(1), default=10, help="blocks deleted, or pairs swapped, at random (10)")
     parser.add_argument("--draws", type=whole(1), default=5, help="of each number of blocks or pairs (5)")
     parser.add_argument("--images", type=whole(1), help="of each set, the first so many (all)")
-    given = parser.parse_args(arguments)
+    given = parser.read(arguments)
     from plainres.lesion import write
 
     print(write(given.runs, given.most, given.draws, given.seed, given.images))
@@ -49,7 +63,7 @@ def landscape(arguments: list[str]) -> int:
         "--range", type=above_zero, default=1.0, metavar="R", help="from -R to R, in units of the filters' norms (1)"
     )
     parser.add_argument("--images", type=whole(1), default=1000, help="the first so many of the training set (1000)")
-    given = parser.parse_args(arguments)
+    given = parser.read(arguments)
     from plainres.landscape import write
 
     options = {"points": given.points, "dimensions": given.dimensions, "reach": given.range}
@@ -69,7 +83,7 @@ def sharpness(arguments: list[str]) -> int:
         "--tolerance", type=above_zero, default=1e-3, help="relative change of the value at which it ends (0.001)"
     )
     parser.add_argument("--iterations", type=whole(1), default=100, help="at most (100)")
-    given = parser.parse_args(arguments)
+    given = parser.read(arguments)
     from plainres.sharpness import write
 
     try:

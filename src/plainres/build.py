@@ -15,7 +15,7 @@ import torch
 from hydra.errors import HydraException
 from torch import Generator, nn
 
-from plainres.config import Config
+from plainres.config import Config, in_words
 from plainres.data import Source
 from plainres.describe import Description, describe
 from plainres.errors import InputError, first_line
@@ -181,8 +181,7 @@ def _check(node: Mapping[str, Any], key: str) -> None:
             group = "model/norm" if name == "norm" else f"{key}.{name}".replace(".", "/")
             raise InputError(f"{key}.{name} is {value!r}; it is chosen with a slash, {group}={value}")
         elif not _is_a(value, hints.get(name, Any)):
-            wanted = inspect.formatannotation(hints[name])
-            raise InputError(f"{key}.{name} is {value!r}; it must be {wanted.replace(' | None', ' or null')}")
+            raise InputError(f"{key}.{name} is {value!r}; it must be {in_words(hints[name])}")
     if not node.get("_partial_"):
         required = [name for name, p in parameters.items() if p.default is p.empty]
         if missing := [name for name in required if name not in node]:

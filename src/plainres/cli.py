@@ -237,7 +237,12 @@ def _bench(arguments: list[str]) -> int:
     parser = Arguments("plainres bench", description=BENCH, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.usage = "plainres bench [OVERRIDES] [--rounds N] [--seconds S] [--json]"
     parser.add_argument("--rounds", type=whole(1), default=5, help="turns of each of the three (5)")
-    parser.add_argument("--seconds", type=above_zero, default=3.0, help="about the length of a turn (3)")
+    parser.add_argument(
+        "--seconds",
+        type=above_zero,
+        default=3.0,
+        help="about the length of a turn (3); in one below a second what the customary way has prepared before counts",
+    )
     parser.add_argument("--json", action="store_true", help="for programs")
     given, overrides = parser.parse_known_args(arguments)
     from plainres.compose import compose
@@ -296,11 +301,12 @@ def _export(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     if given.file.suffix != ".safetensors":
         raise InputError(f"{given.file}: the name of the file must end with .safetensors")
-    from plainres.evaluate import trained
     from plainres.runs import Run
-    from plainres.weights import save_weights
 
     run = Run.read(given.run)
+    from plainres.evaluate import trained
+    from plainres.weights import save_weights
+
     names = save_weights(trained(run), run.config.model, given.file)
     print(f"{given.file}: in {names} names")
     return 0

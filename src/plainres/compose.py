@@ -1,5 +1,6 @@
 """What a command line asks for: Hydra composes, this module collects."""
 
+import argparse
 import copy
 import difflib
 import hashlib
@@ -9,12 +10,14 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import hydra
-from hydra._internal.utils import get_args_parser
+from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException, MissingConfigException
@@ -22,11 +25,11 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 from yaml import MarkedYAMLError
 
-from plainres.config import Config
-from plainres.errors import InputError
+from plainres.config import Config, in_words
+from plainres.errors import InputError, first_line
 from plainres.progress import bar
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -103,7 +106,7 @@ def compose_jobs(arguments: Sequence[str]) -> Jobs:
     Raises:
         InputError: an override, a choice or a YAML file is wrong.
     """
-    _check_flags(arguments)
+    flags = _flags(arguments)
     jobs = Jobs()
     composing = bar("composing the runs", "run", leave=False, delay=1, disable=None)
     collector = _Collector(jobs, composing.update)
@@ -129,8 +132,9 @@ def compose_jobs(arguments: Sequence[str]) -> Jobs:
         raise
     except Exception as error:  # nothing runs here but Hydra on what it was given
         if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
-            mark = error.problem_mark
-            raise InputError(f"{mark.name}, line {mark.line + 1}: {error.problem}") from error
+            raise InputError(f"{error.problem_mark.name}, {first_line(error)}") from error
+        if isinstance(error, MissingConfigException) and not error.options:  # in a list of choices
+            error.options = _options(str(error.missing_cfg_file), flags.config_dir)
         known = isinstance(error, HydraException | OmegaConfBaseException)
         raise InputError(_one_line(error) if known else f"{' '.join(arguments)}: {_first_lines(error)}") from error
     finally:
@@ -140,7 +144,7 @@ def compose_jobs(arguments: Sequence[str]) -> Jobs:
     return jobs
 
 
-def _check_flags(arguments: Sequence[str]) -> None:
+def _flags(arguments: Sequence[str]) -> argparse.Namespace:
     """Look at Hydra's flags before Hydra does, which would print its usage and exit."""
     parser = get_args_parser()
 
@@ -148,9 +152,20 @@ def _check_flags(arguments: Sequence[str]) -> None:
         raise InputError(f"{message}; --hydra-help shows Hydra's own options")
 
     parser.error = refuse
-    _, unknown = parser.parse_known_args(list(arguments))
-    if flags := [word for word in unknown if word.startswith("-")]:
-        refuse(f"there is no option {flags[0]}")
+    flags, unknown = parser.parse_known_args(list(arguments))
+    if wrong := [word for word in unknown if word.startswith("-")]:
+        refuse(f"there is no option {wrong[0]}")
+    if flags.multirun and (flags.cfg or flags.info):
+        raise InputError("--cfg and --info show one configuration: leave out -m, and give each option one value")
+    return flags
+
+
+def _options(choice: str, config_dir: str | None) -> list[str] | None:
+    """What else there is in the group of a choice, `group/name`."""
+    path = create_config_search_path("pkg://plainres.conf")
+    if config_dir:
+        path.prepend("command-line", f"file://{Path(config_dir).absolute()}")
+    return ConfigRepository(path).get_group_options(choice.rpartition("/")[0], ObjectType.CONFIG)
 
 
 def choices() -> dict[str, str]:
@@ -203,8 +218,15 @@ def _one_line(error: Exception) -> str:
     cause = error.__cause__
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
         keys = [str(key) for key in cause.parent_node]
-        return f"there is no option {cause.full_key}{_suggestion(str(cause.key), keys)}; there are {', '.join(keys)}"
-    said = [_first_lines(error)] + ([_first_lines(cause)] if isinstance(cause, OmegaConfBaseException) else [])
+        others = f"{_suggestion(str(cause.key), keys)}; there are {', '.join(keys)}" if keys else ""
+        return f"there is no option {cause.full_key}{others}"
+    said = [_first_lines(error).removeprefix("Error merging override ")]
+    if isinstance(cause, ValidationError) and cause.object_type is not None:
+        element = cause.object_type is list
+        hint = get_args(cause.ref_type)[0] if element else get_type_hints(cause.object_type)[str(cause.key)]
+        said.append(f"{cause.full_key} must be {in_words(hint)}")
+    elif isinstance(cause, OmegaConfBaseException):
+        said.append(_first_lines(cause))
     return ": ".join(part for part in said if part)
 
 

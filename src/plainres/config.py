@@ -7,7 +7,8 @@ from conf/ (see `plainres.compose`); after that nothing is a DictConfig any more
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 from omegaconf import MISSING
 
@@ -15,6 +16,21 @@ from plainres.errors import InputError
 
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 AUTO = "auto"
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    list: "a list",
+    NoneType: "null",
+}
+
+
+def in_words(hint: Any) -> str:
+    """What a value with such an annotation is, for messages."""
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(map(in_words, get_args(hint)))
+    return WORDS.get(get_origin(hint) or hint, getattr(hint, "__name__", str(hint)))
 
 
 def _at_least(least: float, **values: float | None) -> None:

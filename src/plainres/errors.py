@@ -32,5 +32,7 @@ class StoppedError(SystemExit):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, be it empty."""
+    """The first line of an exception's message, be it empty; of a YAML file's, what is wrong and where."""
+    if mark := getattr(error, "problem_mark", None):
+        return f"line {mark.line + 1}: {getattr(error, 'problem', '')}"
     return next(iter(str(error).splitlines()), "")

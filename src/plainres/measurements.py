@@ -58,9 +58,7 @@ class Finished:
             InputError: there is no finished run, or it has no checkpoint, or one of other weights than those of its
                 result, or its images cannot be had.
         """
-        run = Run.read(folder)
-        if not (run.finished and run.result):
-            raise InputError(f"{folder} is not finished; the command that trains it goes on")
+        run = Run.read_finished(folder)
         gpu = run.config.trainer.accelerator == "gpu" and torch.cuda.is_available()
         device = torch.device("cuda" if gpu else "cpu")
         network = trained(run).to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]

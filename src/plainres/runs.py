@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from plainres.config import Config
-from plainres.errors import InputError, LockedError
+from plainres.errors import InputError, LockedError, first_line
 
 NOT_IDENTITY = {"data": ("path", "cache"), "model": ("weights",)}  # where these are found, not which they are
 # Keys that came later, with what they mean for runs that were named without them: so these keep their names.
@@ -161,10 +161,27 @@ class Run:
             config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(file)))
             assert isinstance(config, Config)
             run_name(config)
+        except OSError as error:
+            lacking = "it has no config.yaml" if folder.is_dir() else "there is no such folder"
+            reason = lacking if isinstance(error, FileNotFoundError) else f"config.yaml: {error.strerror}"
+            raise InputError(f"{folder} is not the folder of a run: {reason}") from error
         except Exception as error:
-            reason = "no such file" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
-            raise InputError(f"{folder} is not the folder of a run: config.yaml: {reason}") from error
+            raise InputError(
+                f"{file} is damaged ({first_line(error)}); delete it and repeat the command that trained the run"
+            ) from error
         return cls(config, folder)
+
+    @classmethod
+    def read_finished(cls, folder: Path) -> "Run":
+        """The finished run kept in a folder.
+
+        Raises:
+            InputError: as `read`; the run is not finished, or its record is damaged.
+        """
+        run = cls.read(folder)
+        if not (run.finished and run.result):
+            raise InputError(f"{folder} is not finished; the command that trains it goes on")
+        return run
 
     @property
     def name(self) -> str:

@@ -12,7 +12,7 @@ from plainres.progress import duration
 from plainres.runs import Run, folders_of
 from plainres.sweep import State, state_of
 
-HEAD = ("run", "state", "step", "train error", "test error", "images/s", "time left")
+HEAD = ("run", "state", "step", "train error (running)", "test error", "images/s", "time left")
 UNREADABLE = "unreadable"  # beside the states of runs: a folder whose config.yaml is damaged
 WITH_REASON = (State.FAILED.value, UNREADABLE)
 LEFT = (State.RUNNING.value, State.INTERRUPTED.value, State.MISSING.value)
@@ -66,8 +66,7 @@ def _row(folder: Path) -> Sequence[str]:
     try:
         run = Run.read(folder)
     except InputError as error:
-        reason = str(error).removeprefix(f"{folder} is not the folder of a run: ")
-        return folder.name, UNREADABLE, reason, "", "", "", ""
+        return folder.name, UNREADABLE, str(error).removeprefix(f"{folder}/"), "", "", "", ""
     try:
         state = state_of(run)
     except InputError:

@@ -87,7 +87,7 @@ def to_train(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, str]]]:
 def summarise(failed: Sequence[tuple[Run, str]]) -> int:
     """Name the runs that failed, last of all; return how many."""
     for run, reason in failed:
-        say(f"failed: {run.name}: {reason} (see {run.log})")
+        say(f"failed: {run.name}: {reason}{f' (see {run.log})' if run.log.exists() else ''}")
     return len(failed)
 
 
