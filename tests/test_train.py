@@ -233,8 +233,14 @@ def test_a_process_of_several_that_fails(make_config: Make, capfd: pytest.Captur
         ({"width": 10**9}, "model: "),
         ({"data": {"_target_": "plainres.data.Digits", "pda": 0}}, "data has no option 'pda'; Digits takes pad, flip"),
         ({"data": {"_target_": "plainres.data.Digits", "pad": 0}}, "data lacks flip, which Digits needs"),
-        ({"data": {"_target_": "plainres.data.Digits", "pad": "4", "flip": False}}, "data.pad is '4'; it must be int"),
-        ({"data": {"_target_": "plainres.data.Digits", "pad": 0, "flip": 1}}, "data.flip is 1; it must be bool"),
+        (
+            {"data": {"_target_": "plainres.data.Digits", "pad": "4", "flip": False}},
+            "data.pad is '4'; it must be a whole number",
+        ),
+        (
+            {"data": {"_target_": "plainres.data.Digits", "pad": 0, "flip": 1}},
+            "data.flip is 1; it must be true or false",
+        ),
     ],
 )
 def test_what_cannot_be_made_is_named(make_config: Make, changes: dict[str, object], message: str) -> None:
@@ -246,8 +252,8 @@ def test_what_cannot_be_made_is_named(make_config: Make, changes: dict[str, obje
     ("key", "value", "message"),
     [
         ("depht", 20, "model has no option 'depht'; CifarNet takes in_channels, classes, depth, width, shortcut"),
-        ("depth", "twenty", "model.depth is 'twenty'; it must be int"),
-        ("depth", True, "model.depth is True; it must be int"),
+        ("depth", "twenty", "model.depth is 'twenty'; it must be a whole number"),
+        ("depth", True, "model.depth is True; it must be a whole number"),
     ],
 )
 def test_a_model_that_does_not_fit_its_signature(make_config: Make, key: str, value: object, message: str) -> None:

@@ -6,17 +6,20 @@ python experiments/throughput/choices.py [OVERRIDES] [--steps 5] [--rounds 5]
 
 import argparse
 import time
+from collections.abc import Sequence
 from statistics import median
 
 import torch
 import torch.nn.functional as F
 from torch.optim import SGD
 
+from plainres.baselines import wait_for
 from plainres.build import network_of, source_of
 from plainres.compose import compose
 from plainres.config import Config
 
-EVALUATED = 1024  # images
+CPU = torch.device("cpu")
+EVALUATED_AT_A_TIME = (64, 128, 256, 512)  # images
 CHOICES = ("as it is", "contiguous", "fused SGD", "compiled")  # the first: channels_last, eager
 
 
@@ -46,19 +49,24 @@ class Steps:
         return (time.perf_counter() - started) / steps
 
 
-def evaluation(config: Config, rounds: int) -> dict[int, list[float]]:
+def evaluation(
+    config: Config, rounds: int, sizes: Sequence[int] = EVALUATED_AT_A_TIME, device: torch.device = CPU
+) -> dict[int, list[float]]:
     """The milliseconds that an image takes, by how many are evaluated at a time."""
     source = source_of(config)
-    network = network_of(config, source).to(memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
-    times: dict[int, list[float]] = {size: [] for size in (64, 128, 256, 512)}
-    images = torch.randn(EVALUATED, *source.shape).to(memory_format=torch.channels_last)
-    with torch.no_grad():
-        for _ in range(rounds):
+    network = network_of(config, source).to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
+    times: dict[int, list[float]] = {size: [] for size in sizes}
+    images = torch.randn(2 * max(sizes), *source.shape, device=device).to(memory_format=torch.channels_last)
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16-mixed"):
+        for number in range(-1, rounds):  # the first pays for what is done once
             for size, found in times.items():
+                wait_for(device)
                 started = time.perf_counter()
                 for batch in images.split(size):
                     network(batch)
-                found.append(1000 * (time.perf_counter() - started) / EVALUATED)
+                wait_for(device)
+                if number >= 0:
+                    found.append(1000 * (time.perf_counter() - started) / len(images))
     return times
 
 

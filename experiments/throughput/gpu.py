@@ -10,6 +10,7 @@ so the command may be killed at any time.
                  the fastest does all that comes after
     <network>    `plainres bench` of each of the paper's ten, at least 2,000 steps of ours, beside the least that it
                  computes and moves, and how long its 64,000 steps would take
+    evaluation   ms for each image by how many are evaluated at a time: ResNet-20 and ResNet-56
     packing      ResNet-20 trained by 1, 2, 4 and 8 processes at a time: steps/s together
     stacked      ResNet-20 with 1, 2, 4 and 8 seeds in one network
     runs         the published recipe to its end: depth 20, 56, then the others, identity and plain
@@ -30,6 +31,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from choices import evaluation
 
 from plainres.bench import OURS, bench, measure
 from plainres.build import description_of, source_of
@@ -132,6 +134,16 @@ def network(depth: int, shortcut: str) -> Callable[[list[str], Path], dict[str, 
     return part
 
 
+def evaluated(options: list[str], _: Path) -> dict[str, Any]:
+    """What an image takes in evaluation, by how many there are at a time; medians in ms."""
+    found = {}
+    for depth in (20, 56):
+        config = compose([*NETWORK, *options, f"model.depth={depth}"])[0]
+        times = evaluation(config, 11, (256, 512, 1024, 2048, 5000), torch.device("cuda"))
+        found[depth] = {size: median(each) for size, each in times.items()}
+    return found
+
+
 def packing(options: list[str], folder: Path) -> dict[str, Any]:
     """Steps/s of so many processes together, each with ResNet-20 and a seed of its own."""
     found = {}
@@ -183,7 +195,7 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     parts = {"ceilings": ceilings, "paths": paths}
     parts |= {f"{shortcut}-{depth}": network(depth, shortcut) for depth, shortcut in GRID}
-    parts |= {"packing": packing, "stacked": stacked}
+    parts |= {"evaluation": evaluated, "packing": packing, "stacked": stacked}
     for name, part in parts.items():
         file = given.folder / f"{name}.json"
         if file.exists():

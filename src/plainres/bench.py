@@ -171,7 +171,7 @@ class _Turns(Callback):
             started = self._clock()
             evaluate(classifier.network, data.test, mixed=self.config.precision == "bf16-mixed")
             self.found.evaluation = self._clock() - started
-        self.found.peak_memory = peak_memory_mib(self.device)
+        self.found.peak_memory = peak_memory_mib(self.config.trainer.accelerator)
         capture = cuda_graph if self.config.trainer.cuda_graph else None
         bare = BareLoop(self.config, data.images, data.source, self.device, capture)
         bare.run(2)

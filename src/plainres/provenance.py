@@ -41,10 +41,10 @@ def device_name(accelerator: str) -> str:
     return torch.cuda.get_device_name() if accelerator == "gpu" else f"cpu {platform.machine()}"
 
 
-def peak_memory_mib(device: torch.device) -> float:
+def peak_memory_mib(accelerator: str) -> float:
     """The most memory this process has held: the GPU's if it trains on one, else resident memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+    if accelerator == "gpu":
+        return torch.cuda.max_memory_allocated() / 2**20
     unit = 1 if sys.platform == "darwin" else 2**10  # getrusage counts bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 

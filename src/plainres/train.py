@@ -197,7 +197,7 @@ def _result(
         "weights_sha256": weights_sha256(classifier.network),
         "data_sha256": data.images.sha256(),
         "wall_time_s": round(checkpoints.elapsed_s, 3),
-        "peak_memory_mib": round(peak_memory_mib(classifier.device), 1),
+        "peak_memory_mib": round(peak_memory_mib(config.trainer.accelerator), 1),
         "device": device_name(config.trainer.accelerator),
         "devices": config.trainer.processes,
         "threads": config.trainer.threads,
