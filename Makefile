@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# one more than there are cores: many tests wait for processes of theirs
+WORKERS = $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
 .PHONY: study test
 .DELETE_ON_ERROR:
@@ -15,7 +17,7 @@ test: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=auto --dist=worksteal --cov --cov-fail-under=95
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=$(WORKERS) --dist=worksteal --cov --cov-fail-under=95
 
 # pip works from outside on .venv, so that Debian's python3 suffices, whose venv has no pip to put there
 $(INSTALLED): requirements.lock pyproject.toml

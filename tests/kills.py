@@ -23,9 +23,9 @@ import torch
 
 from plainres.config import CheckpointTimes
 from plainres.errors import RunFailedError
+from plainres.processes import launch
 from plainres.runs import Run
 from plainres.sweep import PRELOADED, PRELOADED_FOR_WANDB
-from plainres.train import launch
 
 ASIDE = ("wall_time_s", "peak_memory_mib", "sessions")  # of a result: what it cost, and in how many parts
 
@@ -116,8 +116,8 @@ def processes_of(run: Run) -> dict[int, str]:
 
 def kill_processes(run: Run, choose: random.Random, within_s: float) -> str:
     """Start a run on several devices and kill one of its processes, or all of them; return which."""
-    command = [sys.executable, "-c", "import sys, plainres.train as t; from pathlib import Path;"]
-    command[-1] += "from plainres.runs import Run; t.launch(Run.read(Path(sys.argv[1])))"
+    command = [sys.executable, "-c", "import sys; from pathlib import Path; from plainres.processes import launch;"]
+    command[-1] += "from plainres.runs import Run; launch(Run.read(Path(sys.argv[1])))"
     run.prepare()
     starter = subprocess.Popen([*command, str(run.folder)], stderr=subprocess.DEVNULL)
     before = run.step

@@ -22,10 +22,11 @@ from plainres.build import source_of
 from plainres.cli import main
 from plainres.config import Config, Devices
 from plainres.errors import InputError, LockedError, RunFailedError, StoppedError
+from plainres.processes import launch
 from plainres.randomness import order
 from plainres.runs import Run
 from plainres.signals import Signals
-from plainres.train import launch, train
+from plainres.train import train
 
 Make = Callable[..., Config]
 

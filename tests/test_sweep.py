@@ -71,7 +71,7 @@ def _terminated(_: Run) -> None:
 
 def test_a_run_that_ends_its_process_is_a_failed_one(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run.of(make_config())
-    monkeypatch.setattr("plainres.train.launch", _terminated)
+    monkeypatch.setattr(sweep_module, "launch", _terminated)
     assert train_quietly(run) == "SystemExit: 3"
     assert "SystemExit" in run.log.read_text()
 
@@ -176,16 +176,18 @@ def test_a_sweep_killed_five_times_trains_nothing_twice(tmp_path: Path) -> None:
     while kills < 5:
         before = {path: path.stat().st_mtime_ns for path in killed.glob("runs/*/*/metrics.csv")}
         process = _plainres(killed, *sweep)
-        _wait_until(
-            lambda before=before: any(
-                path.stat().st_mtime_ns != before.get(path) for path in killed.glob("runs/*/*/metrics.csv")
-            ),
-            60,
-        )
-        time.sleep(choose.uniform(0, 0.5))
-        assert process.poll() is None
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        try:
+            _wait_until(
+                lambda before=before: any(
+                    path.stat().st_mtime_ns != before.get(path) for path in killed.glob("runs/*/*/metrics.csv")
+                ),
+                120,
+            )
+            time.sleep(choose.uniform(0, 0.5))
+            assert process.poll() is None
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
         kills += 1
     for folder in (killed, whole):
         process = _plainres(folder, *sweep)

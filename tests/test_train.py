@@ -15,9 +15,10 @@ from plainres.build import check, network_of, source_of
 from plainres.checkpoints import AtomicCheckpointIO
 from plainres.config import Config, Devices
 from plainres.errors import InputError, RunFailedError
+from plainres.processes import launch
 from plainres.runs import Run
 from plainres.sweep import train_quietly
-from plainres.train import launch, train
+from plainres.train import train
 
 Make = Callable[..., Config]
 

@@ -25,9 +25,10 @@ from plainres import wandb_logger
 from plainres.cli import main
 from plainres.config import Config, Loggers
 from plainres.errors import InputError, RunFailedError
+from plainres.processes import launch
 from plainres.runs import Run, identity
 from plainres.sweep import sweep
-from plainres.train import launch, train
+from plainres.train import train
 from plainres.wandb_files import STEP, Session, read, sessions
 from plainres.wandb_sync import sync
 from wandb_server import ServerRun, WandbServer

@@ -138,10 +138,9 @@ def _train_one(run: "Run") -> None:
         raise RunFailedError(f"{run.folder} has failed: {reason}; retry_failed=true tries it again")
     else:
         from plainres.build import check
+        from plainres.processes import launch
 
         check(run.config)  # before the seconds that the import of Lightning takes
-        from plainres.train import launch
-
         launch(run)
     if place().rank == 0:
         result = type(run).of(run.config).result

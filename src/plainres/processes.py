@@ -51,6 +51,31 @@ def place() -> Place:
     return Place()
 
 
+def launch(run: Run) -> None:
+    """Train a run to its end, in this process, or, on several devices of this machine, in one for each.
+
+    Raises:
+        Exception: as `plainres.train.train`; the error of a process of several is on the screen.
+    """
+    devices, here = run.config.trainer, place()
+    if devices.processes == here.size:
+        from plainres.train import train  # and with it Lightning, which takes seconds
+
+        train(run)
+    elif here.size > 1 or devices.num_nodes > 1:
+        count = f"trainer.devices={devices.devices} on trainer.num_nodes={devices.num_nodes}"
+        raise InputError(
+            f"this is one of {here.size} processes, but {count} needs {devices.processes}; "
+            "start a run on several machines with torchrun or srun (see the README)"
+        )
+    else:
+        from plainres.build import source_of
+
+        source_of(run.config).prepare()  # once, and not by every process
+        run.prepare()
+        train_in_processes(run)
+
+
 def train_in_processes(run: Run) -> None:
     """Train a run on the devices of this machine, in a fresh process for each; wait for its end.
 

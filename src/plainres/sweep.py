@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from plainres.errors import LockedError, StoppedError, first_line
 from plainres.forks import begin, forkserver
+from plainres.processes import launch
 from plainres.progress import duration, say
 from plainres.runs import Run
 from plainres.signals import Signals
@@ -299,8 +300,6 @@ def train_quietly(run: Run) -> str | None:
         LockedError: another process trains the run.
         StoppedError: a signal came.
     """
-    from plainres.train import launch
-
     with _printing_to(run.log):
         try:
             launch(run)

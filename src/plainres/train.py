@@ -31,35 +31,10 @@ from plainres.describe import Description, describe
 from plainres.errors import InputError, LockedError, RunFailedError, StoppedError, first_line
 from plainres.loggers import mirrors
 from plainres.loop import EpochLoop, cuda_graph
-from plainres.processes import Place, end_with, place, train_in_processes
+from plainres.processes import Place, end_with, place
 from plainres.provenance import GIT_COMMIT, device_name, peak_memory_mib, versions, weights_sha256
 from plainres.runs import Run
 from plainres.signals import Signals
-
-
-def launch(run: Run) -> None:
-    """Train a run to its end, in this process, or, on several devices of this machine, in one for each.
-
-    Raises:
-        InputError: the configuration cannot be carried out (see also `plainres.build.check`).
-        LockedError: another process trains the run.
-        OSError: the disk is full, or its like; the run can go on afterwards.
-        RunFailedError: the training diverged, or a process of several has failed; its error is on the screen.
-        StoppedError: a signal came; the run is saved and can go on.
-    """
-    devices, here = run.config.trainer, place()
-    if devices.processes == here.size:
-        train(run)
-    elif here.size > 1 or devices.num_nodes > 1:
-        count = f"trainer.devices={devices.devices} on trainer.num_nodes={devices.num_nodes}"
-        raise InputError(
-            f"this is one of {here.size} processes, but {count} needs {devices.processes}; "
-            "start a run on several machines with torchrun or srun (see the README)"
-        )
-    else:
-        source_of(run.config).prepare()  # once, and not by every process
-        run.prepare()
-        train_in_processes(run)
 
 
 def train(run: Run, observers: Sequence[pl.Callback] = ()) -> None:
@@ -72,7 +47,11 @@ def train(run: Run, observers: Sequence[pl.Callback] = ()) -> None:
         observers: look on, before our own callbacks do.
 
     Raises:
-        Exception: as `launch`.
+        InputError: the configuration cannot be carried out (see also `plainres.build.check`).
+        LockedError: another process trains the run.
+        OSError: the disk is full, or its like; the run can go on afterwards.
+        RunFailedError: the training diverged, or a process of several has failed.
+        StoppedError: a signal came; the run is saved and can go on.
     """
     try:
         with Signals(early=place().size == 1) as signals:
