@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from plainres.initialisation import (
 )
 from plainres.networks import BASIC, CifarNet
 from plainres.normalisation import NormFactory
-from plainres.shortcuts import ExclusiveGating, Identity, Plain, ProjectionAll, ReZero, ShortcutFactory
+from plainres.shortcuts import ExclusiveGating, Identity, Plain, ProjectionAll, ReZero, ShortcutFactory, SkipInit
 
 SCHEMES = [he_fan_in, he_fan_out, orthogonal, delta_orthogonal, zero_gamma, fixup]
 
@@ -67,7 +68,7 @@ def test_a_scheme_is_a_function_of_the_seed_and_leaves_shortcuts_and_global_stat
     identity, again, other = begun(Identity), begun(Identity), begun(Identity, 1)
     assert all(torch.equal(identity[key], again[key]) for key in identity)
     assert not torch.equal(identity["stem.conv.weight"], other["stem.conv.weight"])
-    for shortcut in (ProjectionAll, ExclusiveGating, ReZero):
+    for shortcut in (ProjectionAll, ExclusiveGating, SkipInit):
         joined = begun(shortcut)
         assert all(torch.equal(identity[key], joined[key]) for key in identity)
     network = initialised(scheme, norm=norm)
@@ -83,6 +84,10 @@ def test_branches_that_begin_at_0_and_could_never_leave_it_are_refused(scheme: S
         initialised(scheme, Plain, norm=norm)
     with pytest.raises(InputError, match=r"where the ReLU at the end of stages\.0\.0 is dead"):
         initialised(scheme, block=Design(order=Order(behind=["norm", "relu"], joined=[])), norm=norm)
+    with pytest.raises(InputError, match=r"stages\.0\.0 multiplies it by a number that begins at 0"):
+        initialised(scheme, ReZero, norm=norm)
+    initialised(scheme, partial(ReZero, initial=0.1), norm=norm)
+    initialised(scheme, SkipInit, norm=norm)
     network = initialised(scheme, norm=norm)
     for _ in range(4):  # first the head learns, then the ends of the branches, then all
         network.zero_grad()

@@ -399,7 +399,7 @@ def test_folders_that_are_of_no_use_are_named(few: Path):
     text = report.write(few)
     page = (few / "report" / "index.html").read_text()
     assert f"the same run as {run.name}" in line(text, "a-copy")
-    assert "not the folder of a run: config.yaml: no such file" in line(text, "notes")
+    assert "not the folder of a run: it has no config.yaml" in line(text, "notes")
     assert "odd &amp; &lt;b&gt;" in page
     assert "<b>" not in page
     assert "loose.txt" not in text
@@ -416,7 +416,7 @@ def test_folders_that_are_of_no_use_are_named(few: Path):
         ("metrics.csv", "epoch,step\n1,23\n", "metrics.csv is damaged"),
         ("metrics.csv", "epoch,step,train/error,test/error\n1,23,x,5\n", "metrics.csv is damaged"),
         ("metrics.csv", "epoch,step,train/error,test/error\n23,4", "metrics.csv ends at step 0"),
-        ("config.yaml", "seed: [", "not the folder of a run"),
+        ("config.yaml", "seed: [", "config.yaml is damaged (line 1: "),
     ],
 )
 def test_a_damaged_record_is_named_and_not_used(few: Path, file: str, content: str, message: str):
@@ -543,6 +543,29 @@ def test_on_different_data_nothing_is_claimed(folder: Path):
     assert "different training data: no claim" in line(text, "depth 20", "3 seeds")
 
 
+def test_data_that_one_configuration_saw_differently_are_told_beside_another(folder: Path):
+    for seed in range(2):
+        finish(a_run(folder, "plain", 20, seed), 40 + seed)
+    other = a_run(folder, "plain", 20, 2)
+    other.config.data["pad"] = 4
+    other = Run.of(other.config)
+    other.prepare()
+    finish(other, 40)
+    assert "saw different data" not in " ".join(told(folder).split())
+    finish(a_run(folder, "identity", 20, 0), 2, data_sha256="ef")
+    assert "saw different data" in " ".join(told(folder).split())
+
+
+def test_on_different_numbers_of_devices_it_says_so(folder: Path):
+    for seed in range(2):
+        finish(a_run(folder, "plain", 20, seed), 40 + seed, devices=4, sync_batch_norm=True)
+        finish(a_run(folder, "identity", 20, seed), 2 * seed)
+    assert "numbers of devices" not in " ".join(told(folder).split())
+    sessions = [{"from_step": 0, "devices": 1}, {"from_step": 40, "devices": 2}]
+    finish(a_run(folder, "identity", 20, 2), 4, devices=2, sessions=sessions)
+    assert "were trained on different numbers of devices" in " ".join(told(folder).split())
+
+
 def test_one_run_is_reported_without_a_claim(folder: Path):
     finish(a_run(folder, "identity", 20, 0, epochs=1), 5)
     text = report.write(folder)
@@ -562,7 +585,7 @@ def test_an_empty_folder(tmp_path: Path):
 
 def test_a_folder_of_other_things(tmp_path: Path):
     (tmp_path / "photos").mkdir()
-    with pytest.raises(InputError, match=r"holds no runs \(photos: not the folder of a run: .*no such file\)"):
+    with pytest.raises(InputError, match=r"holds no runs \(photos: not the folder of a run: it has no config.yaml\)"):
         report.write(tmp_path)
 
 

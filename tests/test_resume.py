@@ -318,3 +318,15 @@ def test_on_two_then_one_then_two_then_four_processes(
     for mine, theirs in zip(run.curve(), alone.curve(), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-9)
     assert json.loads((run.folder / "result.json").read_text())["devices"] == 4
+
+
+def test_checkpoints_that_cannot_be_read_do_not_outlive_new_ones(
+    make_config: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run.of(make_config())
+    run.prepare()
+    for step in (4900, 5000):
+        (run.checkpoints / f"step-{step:09d}.ckpt").write_bytes(b"torn")
+    train(run)
+    assert capsys.readouterr().err.count("is damaged, or no checkpoint of plainres, and passed over") == 2
+    assert [path.name for path in run.checkpoints.iterdir()] == [f"step-{run.result['steps']:09d}.ckpt"]

@@ -11,7 +11,8 @@ so the command may be killed at any time.
     <network>    `plainres bench` of each of the paper's ten, at least 2,000 steps of ours, beside the least that it
                  computes and moves, and how long its 64,000 steps would take
     evaluation   ms for each image by how many are evaluated at a time: ResNet-20 and ResNet-56
-    packing      ResNet-20 trained by 1, 2, 4 and 8 processes at a time: steps/s together
+    packing      ResNet-20 trained by 2, 4 and 8 processes at a time: how much more than one they get done
+    streams      ResNet-20 by 1, 2, 4 and 8 bare loops of one process, each on a stream of its own: steps/s together
     stacked      ResNet-20 with 1, 2, 4 and 8 seeds in one network
     runs         the published recipe to its end: depth 20, 56, then the others, identity and plain
 
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,10 +34,12 @@ from typing import Any
 import torch
 from choices import evaluation
 
-from plainres.bench import OURS, bench, measure
+from plainres.baselines import BareLoop
+from plainres.bench import OURS, bench, in_processes, measure, side_by_side
 from plainres.build import description_of, source_of
 from plainres.compose import compose
 from plainres.config import Config
+from plainres.loop import EAGER_STEPS, cuda_graph
 from plainres.provenance import versions
 from plainres.runs import Run
 
@@ -88,9 +91,9 @@ def paths(options: list[str], folder: Path) -> dict[str, Any]:
             arguments += [f"runs={folder / 'paths' / name / str(repetition)}"]
             subprocess.run([PLAINRES, "train", *arguments], check=True, capture_output=True)
             runs.append(Run.of(compose(arguments)[0]).result)
-        measured = measure(
-            compose([*NETWORK, *options, *path, "model.depth=20"])[0], name, 5, 1.0, torch.get_num_threads()
-        )
+        config = compose([*NETWORK, *options, *path, "model.depth=20"])[0]
+        # elsewhere, for what a path sets, such as deterministic kernels, stays set
+        (measured,) = in_processes([(measure, config, name, 5, 1.0, torch.get_num_threads())])
         found[name] = {
             "train_loss": [run["train_loss"] for run in runs],
             "equal_bits": runs[0]["weights_sha256"] == runs[1]["weights_sha256"],
@@ -144,16 +147,32 @@ def evaluated(options: list[str], _: Path) -> dict[str, Any]:
     return found
 
 
-def packing(options: list[str], folder: Path) -> dict[str, Any]:
-    """Steps/s of so many processes together, each with ResNet-20 and a seed of its own."""
+def packing(options: list[str], _: Path) -> dict[int, list[float]]:
+    """By how much more so many processes get done together than one, each with ResNet-20 and a seed of its own."""
+    config = compose([*NETWORK, *options, "model.depth=20"])[0]
+    return {count: side_by_side(config, count, 5, 400) for count in (2, 4, 8)}
+
+
+def streams(options: list[str], _: Path) -> dict[str, Any]:
+    """Steps/s of so many bare loops in one process, each with ResNet-20, a seed and a stream of its own."""
+    config = compose([*NETWORK, *options, "model.depth=20"])[0]
+    source, device = source_of(config), torch.device("cuda")
+    images, steps = source.load(), 300
+    capture = cuda_graph if config.trainer.cuda_graph else None
     found = {}
-    for processes in (1, 2, 4, 8):
-        seeds = ",".join(map(str, range(processes)))
-        arguments = [*NETWORK, *options, "model.depth=20", "optim.steps=4000", f"seed={seeds}"]
-        arguments += [f"runs={folder / 'packing' / str(processes)}", f"runs_per_device={processes}"]
-        subprocess.run([PLAINRES, "train", "-m", *arguments], check=True, capture_output=True)
-        runs = [Run.of(config) for config in compose(["-m", *arguments])]
-        found[processes] = sum(run.result["steps"] for run in runs) / max(run.result["wall_time_s"] for run in runs)
+    for count in (1, 2, 4, 8):
+        loops = [BareLoop(replace(config, seed=seed), images, source, device, capture) for seed in range(count)]
+        lanes = [torch.cuda.Stream() for _ in loops]
+        for loop in loops:
+            loop.run(EAGER_STEPS + 2)  # captured
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        for _step in range(steps):
+            for loop, lane in zip(loops, lanes, strict=True):
+                with torch.cuda.stream(lane):
+                    loop.run(1)
+        torch.cuda.synchronize()
+        found[count] = count * steps / (time.perf_counter() - started)
     return found
 
 
@@ -194,8 +213,9 @@ def main() -> None:
     until = time.monotonic() + 60 * given.minutes - 15
     given.folder.mkdir(parents=True, exist_ok=True)
     parts = {"ceilings": ceilings, "paths": paths}
+    torch.backends.cudnn.benchmark = True  # as in a training
     parts |= {f"{shortcut}-{depth}": network(depth, shortcut) for depth, shortcut in GRID}
-    parts |= {"evaluation": evaluated, "packing": packing, "stacked": stacked}
+    parts |= {"evaluation": evaluated, "packing": packing, "streams": streams, "stacked": stacked}
     for name, part in parts.items():
         file = given.folder / f"{name}.json"
         if file.exists():

@@ -21,6 +21,8 @@ from plainres.processes import KILLED
 from plainres.runs import Run, write_atomically
 from plainres.signals import STOPPING
 
+SAVING_S = 600  # after a signal: for the end of a step, the evaluation if it was an epoch's last, and a checkpoint
+
 
 def main(folder: Path, file: Path) -> None:
     """Train the run in `folder`; write the outcome to `file`."""
@@ -36,6 +38,7 @@ def main(folder: Path, file: Path) -> None:
         rdzv_endpoint="localhost:0",  # a free port
         max_restarts=0,
         monitor_interval=0.1,
+        shutdown_timeout=SAVING_S,
         signals_to_handle=",".join(number.name for number in STOPPING),  # handed on to the processes
     )
     outcome: dict[str, Any] = {"kind": "None", "message": ""}

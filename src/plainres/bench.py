@@ -272,10 +272,10 @@ def _one_of_several(config: Config, number: int, barrier: "Barrier", rounds: int
     return observer.times
 
 
-def _side_by_side(config: Config, runs: int, rounds: int, window: int) -> list[float]:
+def side_by_side(config: Config, runs: int, rounds: int, window: int) -> list[float]:
     """How much more so many runs get done together than one alone, in each round."""
     barrier = forkserver(PRELOADED).Barrier(runs)
-    found = _in_processes([(_one_of_several, config, number, barrier, rounds, window) for number in range(runs)])
+    found = in_processes([(_one_of_several, config, number, barrier, rounds, window) for number in range(runs)])
     gains = []
     for turn in range(0, 2 * rounds, 2):
         alone, together = (found[0][turn], [times[turn + 1] for times in found])
@@ -293,7 +293,7 @@ def _tell(answer: "Connection[Any, Any]", task: Callable[..., Any], *arguments: 
         answer.send(RunFailedError(f"{type(error).__name__}: {first_line(error)}"))
 
 
-def _in_processes(tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
+def in_processes(tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
     """What functions find with their arguments, each in a process of its own, whose memory is its own too."""
     context = forkserver(PRELOADED)
     answers, processes = [], []
@@ -354,10 +354,10 @@ def bench(configs: Sequence[Config], rounds: int, seconds: float) -> tuple[list[
             done.set_postfix_str(network)
             source_of(config).prepare()
             config = decided(config)
-            (one,) = _in_processes([(measure, config, network, rounds, seconds, threads)])
+            (one,) = in_processes([(measure, config, network, rounds, seconds, threads)])
             one.side_by_side = len(places([Run.of(config)], 1, ""))
             if one.side_by_side > 1:
-                one.gains = _side_by_side(config, one.side_by_side, rounds, one.steps[OURS])
+                one.gains = side_by_side(config, one.side_by_side, rounds, one.steps[OURS])
             found.append(one)
             alone += len(members) * _run_seconds(config, one)
             together += len(members) * _run_seconds(config, one) / one.gain

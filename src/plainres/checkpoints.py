@@ -123,6 +123,13 @@ class Checkpoints(Checkpoint):
         """From here on a signal waits for the end of a step."""
         if trainer.world_size > 1:
             self.group = dist.new_group(backend="gloo")  # on the CPU: agreeing does not wait for a GPU
+            steps = torch.tensor([self.saved_step, -self.saved_step])
+            dist.all_reduce(steps, dist.ReduceOp.MAX, self.group)
+            if steps[0] != -steps[1]:  # the training before was still writing one
+                raise InputError(
+                    f"the processes of {self.run.name} find different checkpoints, of steps {-steps[1]} "
+                    f"and {steps[0]}; repeat the command"
+                )
         self.signals.deferring = True
         self.signals.listen()
 
@@ -177,7 +184,10 @@ class Checkpoints(Checkpoint):
             trainer.save_checkpoint(self.run.checkpoints / f"step-{trainer.global_step:09d}.ckpt")
         self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
         if trainer.is_global_zero:
-            for old in sorted(self.run.checkpoints.glob("step-*.ckpt"))[:-KEPT]:
+            found = sorted(self.run.checkpoints.glob("step-*.ckpt"))
+            newest = f"step-{self.saved_step:09d}.ckpt"
+            beyond = [path for path in found if path.name > newest]  # which could not be read, and were passed over
+            for old in [*[path for path in found if path not in beyond][:-KEPT], *beyond]:
                 old.unlink()
 
     def on_save_checkpoint(

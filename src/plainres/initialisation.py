@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from plainres.errors import InputError
-from plainres.shortcuts import Plain
+from plainres.shortcuts import Plain, ReZero
 
 RELU_GAIN = math.sqrt(2)  # what a ReLU takes from the variance of its input
 
@@ -122,6 +122,11 @@ def _that_may_begin_at_zero(network: nn.Module, scheme: str) -> list[nn.Module]:
         if isinstance(block.shortcut, Plain):
             raise InputError(
                 f"model/init={scheme} begins each branch at 0: a plain net, which has nothing else, is dead"
+            )
+        if isinstance(block.shortcut, ReZero) and not block.shortcut.initial:
+            raise InputError(
+                f"model/init={scheme} begins each branch at 0, and {name} multiplies it by a number that begins at 0: "
+                "neither would ever be anything else"
             )
         if isinstance(last, nn.ReLU):
             raise InputError(

@@ -24,7 +24,17 @@ RESULTS = (  # the columns of results.csv
     *("train_error_eval", "train_loss_eval", "train_error", "train_loss", "test_error", "test_loss"),
     *("best_test_error", "best_test_error_epoch"),
     *("steps", "epochs", "batch_size", "parameters", "multiply_adds"),
-    *("wall_time_s", "peak_memory_mib", "device", "git_commit", "weights_sha256", "data_sha256", "versions"),
+    *(
+        "wall_time_s",
+        "peak_memory_mib",
+        "device",
+        "devices",
+        "sync_batch_norm",
+        "git_commit",
+        "weights_sha256",
+        "data_sha256",
+        "versions",
+    ),
 )
 PUBLISHED = "test, published"
 HEAD = (  # of the table that is shown, without what others have published if there is nothing

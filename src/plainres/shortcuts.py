@@ -304,7 +304,8 @@ class ReZero(Identity):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, initial: float = 0.0) -> None:
         super().__init__(in_channels, out_channels, stride)
-        self.scale = nn.Parameter(torch.tensor(float(initial)))
+        self.initial = float(initial)
+        self.scale = nn.Parameter(torch.tensor(self.initial))
 
     def forward(self, x: Tensor, fx: Tensor) -> Tensor:
         """Return the scaled `fx` plus `x`."""
@@ -323,7 +324,8 @@ class SkipInit(ReZero):
 
     def place(self, block: int, blocks: int) -> None:
         """The more blocks, the smaller each branch."""
-        nn.init.constant_(self.scale, blocks**-0.5)
+        self.initial = blocks**-0.5
+        nn.init.constant_(self.scale, self.initial)
 
 
 def _changes(in_channels: int, out_channels: int, stride: int) -> bool:

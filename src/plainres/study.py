@@ -7,6 +7,7 @@ eval-mode pass over the training set at the end.
 import csv
 import math
 import textwrap
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,12 +128,26 @@ class Study:
                 f"Training budgets differ ({', or '.join(budgets)}): a comparison across budgets says so and "
                 "claims nothing, every other one is at an equal training budget."
             )
-        configured = {str(identity(run.config)["data"]) for run in runs}
-        if len({run.result["data_sha256"] for run in runs}) > len(configured):
+        digests: defaultdict[str, set[str]] = defaultdict(set)
+        for run in runs:
+            digests[str(identity(run.config)["data"])].add(run.result["data_sha256"])
+        if any(len(found) > 1 for found in digests.values()):
             sentence += " Runs of one data configuration saw different data: see data_sha256 in results.csv."
         if len({str((run.result.get("versions"), run.result.get("git_commit"))) for run in runs}) > 1:
             sentence += " Runs differ in versions or commit: see results.csv."
+        if len({_normalised_over(run) for run in runs}) > 1:
+            sentence += (
+                " Runs were trained on different numbers of devices, so that batch normalisation had its statistics "
+                "from shares of different sizes: see devices in results.csv."
+            )
         return sentence
+
+
+def _normalised_over(run: Run) -> frozenset[int]:
+    """Into how many shares the batch statistics of a run's steps were divided, in each of its sessions."""
+    result = run.result
+    sessions = result.get("sessions") or [{"devices": result.get("devices", 1)}]
+    return frozenset({1} if result.get("sync_batch_norm") else {session["devices"] for session in sessions})
 
 
 def read(folder: Path) -> Study:
@@ -185,7 +200,7 @@ def _runs_in(folder: Path) -> tuple[list[Run], list[tuple[str, str]]]:
             run = Run.read(path)
             found.setdefault(run.name, []).append(run)
         except InputError as error:
-            unused.append((path.name, str(error).removeprefix(f"{path} is ")))
+            unused.append((path.name, str(error).removeprefix(f"{path} is ").removeprefix(f"{path}/")))
     if not found:
         studies = [name for name, _ in unused if any((folder / name).glob("*/config.yaml"))]
         if studies:

@@ -21,6 +21,7 @@ def surveyed(context: ForkServerContext, runs: Sequence[Run]) -> tuple[list[floa
 
     Raises:
         InputError: a run's configuration cannot be carried out.
+        OSError: the disk is full, or its like.
     """
     answer, theirs = multiprocessing.connection.Pipe(duplex=False)
     process = context.Process(target=_tell, args=(runs, theirs))
@@ -44,7 +45,7 @@ def _tell(runs: Sequence[Run], answer: "Connection[Any, Any]") -> None:
     begin()
     try:
         answer.send(survey(runs))
-    except InputError as error:
+    except (InputError, OSError) as error:
         answer.send(error)
 
 

@@ -201,6 +201,8 @@ class _Pool:
             kind, reason = training.outcome.recv()
         except EOFError:
             code = training.process.exitcode or 0
+            if self.signals.received and code == -signal.SIGTERM:  # before it could take the signal otherwise
+                return
             name = signal.Signals(-code).name if code < 0 else f"code {code}"
             kind, reason = "failed", f"its process died ({name}): killed, or out of memory; the same command goes on"
         if kind == "locked":

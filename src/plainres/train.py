@@ -58,6 +58,10 @@ def train(run: Run, observers: Sequence[pl.Callback] = ()) -> None:
             _train(run, signals, observers)
     except (InputError, OSError):
         raise
+    except torch.OutOfMemoryError as error:  # which may be because of others on the same GPU
+        raise InputError(
+            f"{first_line(error)} Train fewer runs on it at a time, or one with a smaller optim.batch_size"
+        ) from error
     except RunFailedError as error:
         run.fail(str(error))
         raise

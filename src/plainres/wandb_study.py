@@ -91,7 +91,12 @@ def _panels(study: Study, report: Path) -> dict[str, Any]:
     panels["report"] = wandb.Html(str(report / "index.html"))
     head: list[Any]
     head, *rows = csv.reader((report / "table.csv").read_text().splitlines())
-    panels["table"] = wandb.Table(columns=head, data=[[_number(cell) for cell in row] for row in rows])
+    # what others have published may be "> 20", and a column of W&B's is either numbers or text
+    data: Any = [
+        [cell if name == "test_error_published" else _number(cell) for name, cell in zip(head, row, strict=True)]
+        for row in rows
+    ]
+    panels["table"] = wandb.Table(columns=head, data=data)
     verdict: list[Any] = [[heading, *c.cells] for heading, those in study.comparisons.items() for c in those]
     panels["verdict"] = wandb.Table(columns=[*VERDICT], data=verdict)
     return panels
