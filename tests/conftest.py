@@ -5,34 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hydra.utils
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-from plainres.blocks import Design
-from plainres.config import CheckpointTimes, Config, Devices, Recipe
-
-ROOT = Path(__file__).parents[1]
-CIFAR10 = Path(os.environ.get("PLAINRES_CIFAR10", ROOT.parent / "shared" / "data" / "cifar10"))
-
-CONF = ROOT / "conf"
-
-
-def shipped(group: str) -> dict[str, Any]:
-    """What the YAML files of a group of conf/model name, made as Hydra makes it."""
-    made = {}
-    for file in sorted((CONF / "model" / group).glob("*.yaml")):
-        node = OmegaConf.to_container(OmegaConf.load(file))
-        assert isinstance(node, dict)
-        for key in ("defaults", "norm"):  # the order of a block, the normalisation of the network
-            node.pop(key, None)
-        made[file.stem] = hydra.utils.instantiate(node, _convert_="all")
-    return made
-
-
-SHORTCUTS, DESIGNS, ORDERS, NORMS = (shipped(group) for group in ("shortcut", "block", "block/order", "norm"))
-DESIGNS |= {f"B{kernels}": Design(kernels) for kernels in ([3], [3, 3, 3], [3, 3, 3, 3], [3, 1], [1, 3], [3, 1, 3])}
+from plainres.config.schema import CheckpointTimes, Config, Devices, Recipe
+from support.places import CONF, ROOT
 
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background; tests send it
@@ -82,7 +60,7 @@ def make_config(tmp_path: Path) -> Callable[..., Config]:
         }
         values: dict[str, Any] = {
             "model": {
-                "_target_": "plainres.networks.CifarNet",
+                "_target_": "plainres.models.CifarNet",
                 "_partial_": True,
                 "depth": depth,
                 "width": width,
@@ -96,7 +74,7 @@ def make_config(tmp_path: Path) -> Callable[..., Config]:
             "runs": str(tmp_path / "runs"),
             "seed": seed,
             "precision": "32-true",
-            "choices": {"model/shortcut": shortcut, "data": "synthetic"},
+            "options": {"model/shortcut": shortcut, "data": "synthetic"},
         }
         return Config(**(values | changes))
 

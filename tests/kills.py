@@ -21,18 +21,18 @@ from typing import Any
 
 import torch
 
-from plainres.config import CheckpointTimes
+from plainres.config.schema import CheckpointTimes
 from plainres.errors import RunFailedError
-from plainres.processes import launch
-from plainres.runs import Run
-from plainres.sweep import PRELOADED, PRELOADED_FOR_WANDB
+from plainres.launch.devices import launch
+from plainres.launch.sweep import PRELOADED, PRELOADED_FOR_WANDB
+from plainres.runs.record import Run
 
-ASIDE = ("wall_time_s", "peak_memory_mib", "sessions")  # of a result: what it cost, and in how many parts
+ASIDE = ("wall_time_s", "peak_memory_mib", "attempts")  # of a result: what it cost, and in how many parts
 
 
 def digits(runs: Path, every_n_steps: int, devices: int = 1, seed: int = 0, shortcut: str = "identity") -> Run:
     """Three epochs of the digits, in batches of 60: 75 steps."""
-    from plainres.compose import compose
+    from plainres.config.compose import compose
 
     options = ["model.depth=8", "model.width=4", "optim.epochs=3", "optim.batch_size=60", f"runs={runs}"]
     options += [f"seed={seed}", f"checkpoint.every_n_steps={every_n_steps}", f"trainer.devices={devices}"]
@@ -116,8 +116,12 @@ def processes_of(run: Run) -> dict[int, str]:
 
 def kill_processes(run: Run, choose: random.Random, within_s: float) -> str:
     """Start a run on several devices and kill one of its processes, or all of them; return which."""
-    command = [sys.executable, "-c", "import sys; from pathlib import Path; from plainres.processes import launch;"]
-    command[-1] += "from plainres.runs import Run; launch(Run.read(Path(sys.argv[1])))"
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from pathlib import Path; from plainres.launch.devices import launch;",
+    ]
+    command[-1] += "from plainres.runs.record import Run; launch(Run.read(Path(sys.argv[1])))"
     run.prepare()
     starter = subprocess.Popen([*command, str(run.folder)], stderr=subprocess.DEVNULL)
     before = run.step
@@ -125,7 +129,7 @@ def kill_processes(run: Run, choose: random.Random, within_s: float) -> str:
         time.sleep(0.02)  # until it trains
     time.sleep(choose.uniform(0, within_s))
     found = processes_of(run)
-    ranks = sorted(number for number, module in found.items() if module == "plainres.train")
+    ranks = sorted(number for number, module in found.items() if module == "plainres.launch.worker")
     what = choose.choice(["one", "all"]) if len(ranks) > 1 else "none"
     victims = {"one": [choose.choice(ranks)] if ranks else [], "all": [*found, starter.pid], "none": []}[what]
     for victim in victims:

@@ -20,14 +20,14 @@ import torch.nn.functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
-from plainres.arguments import whole
-from plainres.batches import EvaluationBatches, Pixels, TrainingBatches
-from plainres.build import network_of, source_of
-from plainres.compose import compose
-from plainres.config import Config
-from plainres.provenance import weights_sha256
-from plainres.runs import Run
-from plainres.train import train
+from plainres.cli.arguments import whole
+from plainres.config.compose import compose
+from plainres.config.instantiate import network_of, source_of
+from plainres.config.schema import Config
+from plainres.data.batches import DeviceImages, EvaluationBatches, TrainingBatches
+from plainres.runs.provenance import weights_sha256
+from plainres.runs.record import Run
+from plainres.training.train import train
 
 CPU = torch.device("cpu")
 
@@ -38,14 +38,14 @@ def bare(config: Config) -> str:
     network = network_of(config, source).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     images = source.load()
     statistics = images.channel_statistics
-    training, test = (Pixels(split, source, statistics, CPU) for split in (images.train, images.test))
+    training, test = (DeviceImages(split, source, statistics, CPU) for split in (images.train, images.test))
     step = 0
     batches = TrainingBatches(training, recipe.batch_size, config.seed, lambda: step)
     steps = recipe.length(len(batches))
     optimizer = SGD(network.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
     schedule = LambdaLR(optimizer, lambda done: recipe.lr_factor(done, steps))
 
-    def error(pixels: Pixels) -> float:
+    def error(pixels: DeviceImages) -> float:
         network.eval()
         with torch.no_grad():
             wrong = sum(int((network(x).argmax(1) != y).sum()) for x, y in EvaluationBatches(pixels))
@@ -54,7 +54,7 @@ def bare(config: Config) -> str:
 
     while step < steps:
         for drawn in batches:
-            x, y = training.made(drawn)
+            x, y = training.materialize(drawn)
             optimizer.zero_grad()
             F.cross_entropy(network(x), y).backward()
             optimizer.step()

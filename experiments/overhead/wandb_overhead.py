@@ -12,8 +12,8 @@ from statistics import median
 import torch
 from overhead import seconds, through_lightning
 
-from plainres.arguments import whole
-from plainres.compose import compose
+from plainres.cli.arguments import whole
+from plainres.config.compose import compose
 
 
 def main(pairs: int) -> None:

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch.optim import SGD
 
-from plainres.baselines import wait_for
-from plainres.build import network_of, source_of
-from plainres.compose import compose
-from plainres.config import Config
+from plainres.benchmark.baselines import wait_for
+from plainres.config.compose import compose
+from plainres.config.instantiate import network_of, source_of
+from plainres.config.schema import Config
 
 CPU = torch.device("cpu")
 EVALUATED_AT_A_TIME = (64, 128, 256, 512)  # images

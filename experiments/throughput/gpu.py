@@ -34,14 +34,15 @@ from typing import Any
 import torch
 from choices import evaluation
 
-from plainres.baselines import BareLoop
-from plainres.bench import OURS, bench, in_processes, measure, side_by_side
-from plainres.build import description_of, source_of
-from plainres.compose import compose
-from plainres.config import Config
-from plainres.loop import EAGER_STEPS, cuda_graph
-from plainres.provenance import versions
-from plainres.runs import Run
+from plainres.benchmark.baselines import BareLoop
+from plainres.benchmark.measure import OURS, PRELOADED, bench, measure, side_by_side
+from plainres.config.compose import compose
+from plainres.config.instantiate import description_of, source_of
+from plainres.config.schema import Config
+from plainres.processes.workers import call_in_processes, forkserver
+from plainres.runs.provenance import versions
+from plainres.runs.record import Run
+from plainres.training.epoch_loop import EAGER_STEPS, cuda_graph
 
 PLAINRES = Path(sys.executable).with_name("plainres")
 NETWORK = ["data=cifar10", "optim=he2015", "trainer=gpu", "precision=bf16-mixed"]
@@ -93,7 +94,9 @@ def paths(options: list[str], folder: Path) -> dict[str, Any]:
             runs.append(Run.of(compose(arguments)[0]).result)
         config = compose([*NETWORK, *options, *path, "model.depth=20"])[0]
         # elsewhere, for what a path sets, such as deterministic kernels, stays set
-        (measured,) = in_processes([(measure, config, name, 5, 1.0, torch.get_num_threads())])
+        (measured,) = call_in_processes(
+            forkserver(PRELOADED), [(measure, config, name, 5, 1.0, torch.get_num_threads())]
+        )
         found[name] = {
             "train_loss": [run["train_loss"] for run in runs],
             "equal_bits": runs[0]["weights_sha256"] == runs[1]["weights_sha256"],

@@ -17,14 +17,14 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from plainres.batches import ImageBatches
-from plainres.classifier import Classifier
-from plainres.config import Recipe
-from plainres.data import Synthetic
-from plainres.loop import EpochLoop
+from plainres.config.schema import Recipe
+from plainres.data.datamodule import ImageBatches
+from plainres.data.sources import Synthetic
+from plainres.training.classifier import Classifier
+from plainres.training.epoch_loop import EpochLoop
 
 BATCH = 8
-OURS, EMPTY, LIGHTNINGS = SIDES = ("ours", "ours, empty", "Lightning's own")
+OURS, EMPTY, LIGHTNINGS = CONTENDERS = ("ours", "ours, empty", "Lightning's own")
 
 
 class Clock(pl.Callback):
@@ -73,7 +73,7 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", module="lightning")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    times: dict[str, list[float]] = {side: [] for side in SIDES}
+    times: dict[str, list[float]] = {side: [] for side in CONTENDERS}
     for _ in range(given.rounds):
         for side, found in times.items():
             found.append(microseconds(side, given.steps))

@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from plainres.batches import Drawn, Pixels, TrainingBatches
-from plainres.build import network_of, source_of
-from plainres.compose import compose
-from plainres.config import Config
-from plainres.shortcuts import Identity, Plain
+from plainres.config.compose import compose
+from plainres.config.instantiate import network_of, source_of
+from plainres.config.schema import Config
+from plainres.data.batches import DeviceImages, SampledBatch, TrainingBatches
+from plainres.models.shortcuts import Identity, Plain
 
 Batch = tuple[Tensor, Tensor]  # images (N, seeds x C, H, W), a seed's channels side by side; targets (N, seeds)
 
@@ -132,14 +132,14 @@ class Training:
         self.optimizer = SGD(
             self.network.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
-        self.pixels = Pixels(images.train, source, images.channel_statistics, device)
+        self.pixels = DeviceImages(images.train, source, images.channel_statistics, device)
         self.step = 0
         self.loaders = [
             TrainingBatches(self.pixels, recipe.batch_size, config.seed, lambda: self.step) for config in configs
         ]
         self.epochs = [iter(loader) for loader in self.loaders]
 
-    def _drawn(self) -> list[Drawn]:
+    def _drawn(self) -> list[SampledBatch]:
         if self.step % len(self.loaders[0]) == 0:
             self.epochs = [iter(loader) for loader in self.loaders]
         return [next(epoch) for epoch in self.epochs]
@@ -147,7 +147,7 @@ class Training:
     def run(self, steps: int) -> None:
         """Take so many more steps."""
         for _ in range(steps):
-            made = [self.pixels.made(drawn) for drawn in self._drawn()]
+            made = [self.pixels.materialize(drawn) for drawn in self._drawn()]
             images = torch.cat([images for images, _ in made], 1).to(self.dtype)
             targets = torch.stack([targets for _, targets in made], 1)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):

@@ -2,7 +2,7 @@
 
 import sys
 
-from plainres.cli import main
+from plainres.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

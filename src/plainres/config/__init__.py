@@ -1,0 +1,1 @@
+"""What can be chosen, and the objects made of it."""

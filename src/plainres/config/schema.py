@@ -1,0 +1,221 @@
+"""The typed root of the configuration: what one run is made of.
+
+Every node is either declared here or instantiated, its signature then being its schema. Hydra composes a `Config`
+from conf/ (see `plainres.config.compose`); after that nothing is a DictConfig any more.
+"""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
+
+from omegaconf import MISSING
+
+from plainres.errors import InputError
+
+PRECISIONS = ("32-true", "bf16-mixed", "64-true")
+AUTO = "auto"
+# of `model`, beside those of its network's signature: how the weights are initialised
+MODEL_DEFAULTS: dict[str, Any] = {
+    "init": {"_target_": "plainres.models.he_fan_out", "_partial_": True},
+    "weights": None,
+}
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    list: "a list",
+    NoneType: "null",
+}
+
+
+def in_words(hint: Any) -> str:
+    """What a value with such an annotation is, for messages."""
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(map(in_words, get_args(hint)))
+    return WORDS.get(get_origin(hint) or hint, getattr(hint, "__name__", str(hint)))
+
+
+def _at_least(least: float, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not value >= least:
+            raise InputError(f"{name.replace('__', '.')} is {value}; it must be at least {least}")
+
+
+@dataclass
+class Recipe:
+    """How a network is trained: SGD with momentum, weight decay on all weights, a learning rate that drops in steps.
+
+    The warm-up is that of He et al. 2015, section 4.2, for 110 layers: 0.01 until the training error is below 80 %.
+
+    Raises:
+        InputError: a value is out of its range, or not exactly one of `epochs` and `steps` is given.
+    """
+
+    batch_size: int = MISSING  # images of one step, over all devices
+    epochs: int | None = None
+    steps: int | None = None
+    lr: float = MISSING
+    momentum: float = MISSING
+    weight_decay: float = MISSING
+    milestones: list[float] = MISSING  # fractions of all steps, in (0, 1), ascending
+    gamma: float = MISSING
+    warmup_lr: float | None = None  # a small one, until the net has begun to learn; None: no warm-up
+    warmup_until: float = 80.0  # training error in percent
+
+    def __post_init__(self) -> None:
+        _at_least(1, optim__batch_size=self.batch_size, optim__epochs=self.epochs, optim__steps=self.steps)
+        _at_least(
+            0,
+            optim__momentum=self.momentum,
+            optim__weight_decay=self.weight_decay,
+            optim__gamma=self.gamma,
+            optim__warmup_lr=self.warmup_lr,
+            optim__warmup_until=self.warmup_until,
+        )
+        if not 0 < self.lr < math.inf:
+            raise InputError(f"optim.lr is {self.lr}; it must be above 0 and finite")
+        if (self.epochs is None) == (self.steps is None):
+            raise InputError(
+                f"optim.epochs is {self.epochs} and optim.steps is {self.steps}; "
+                "give the length in one of the two and set the other to null"
+            )
+        if sorted(self.milestones) != self.milestones or not all(0 < m < 1 for m in self.milestones):
+            raise InputError(
+                f"optim.milestones is {self.milestones}; they are fractions of the steps, ascending, between 0 and 1"
+            )
+
+    def length(self, steps_per_epoch: int) -> int:
+        """The number of optimizer steps of the whole run."""
+        return self.steps if self.steps is not None else (self.epochs or 0) * steps_per_epoch
+
+    def lr_factor(self, step: int, length: int) -> float:
+        """What `lr` is multiplied with in optimizer step `step` (0-based) of `length`, warm-up aside."""
+        return self.gamma ** sum(step >= round(fraction * length) for fraction in self.milestones)
+
+
+@dataclass
+class Devices:
+    """Where a run computes. No part of a run's identity."""
+
+    accelerator: str = MISSING  # cpu or gpu
+    devices: int = MISSING  # of each machine; one process each
+    threads: int = MISSING  # of each process, on the CPU
+    num_nodes: int = 1  # machines
+    sync_batch_norm: bool = False  # batch statistics of the whole batch instead of each device's share
+    compile: Any = AUTO  # the network, by torch.compile; auto: if the run is so long that it pays
+    cuda_graph: bool = False  # launch each step as a whole; on one GPU
+    deterministic: bool = False  # on a GPU: the same bits in every repetition, with slower kernels
+
+    @property
+    def processes(self) -> int:
+        """On all machines together."""
+        return self.devices * self.num_nodes
+
+    def __post_init__(self) -> None:
+        if self.accelerator not in ("cpu", "gpu"):
+            raise InputError(f"trainer.accelerator is {self.accelerator!r}; it must be cpu or gpu")
+        if self.cuda_graph and (self.accelerator != "gpu" or self.processes > 1):
+            raise InputError("trainer.cuda_graph=true is for one GPU; set trainer.cuda_graph=false")
+        if not isinstance(self.compile, bool) and self.compile != AUTO:
+            raise InputError(f"trainer.compile is {self.compile!r}; it must be true, false or auto")
+        _at_least(1, trainer__devices=self.devices, trainer__threads=self.threads, trainer__num_nodes=self.num_nodes)
+
+
+@dataclass
+class CheckpointTimes:
+    """When a run is saved, besides the end of training: at the end of a step, whichever of the two is due first."""
+
+    every_minutes: float = MISSING
+    every_n_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        _at_least(0, checkpoint__every_minutes=self.every_minutes)
+        _at_least(1, checkpoint__every_n_steps=self.every_n_steps)
+
+
+@dataclass
+class Loggers:
+    """Where the curves go besides metrics.csv. No part of a run's identity."""
+
+    wandb: bool = False
+    tensorboard: bool = False
+    mode: str = "offline"  # of W&B: offline or online
+    project: str = "plainres"
+    entity: str | None = None  # whose project; None: the account's default
+    tags: list[str] = field(default_factory=list)  # besides shortcut, depth and data
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("offline", "online"):
+            raise InputError(f"logger.mode is {self.mode!r}; it must be offline or online")
+        if self.mode == "online" and not self.wandb:
+            raise InputError("logger.mode is online, but W&B is not chosen: add logger=wandb")
+
+
+@dataclass
+class SweepOptions:
+    """How the runs of a sweep are scheduled. No part of a run's identity."""
+
+    retry_failed: bool = False  # train failed runs again; else they are reported and left alone
+    runs_per_device: Any = AUTO  # at a time; auto: on the CPU as many as its threads allow, one on a GPU
+
+    def __post_init__(self) -> None:
+        if self.runs_per_device != AUTO and not (type(self.runs_per_device) is int and self.runs_per_device >= 1):
+            raise InputError(f"sweep.runs_per_device is {self.runs_per_device!r}; it must be an integer >= 1, or auto")
+
+
+@dataclass
+class ReportOptions:
+    """How a report compares the runs of a study. No part of a run's identity."""
+
+    # settings of the runs that the others are compared with (see `plainres.runs.identity.settings`); empty: plain nets
+    reference: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Config:
+    """One run.
+
+    `model` is a recipe of a network factory `(in_channels, classes) -> nn.Module` with the keys depth, width and
+    shortcut; `data` of a `plainres.data.sources.Source`. Both are plain dictionaries for `hydra.utils.instantiate`.
+    """
+
+    model: Any = MISSING
+    data: Any = MISSING
+    optim: Recipe = MISSING
+    trainer: Devices = MISSING
+    checkpoint: CheckpointTimes = MISSING
+    logger: Loggers = field(default_factory=Loggers)
+    study: str = MISSING
+    runs: str = MISSING
+    seed: int = MISSING
+    precision: str = MISSING
+    sweep: SweepOptions = field(default_factory=SweepOptions)
+    report: ReportOptions = field(default_factory=ReportOptions)
+    probes: dict[str, Any] = field(default_factory=dict)  # what is observed during training, by name
+    weights_sha256: str | None = None  # of the file model.weights
+    options: dict[str, str] = field(default_factory=dict)  # the option chosen from each group: {"data": "digits"}
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise InputError(f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
+        _at_least(0, seed=self.seed)
+        if self.study in ("", "..") or Path(self.study).name != self.study:
+            raise InputError(f"study is {self.study!r}; it must be the name of a folder, without a slash")
+        if not self.runs:
+            raise InputError("runs is empty; it must name a folder")
+        if lacking := [key for key in ("depth", "width", "shortcut") if key not in self.model]:
+            raise InputError(f"model lacks {', '.join(lacking)}")
+        devices = self.trainer.processes
+        if self.optim.batch_size % devices:
+            raise InputError(
+                f"optim.batch_size is {self.optim.batch_size}; the {devices} devices share it evenly, "
+                f"so it must be a multiple of {devices}"
+            )
+
+    @property
+    def shortcut(self) -> str:
+        """The name of the shortcut, as in conf/model/shortcut: the family a run belongs to."""
+        return self.options["model/shortcut"]

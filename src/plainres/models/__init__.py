@@ -1,0 +1,57 @@
+"""Networks and what observes them. conf/model and conf/probes name these classes and functions."""
+
+from plainres.models.blocks import BlockSpec, LayerOrder
+from plainres.models.initialisation import delta_orthogonal, fixup, he_fan_in, he_fan_out, orthogonal, zero_gamma
+from plainres.models.networks import CifarNet, ImageNet
+from plainres.models.normalisation import group_norm
+from plainres.models.probes import GradientCorrelation, Gradients, Responses, Signals
+from plainres.models.shortcuts import (
+    Convolution,
+    Dropout,
+    ExclusiveGating,
+    Highway,
+    Identity,
+    Plain,
+    Projection,
+    ProjectionAll,
+    ResBlk,
+    ReZero,
+    Scaling,
+    ShortcutGating,
+    SkipInit,
+    StochasticDepth,
+    Wide,
+)
+
+__all__ = [
+    "BlockSpec",
+    "CifarNet",
+    "Convolution",
+    "Dropout",
+    "ExclusiveGating",
+    "GradientCorrelation",
+    "Gradients",
+    "Highway",
+    "Identity",
+    "ImageNet",
+    "LayerOrder",
+    "Plain",
+    "Projection",
+    "ProjectionAll",
+    "ReZero",
+    "ResBlk",
+    "Responses",
+    "Scaling",
+    "ShortcutGating",
+    "Signals",
+    "SkipInit",
+    "StochasticDepth",
+    "Wide",
+    "delta_orthogonal",
+    "fixup",
+    "group_norm",
+    "he_fan_in",
+    "he_fan_out",
+    "orthogonal",
+    "zero_gamma",
+]

@@ -1,0 +1,1 @@
+"""From runs to evidence: tables, intervals, verdicts, figures, pages."""

@@ -1,0 +1,81 @@
+"""Families: the runs of a study that differ by depth and seed only, and their labels.
+
+A family is a shortcut, with whatever else tells the study's runs apart. A label names the options from conf/ that
+explain a difference (norm group), and otherwise the values (width 16).
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from plainres.config.schema import Config
+from plainres.runs.identity import settings
+from plainres.runs.record import Run
+
+SHORTCUT = "model/shortcut"
+ASIDE = ("seed", "model.depth")  # what runs of one family differ by
+REPEATED = "model.shortcut.norm."  # a projection's normalisation, by default the network's once more
+
+
+def matches(config: Config, of: Mapping[str, Any]) -> bool:
+    """Whether a run has all of some settings."""
+    own = settings(config)
+    return all(key in own and _same(own[key], value) for key, value in of.items())
+
+
+def _same(own: str, value: Any) -> bool:
+    """Whether a setting is a value; numbers are equal however they are written."""
+    try:
+        return own == str(value) or float(own) == float(value)
+    except (TypeError, ValueError):
+        return False
+
+
+def reference(config: Config) -> dict[str, Any]:
+    """Return the settings of the runs that the others of a study are compared with."""
+    return config.report.reference or {SHORTCUT: "plain"}
+
+
+def labelled(runs: Sequence[Run]) -> dict[str, tuple[str, dict[str, str]]]:
+    """By a run's name: the label of its family, and what it consists of, by setting.
+
+    A shortcut's own parameters are in the label alone: they are no difference to another shortcut.
+    """
+    own = {run.name: _telling(settings(run.config)) for run in runs}
+    keys = set().union(*own.values())
+    varying = {key for key in keys if _tells_apart(key, list(own.values()))} - {SHORTCUT, *ASIDE}
+    names = Counter(_path(key)[-1] for key in keys)
+    found = {}
+    for run in runs:
+        parts = {}
+        for key in sorted(varying & own[run.name].keys(), key=_path):
+            name = _path(key)[-1]
+            parts[key] = f"{name if names[name] == 1 else key} {own[run.name][key]}"
+        label = f"{run.config.shortcut} ({', '.join(parts.values())})" if parts else run.config.shortcut
+        setting = {key: part for key, part in parts.items() if not key.startswith("model.shortcut.")}
+        found[run.name] = label, {SHORTCUT: run.config.shortcut, **setting}
+    return found
+
+
+def _telling(own: Mapping[str, str]) -> dict[str, str]:
+    """Leave out the normalisation of a shortcut where it repeats the network's."""
+    return {
+        key: value
+        for key, value in own.items()
+        if not (key.startswith(REPEATED) and own.get(f"model.norm.{key.removeprefix(REPEATED)}") == value)
+    }
+
+
+def _tells_apart(key: str, all_settings: Iterable[Mapping[str, str]]) -> bool:
+    """Whether a setting varies among runs that have the same option of every group that it is part of."""
+    path = _path(key)
+    values: defaultdict[tuple[str, ...], set[str | None]] = defaultdict(set)
+    for own in all_settings:
+        above = [group for group in ("/".join(path[:length]) for length in range(1, len(path))) if group in own]
+        values[tuple(own[group] for group in above)].add(own.get(key))
+    return any(len(found) > 1 for found in values.values())
+
+
+def _path(key: str) -> list[str]:
+    """The names of the path to an option, model/norm, or a value, model.norm.groups."""
+    return key.replace("/", ".").split(".")

@@ -1,0 +1,172 @@
+"""A study in W&B: one run with curves, figures, table and verdict, and a workspace whose panels are laid out."""
+
+import csv
+import os
+import shutil
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from plainres.errors import InputError, first_line
+from plainres.reporting.families import SHORTCUT
+from plainres.reporting.figures import mean_curve
+from plainres.reporting.study import Family, Study
+from plainres.tracking.wandb_files import STEP, attempts
+from plainres.tracking.wandb_logger import abandon, finish_sent, start
+
+CURVES = {"train/error": "Training error (%), running", "test/error": "Test error (%)"}
+
+VERDICT = ("question", "what", "percentage points", "95 % interval", "seeds", "what the runs support")
+
+
+def show(study: Study, report: Path, mode: str) -> str:
+    """Show a study, whose report has been written to `report`, in W&B; return what to say about it.
+
+    A report has one W&B run, whose id is in <report>/wandb/id. Repeated, it replaces what has not been sent; to what
+    has, it adds a step, and W&B shows the last.
+
+    Raises:
+        InputError: W&B cannot be reached, or does not let us in, or does not take the workspace; the report is written
+            all the same.
+    """
+    # where tables are kept until they are sent; by default that is outside of the report's folder
+    os.environ["WANDB_DATA_DIR"] = str((report / "wandb").absolute())
+    for session in attempts(report):
+        if not session.sent:
+            shutil.rmtree(session.folder)
+    _, first = study.runs[0]
+    group = first.config.study
+    place = {"project": first.config.logger.project, "entity": first.config.logger.entity}
+    session: Any = None
+    try:
+        session = start(report, mode, name=f"{group}: report", group=group, job_type="study", tags=["study"], **place)
+        session.log(_panels(study, report))
+        session.summary["verdict"] = [f"{c.what}: {c.verdict}" for those in study.comparisons.values() for c in those]
+        session.summary["finished_runs"] = len(study.runs)
+        if mode == "offline":
+            session.finish()
+            return f"W&B: kept in {report / 'wandb'}; plainres wandb-sync {report} sends it"
+        url, entity, project = session.url, session.entity, session.project
+        finish_sent(session, report, session.starting_step + 1)
+    except Exception as error:  # whatever the client makes of a server and a key
+        with suppress(Exception):
+            session.finish(exit_code=1)
+        abandon()
+        raise InputError(f"the report is written, but W&B is not told: {first_line(error)}") from error
+    said = f"W&B: {url}\nW&B workspace: "
+    if not find_spec("wandb_workspaces"):
+        return f"{said}none, for that needs pip install 'plainres[workspace]'"
+    try:
+        return f"{said}{workspace(study, entity, project).save().url}"
+    except Exception as error:
+        raise InputError(
+            f"the report is written, and in W&B ({url}), but its workspace is not saved: {first_line(error)}"
+        ) from error
+
+
+def _panels(study: Study, report: Path) -> dict[str, Any]:
+    import wandb
+    from wandb.plot import line_series
+
+    panels: dict[str, Any] = {}
+    for part, families in {"": study.families, **_halves(study)}.items():
+        for column, title in CURVES.items():
+            lines = {
+                f"{family.label}, {depth}": mean_curve(by_seed.values(), column)
+                for family in families
+                for depth, by_seed in family.runs.items()
+            }
+            steps, errors = zip(*lines.values(), strict=True)
+            panels[_key(part, column)] = line_series(steps, errors, list(lines), _title(part, title), "iteration")
+    panels["depth"] = line_series(
+        [[row.depth for row in family.rows] for family in study.families],
+        [[row.errors["train_error_eval"].mean for row in family.rows] for family in study.families],
+        [family.label for family in study.families],
+        "Final training error (%)",
+        "depth",
+    )
+    for figure in ("curves", "depth"):
+        panels[f"figures/{figure}"] = wandb.Image(str(report / f"{figure}.png"))
+    panels["report"] = wandb.Html(str(report / "index.html"))
+    head: list[Any]
+    head, *rows = csv.reader((report / "table.csv").read_text().splitlines())
+    # what others have published may be "> 20", and a column of W&B's is either numbers or text
+    data: Any = [
+        [cell if name == "test_error_published" else _number(cell) for name, cell in zip(head, row, strict=True)]
+        for row in rows
+    ]
+    panels["table"] = wandb.Table(columns=head, data=data)
+    verdict: list[Any] = [[heading, *c.cells] for heading, those in study.comparisons.items() for c in those]
+    panels["verdict"] = wandb.Table(columns=[*VERDICT], data=verdict)
+    return panels
+
+
+def _halves(study: Study) -> dict[str, list[Family]]:
+    """The families of plain nets and the others, if there are such."""
+    halves: dict[str, list[Family]] = {"plain": [], "residual": []}
+    for family in study.families:
+        halves["plain" if family.is_like({SHORTCUT: "plain"}) else "residual"].append(family)
+    return {part: families for part, families in halves.items() if families}
+
+
+def _key(part: str, column: str) -> str:
+    return f"curves/{part}/{column}" if part else f"curves/{column}"
+
+
+def _title(part: str, title: str) -> str:
+    return f"{title}: {part}" if part else title
+
+
+def _number(cell: str) -> float | str | None:
+    try:
+        return float(cell) if cell else None
+    except ValueError:
+        return cell
+
+
+def workspace(study: Study, entity: str, project: str) -> Any:
+    """A workspace of a study: plain | residual as the report has them; the runs' errors by shortcut and depth."""
+    import wandb_workspaces.reports.v2 as panels
+    from wandb_workspaces import workspaces
+
+    group = study.runs[0][1].config.study
+    halves: list[Any] = [
+        panels.CustomChart(  # a table of the study's own run, drawn as `line_series` draws it
+            query={"summaryTable": {"tableKey": f"{_key(part, column)}_table"}},
+            chart_name="wandb/lineseries/v0",
+            chart_fields={"step": "step", "lineKey": "lineKey", "lineVal": "lineVal"},
+            chart_strings={"title": _title(part, title), "xname": "iteration"},
+        )
+        for column, title in CURVES.items()
+        for part in _halves(study)
+    ]
+    lines: list[Any] = [
+        panels.LinePlot(title=title, x=STEP, y=[column], smoothing_factor=0, max_runs_to_show=100)
+        for column, title in CURVES.items()
+    ]
+    bars: list[Any] = [
+        panels.BarPlot(title="Final training error (%), eval mode", metrics=["train_error_eval"], max_bars_to_show=100),
+        panels.BarPlot(title="Final test error (%)", metrics=["test_error"], max_bars_to_show=100),
+    ]
+    return workspaces.Workspace(
+        entity=entity,
+        project=project,
+        name=f"{group}: plain and residual",
+        auto_generate_panels=False,
+        sections=[
+            workspaces.Section(
+                name=f"{' | '.join(_halves(study))}: training error, test error",
+                panels=halves,
+                is_open=True,
+                layout_settings=workspaces.SectionLayoutSettings(columns=len(_halves(study)), rows=len(CURVES)),
+            ),
+            workspaces.Section(name="Errors over iterations, by shortcut and depth", panels=lines, is_open=True),
+            workspaces.Section(name="Errors at the end", panels=bars, is_open=True),
+        ],
+        settings=workspaces.WorkspaceSettings(x_axis=STEP, smoothing_type="none", smoothing_weight=0, max_runs=100),
+        runset_settings=workspaces.RunsetSettings(
+            filters=[workspaces.Metric("Group") == group, workspaces.Metric("JobType").isin(["train", "study"])],
+            groupby=[workspaces.Config("shortcut"), workspaces.Config("model.depth")],
+        ),
+    )

@@ -1,0 +1,1 @@
+"""What a run is: its identity, its record on disk, its provenance."""

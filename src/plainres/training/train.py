@@ -1,0 +1,209 @@
+"""One run: configuration -> objects -> fit -> record."""
+
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+from plainres.config.instantiate import network_of, probes_of, source_of
+from plainres.data.datamodule import ImageBatches
+from plainres.errors import InputError, RunFailedError, StoppedError, first_line
+from plainres.models.normalisation import synchronise
+from plainres.models.summary import Description, describe
+from plainres.processes.signals import StopSignals
+from plainres.processes.world import World
+from plainres.runs.provenance import GIT_COMMIT, device_name, peak_memory_mib, versions, weights_sha256
+from plainres.runs.record import Run
+from plainres.tracking.loggers import CsvLogger, RunLogger, TensorBoardLogger
+from plainres.training.callbacks import Probes, Progress
+from plainres.training.checkpoints import AtomicCheckpointIO, Checkpoints
+from plainres.training.classifier import Classifier
+from plainres.training.compilation import Compilation, pays
+from plainres.training.epoch_loop import EpochLoop, cuda_graph
+
+
+def train(run: Run, observers: Sequence[pl.Callback] = ()) -> None:
+    """Train a run in this process, perhaps one of several, from its newest checkpoint if it has one.
+
+    What ends it in failure, other than what the user or more room on the disk can mend, is kept as the run's failure.
+
+    Args:
+        run: the run.
+        observers: look on, before our own callbacks do.
+
+    Raises:
+        InputError: the configuration cannot be carried out (see also `plainres.config.instantiate.check`).
+        LockedError: another process trains the run.
+        OSError: the disk is full, or its like; the run can go on afterwards.
+        RunFailedError: the training diverged, or a process of several has failed.
+        StoppedError: a signal came; the run is saved and can go on.
+    """
+    try:
+        with StopSignals(early=World.current().size == 1) as signals:
+            _train(run, signals, observers)
+    except (InputError, OSError):
+        raise
+    except torch.OutOfMemoryError as error:  # which may be because of others on the same GPU
+        raise InputError(
+            f"{first_line(error)} Train fewer runs on it at a time, or one with a smaller optim.batch_size"
+        ) from error
+    except RunFailedError as error:
+        run.fail(str(error))
+        raise
+    except Exception as error:
+        if World.current().size == 1 and run.folder.exists():  # of several, another process may have caused it
+            run.fail(f"{type(error).__name__}: {first_line(error)}")
+        raise
+
+
+def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> None:
+    config, world = run.config, World.current()
+    torch.set_num_threads(config.trainer.threads)
+    for logger in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
+    source = source_of(config)
+    network = network_of(config, source).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    description = describe(network, source.shape)
+    if config.precision == "64-true":
+        network.double()  # before Lightning 2.6 does, which restores a checkpoint first, into float32 weights
+    if config.trainer.sync_batch_norm and world.size > 1:
+        synchronise(network)
+    data = ImageBatches(source.load(), source, config.optim.batch_size, config.seed)
+    steps = config.optim.length(data.steps_per_epoch)
+    capturable = config.trainer.cuda_graph
+    compilation = Compilation(config.trainer.compile, pays(config, description.multiply_adds, steps), signals)
+    classifier = Classifier(network, config.optim, steps, data.steps_per_epoch, capturable=capturable)
+    if world.rank == 0:
+        run.prepare()
+    with ExitStack() as stack:
+        if world.rank == 0:
+            stack.enter_context(run.lock())
+        saved = run.newest()
+        if world.rank == 0:
+            (run.folder / "failed.json").unlink(missing_ok=True)
+        loggers = stack.enter_context(open_loggers(run, saved.rows)) if world.rank == 0 else []
+        attempt = {"devices": world.size, "device": device_name(config.trainer.accelerator)}
+        checkpoints = Checkpoints(run, config.checkpoint, signals, saved, attempt)
+        found = probes_of(config)
+        probes = [Probes(found, run.folder / "probes", steps)] if found else []
+        progress = Progress(run.name, steps, run.folder / "progress.json")
+        with warnings.catch_warnings():
+            # Lightning 2.6 asks newer versions of torch about their trees in an outdated way
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", module="lightning")
+            # and, wherever SLURM is installed, advises srun, which is the user's choice
+            warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
+            trainer = pl.Trainer(
+                accelerator=config.trainer.accelerator,
+                devices=config.trainer.devices,
+                num_nodes=config.trainer.num_nodes,
+                strategy="ddp" if world.size > 1 else "auto",
+                precision=config.precision,  # pyright: ignore[reportArgumentType]
+                deterministic=config.trainer.deterministic,
+                benchmark=not config.trainer.deterministic,
+                min_epochs=0,
+                max_epochs=math.ceil(steps / data.steps_per_epoch),
+                logger=loggers,
+                log_every_n_steps=data.steps_per_epoch,
+                callbacks=[*observers, compilation, progress, *probes, checkpoints],
+                plugins=[AtomicCheckpointIO(), _environment(world)],
+                default_root_dir=run.folder,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+                use_distributed_sampler=False,
+            )
+            # Signals are ours: Lightning 2.6 would stop in mid-step, hang if one process of several has one, or exit as
+            # if all were well
+            trainer._signal_connector.register_signal_handlers = lambda: None
+            trainer.fit_loop.epoch_loop = EpochLoop(trainer, cuda_graph if capturable else None)
+            trainer.fit(classifier, datamodule=data, ckpt_path=saved.path, weights_only=True)
+            loaders = [data.val_dataloader(), data.evaluation_of_training_set()]
+            trainer.validate(classifier, loaders, verbose=False)
+        if world.rank == 0:
+            result = _result(run, classifier, data, description, checkpoints)
+            run.finish(result | {"compile": compilation.compiled})
+        if world.size > 1:
+            dist.destroy_process_group()  # its threads may abort a process that ends before them
+
+
+@contextmanager
+def open_loggers(run: Run, rows: Sequence[Mapping[str, float]]) -> Iterator[list[RunLogger]]:
+    """Open the loggers of a run, which continue from `rows`; close them however the run ends."""
+    loggers: list[RunLogger] = [CsvLogger(run.folder / "metrics.csv")]
+    if run.config.logger.wandb:
+        from plainres.tracking.wandb_logger import WandbLogger
+
+        loggers.append(WandbLogger(run))
+    if run.config.logger.tensorboard:
+        loggers.append(TensorBoardLogger(run.folder / "tensorboard"))
+    exit_code = 1
+    try:
+        for logger in loggers:
+            logger.begin(rows)
+        yield loggers
+        exit_code = 0
+    except StoppedError as stop:
+        exit_code = 128 + stop.number
+        raise
+    finally:
+        for logger in loggers:
+            logger.end(exit_code)
+
+
+def _environment(world: World) -> ClusterEnvironment:
+    """Tell Lightning its rank and world size: what it would detect by itself is wrong for a run of a sweep."""
+    if world.launcher == "torchrun":
+        return TorchElasticEnvironment()
+    return SLURMEnvironment(auto_requeue=False) if world.launcher == "srun" else LightningEnvironment()
+
+
+def _result(
+    run: Run, classifier: Classifier, data: ImageBatches, description: Description, checkpoints: Checkpoints
+) -> dict[str, Any]:
+    """The record of a finished run; errors in percent."""
+    config, evaluated = run.config, classifier.evaluated
+    rows = classifier.rows
+    best = min(rows, key=lambda row: row["test/error"])
+    return {
+        "name": run.name,
+        "study": config.study,
+        "shortcut": config.shortcut,
+        "depth": config.model["depth"],
+        "width": config.model["width"],
+        "seed": config.seed,
+        "train_error": rows[-1]["train/error"],  # running, of the last epoch
+        "train_loss": rows[-1]["train/loss"],
+        "train_error_eval": evaluated["train_eval/error"],  # the final weights on the whole training set
+        "train_loss_eval": evaluated["train_eval/loss"],
+        "test_error": evaluated["test/error"],
+        "test_loss": evaluated["test/loss"],
+        "best_test_error": best["test/error"],  # chosen by the test set: no result, only for comparison with such
+        "best_test_error_epoch": int(best["epoch"]),
+        "epochs": len(rows),
+        "steps": classifier.steps,
+        "batch_size": config.optim.batch_size,
+        "parameters": description.parameters,
+        "multiply_adds": description.multiply_adds,
+        "weights_sha256": weights_sha256(classifier.network),
+        "data_sha256": data.images.sha256(),
+        "wall_time_s": round(checkpoints.elapsed_s, 3),
+        "peak_memory_mib": round(peak_memory_mib(config.trainer.accelerator), 1),
+        "device": device_name(config.trainer.accelerator),
+        "devices": config.trainer.processes,
+        "threads": config.trainer.threads,
+        "sync_batch_norm": config.trainer.sync_batch_norm,
+        "cuda_graph": config.trainer.cuda_graph,
+        "attempts": checkpoints.attempts,
+        "versions": versions(),
+        "git_commit": GIT_COMMIT,
+    }

@@ -1,0 +1,199 @@
+"""`plainres eval` and `plainres export`, as a user calls them, and what they compute."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.nn.functional as F
+
+from plainres.analysis.evaluation import Predictions, with_overrides
+from plainres.cli.main import main
+from plainres.config.schema import CheckpointTimes, Config
+from plainres.errors import InputError
+from plainres.runs.record import Run
+from plainres.training.train import train
+from support.places import CIFAR10
+from support.references import CifarResNet, ImageNetResNet, scrambled
+
+SMALL = ["model.depth=8", "model.width=4", "optim.epochs=1", "data=synthetic", "data.train=128", "data.shape=[1,8,8]"]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A finished run, in runs/default of the current folder."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *SMALL, "data.pad=0"]) == 0
+    (folder,) = Path("runs/default").iterdir()
+    return Run.read(folder)
+
+
+def test_a_run_is_evaluated_as_its_record_says(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["eval", str(run.folder)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"{run.name} on the test set of synthetic"
+    assert said[1] == f"loss {run.result['test_loss']:.4f}"
+    assert said[2] == f"error {run.result['test_error']:.2f} % of 256 images"
+    assert said[-1] == str(run.folder / "predictions-synthetic.parquet")
+    rows = pq.read_table(said[-1]).to_pylist()
+    assert [row["image"] for row in rows] == list(range(256))
+    wrong = [row["prediction"] != row["target"] for row in rows]
+    assert 100 * sum(wrong) / 256 == run.result["test_error"]
+    for row in rows[:9]:
+        logits = torch.tensor(row["logits"])
+        assert row["prediction"] == logits.argmax().item()
+        assert row["loss"] == pytest.approx(F.cross_entropy(logits, torch.tensor(row["target"])).item(), rel=1e-5)
+    per_class = {int(line.split()[0]): line.split()[1:] for line in said[5:-2]}
+    for target, (images, error) in per_class.items():
+        own = [w for w, row in zip(wrong, rows, strict=True) if row["target"] == target]
+        assert int(images) == len(own)
+        assert float(error) == pytest.approx(100 * sum(own) / len(own), abs=0.005)
+
+
+def test_a_run_on_other_data(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["eval", str(run.folder), "data=digits"]) == 0
+    assert "of 297 images" in capsys.readouterr().out
+    assert (run.folder / "predictions-digits.parquet").exists()
+    assert main(["eval", str(run.folder), "data.test=50", "precision=64-true"]) == 0
+    assert "of 50 images" in capsys.readouterr().out
+    config = with_overrides(run.config, ["data.test=50"])
+    assert config.data == {**run.config.data, "test": 50}
+    assert config.model == run.config.model
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.depth=14"], "model.depth=14: a run is evaluated as it was trained; data, trainer, precision can be"),
+        (["data=cifar11"], "data=cifar11: there is no such option"),
+        (["data.classes=7"], "the network tells 10 classes apart, the data have 7"),
+        (["data.shape=[3,8,8]"], "the network is not made for images of shape [3, 8, 8]"),
+        (["trainer=gpu"], "the trainer is to use 1 GPUs, but torch finds 0"),
+        (["data.shape=many"], "it must be [channels, height, width]"),
+    ],
+)
+def test_mistakes_with_a_run(overrides: list[str], message: str, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["eval", str(run.folder), *overrides]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_a_run_becomes_a_file_of_weights_and_begins_another_run(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["export", str(run.folder), "mine.safetensors"]) == 0
+    assert capsys.readouterr().out == "mine.safetensors: in plainres's names\n"
+    assert main(["eval", "mine.safetensors", *SMALL]) == 0
+    said = capsys.readouterr().out
+    assert f"error {run.result['test_error']:.2f} % of 256 images" in said
+    assert said.splitlines()[-1] == "mine-predictions-synthetic.parquet"
+    assert main(["train", *SMALL, "model.weights=mine.safetensors", "optim.lr=1e-9", "study=more"]) == 0
+    (folder,) = Path("runs/more").iterdir()
+    assert Run.read(folder).result["test_error"] == pytest.approx(run.result["test_error"], abs=3)
+    again = run.result["weights_sha256"] != Run.read(folder).result["weights_sha256"]
+    assert again
+    Path("mine.safetensors").rename("moved.safetensors")
+    capsys.readouterr()
+    assert main(["train", *SMALL, "model.weights=moved.safetensors", "optim.lr=1e-9", "study=more"]) == 0
+    assert "is finished already" in capsys.readouterr().err  # the same weights, under another name
+    Path("moved.safetensors").unlink()
+    assert main(["eval", str(folder)]) == 0  # the weights that it began with are not needed again
+
+
+@pytest.mark.parametrize("command", [["eval"], ["export"]])
+def test_only_the_weights_of_the_result_are_those_of_a_finished_run(
+    command: list[str], make_config: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run.of(make_config(checkpoint=CheckpointTimes(every_minutes=5, every_n_steps=1)))
+    train(run)
+    before, final = sorted(run.checkpoints.iterdir())
+    asked = [*command, str(run.folder), *([str(tmp_path / "x.safetensors")] if command == ["export"] else [])]
+    final.write_bytes(final.read_bytes()[:1000])
+    assert main(asked) == 2
+    assert "that can be read has not the weights of its result.json; delete that" in capsys.readouterr().err
+    before.unlink()
+    assert main(asked) == 2
+    assert "has no checkpoint that can be read; delete its result.json and repeat the run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["eval"], "plainres eval needs the folder of a run or a file of weights first"),
+        (["eval", "data=digits"], "plainres eval needs the folder of a run or a file of weights first"),
+        (["eval", "nowhere"], "nowhere: there is no such file of weights, and no such folder of a run"),
+        (["eval", "."], ". is not the folder of a run: it has no config.yaml"),
+        (["eval", "begun"], "begun has no checkpoint yet; train it first"),
+        (["export", "nowhere", "x.safetensors"], "nowhere is not the folder of a run: there is no such folder"),
+        (["export", "begun", "x.safetensors"], "begun has no checkpoint yet; train it first"),
+        (["export", "begun", "x.pth"], "x.pth: the name of the file must end with .safetensors"),
+    ],
+)
+def test_mistakes(
+    arguments: list[str], message: str, run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    Run(run.config, tmp_path / "begun").prepare()
+    capsys.readouterr()
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_weights_of_an_interrupted_run_are_said_to_be_such(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    (run.folder / "result.json").unlink()
+    capsys.readouterr()
+    assert main(["eval", str(run.folder)]) == 0
+    assert f"{run.name} is not finished: these are its weights after step 2" in capsys.readouterr().err
+
+
+def test_a_path_is_taken_as_it_is(run: Run) -> None:
+    run.config.data["path"] = "/tmp/ü $x"
+    assert with_overrides(run.config, ["data.test=9"]).data["path"] == "/tmp/ü $x"
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["eval", "--help"])
+    assert "plainres eval RUN|WEIGHTS [OVERRIDES]" in capsys.readouterr().out
+
+
+def test_torchvisions_file_on_a_folder_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """model=imagenet with somebody's weights, and images of any size, as data=imagenet has them."""
+    monkeypatch.chdir(tmp_path)
+    torch.save(scrambled(ImageNetResNet((2, 2, 2, 2), bottleneck=False), 64).state_dict(), "resnet18.pth")
+    data = ["data=synthetic", "data.shape=[3,64,64]", "data.classes=1000", "data.test=3"]
+    assert main(["eval", "resnet18.pth", "model=imagenet", *data]) == 0
+    assert len(pq.read_table("resnet18-predictions-synthetic.parquet")) == 3
+
+
+@pytest.mark.skipif(not CIFAR10.exists(), reason=f"no CIFAR-10 at {CIFAR10}; PLAINRES_CIFAR10 names a folder")
+def test_akamasters_file_on_real_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": scrambled(CifarResNet(3)).state_dict()}, "resnet20.th")
+    data = ["data=cifar10", f"data.path={CIFAR10}", "data.mean=[0.485,0.456,0.406]", "data.std=[0.229,0.224,0.225]"]
+    assert main(["eval", "resnet20.th", *data, "data.test_per_class=20"]) == 0
+    assert "of 200 images" in capsys.readouterr().out
+    assert main(["eval", "resnet20.th", *data[:3]]) == 2
+    assert "data.mean and data.std are given together" in capsys.readouterr().err
+
+
+def test_what_is_said_of_predictions() -> None:
+    logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 2.0, 0.0]])
+    found = Predictions(logits, torch.tensor([0, 1, 0]))
+    assert found.wrong.tolist() == [False, False, True]
+    assert str(found).splitlines()[1:] == [
+        "error 33.33 % of 3 images",
+        "",
+        "class  images  error in %",
+        "    0       2       50.00",
+        "    1       1        0.00",
+    ]
+    with pytest.raises(InputError, match="cannot write"):
+        found.save(Path("/nowhere/predictions.parquet"))

@@ -1,0 +1,102 @@
+"""Deleted and swapped blocks, against a forward pass written by hand."""
+
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from plainres.analysis.lesion import blocks_of, changing, deleted, swapped, wanted
+from plainres.errors import InputError
+from plainres.models.blocks import BlockSpec
+from plainres.models.networks import CifarNet
+from plainres.models.shortcuts import ExclusiveGating, Identity, Plain, ShortcutFactory
+
+X = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def network(shortcut: ShortcutFactory, depth: int = 3, stages: int = 1) -> CifarNet:
+    """Stem, blocks of one layer, head: three layers, unless more are asked for; its batch statistics have seen X."""
+    torch.manual_seed(0)
+    net = CifarNet(1, 10, depth, 4, shortcut, block=BlockSpec([3]), stages=stages)
+    with torch.no_grad():
+        net(X)
+    return net.eval()
+
+
+def logits(net: CifarNet, y: Tensor) -> Tensor:
+    return net.head(net.tail(y))
+
+
+@pytest.mark.parametrize("shortcut", [Plain, Identity])
+def test_a_deleted_block_leaves_its_input(shortcut: ShortcutFactory) -> None:
+    net = network(shortcut)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with torch.no_grad():
+        whole = net(X)
+        (block,) = blocks_of(net)[0]
+        with deleted([block]):
+            assert torch.equal(net(X), logits(net, net.stem(X).relu()))
+        assert not torch.equal(whole, logits(net, net.stem(X)))
+        assert torch.equal(net(X), whole)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("shortcut", [Plain, Identity])
+def test_where_the_shape_changes_option_a_is_left(shortcut: ShortcutFactory) -> None:
+    net = network(shortcut, depth=4, stages=2)
+    (first,), (second,) = blocks_of(net)
+    assert changing(net, X) == {2}
+    with torch.no_grad():
+        left = F.pad(first(net.stem(X))[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
+        with deleted([second]):
+            assert torch.equal(net(X), logits(net, left))
+        with deleted([first, second]):
+            assert torch.equal(net(X), logits(net, F.pad(net.stem(X)[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))))
+
+
+def test_a_gate_stays() -> None:
+    net = network(partial(ExclusiveGating, bias=0.0))
+    (block,) = blocks_of(net)[0]
+    with torch.no_grad(), deleted([block]):
+        x = net.stem(X)
+        gate = cast(Any, block.shortcut).gate(x).sigmoid()
+        assert torch.equal(net(X), logits(net, ((1 - gate) * x).relu()))
+
+
+def test_swapped_blocks_come_back() -> None:
+    net = network(Identity, depth=5)
+    one, two, three = blocks_of(net)[0]
+    with torch.no_grad():
+        whole = net(X)
+        with swapped(net, [(1, 2), (2, 3)]):
+            assert torch.equal(net(X), logits(net, one(three(two(net.stem(X))))))
+        assert torch.equal(net(X), whole)
+
+
+def test_what_is_wanted_is_a_function_of_the_seed() -> None:
+    net = network(Identity, depth=8, stages=2)  # blocks 1 to 3 and 4 to 6, of which 4 changes the shape
+    of: Any = SimpleNamespace(network=net, training=[(X, None)], test=SimpleNamespace(index=range(7)), key={})
+    rows = wanted(of, most=3, draws=2, seed=0)
+    assert rows == wanted(of, most=3, draws=2, seed=0)
+    assert rows != wanted(of, most=3, draws=2, seed=1)
+    kinds = [row["kind"] for row in rows]
+    assert [kinds.count(kind) for kind in ("none", "block", "delete", "swap")] == [1, 6, 4, 6]
+    assert [row["blocks"] for row in rows if row["shape"]] == ["4"]
+    for row in rows:
+        if row["kind"] == "swap":
+            pairs = row["blocks"].split()
+            assert len(set(pairs)) == int(row["number"])
+            assert set(pairs) <= {"1-2", "1-3", "2-3", "5-6"}
+            if pairs == ["5-6"]:
+                assert row["kendall_tau"] == f"{1 - 2 / 15:.6f}"  # one of 15 pairs is out of order
+        elif row["kind"] == "delete":
+            assert len(set(row["blocks"].split())) == int(row["number"])
+
+
+def test_a_network_without_blocks() -> None:
+    with pytest.raises(InputError, match="Linear is no stack of blocks"):
+        blocks_of(nn.Linear(2, 2))

@@ -1,0 +1,279 @@
+"""`plainres lesion`, `landscape` and `sharpness` as a user calls them; killed and repeated."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+import plainres.analysis.sharpness
+from plainres.analysis.landscape import measured as point
+from plainres.analysis.lesion import measured as lesion
+from plainres.analysis.lesion import wanted
+from plainres.analysis.measurements import Finished, Plan, finished, measure
+from plainres.cli.main import main
+from plainres.files import read_rows
+from plainres.runs.record import Run
+from support.places import PLAINRES
+
+SMALL = ["model.depth=14", "model.width=4", "optim.epochs=1", "data=synthetic", "data.train=128", "data.shape=[1,8,8]"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two finished runs in runs/default."""
+    folder = tmp_path_factory.mktemp("trained")
+    for shortcut in ("plain", "identity"):
+        assert main(["train", *SMALL, f"runs={folder}/runs", f"model/shortcut={shortcut}"]) == 0
+    return folder
+
+
+@pytest.fixture
+def runs(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Copies of them, identity and plain, below the current folder."""
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    return sorted(Path("runs/default").iterdir())
+
+
+def without_figures(folder: Path) -> None:
+    for file in folder.rglob("*.svg"):
+        file.unlink()
+
+
+def test_lesions(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    weights = [Run.read(run).result["weights_sha256"] for run in runs]
+    capsys.readouterr()
+    command = ["lesion", *map(str, runs), "--most=2", "--draws=2"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1] == "runs/default/lesion.svg"
+    assert "block 3 deleted, changes the shape" in said
+    tables = [(run / "lesion.csv").read_text() for run in runs]
+    for run, digest in zip(runs, weights, strict=True):
+        assert all((run / f"lesion.{kind}").exists() for kind in ("svg", "png"))
+        rows = read_rows(run / "lesion.csv")
+        kinds = [row["kind"] for row in rows]
+        assert [kinds.count(kind) for kind in ("none", "block", "delete", "swap")] == [1, 6, 2, 2]
+        assert {(row["weights"], row["images"]) for row in rows} == {(digest[:8], "128")}
+        result = Run.read(run).result
+        assert float(rows[0]["train_error"]) == result["train_error_eval"]
+        assert float(rows[0]["test_error"]) == result["test_error"]
+        of = Finished.read(run)
+        before = {key: value.clone() for key, value in of.network.state_dict().items()}
+        for row in (rows[1], rows[7], rows[-1]):
+            assert [repr(value) for value in lesion(of, row)] == list(row.values())[-4:]
+        assert all(torch.equal(value, before[key]) for key, value in of.network.state_dict().items())
+    without_figures(Path("runs"))
+    assert main(command) == 0
+    assert capsys.readouterr().out == said
+    assert [(run / "lesion.csv").read_text() for run in runs] == tables
+    assert main(["lesion", str(runs[0]), str(runs[0]), "--most=1", "--draws=1", "--images=50"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(runs[0] / "lesion.svg")
+    assert (runs[0] / "lesion.csv").read_text().endswith(tables[0].split("\n", 1)[1])  # those of other options stay
+
+
+def test_lesions_of_other_test_images_are_other_lesions(tmp_path: Path) -> None:
+    assert main(["train", *SMALL, "data.test=200", f"runs={tmp_path}/runs"]) == 0
+    (run,) = tmp_path.glob("runs/default/*")
+    some, all_of_them = ([*wanted(Finished.read(run, images), 1, 1, 0)[0].items()] for images in (128, None))
+    assert set(some) ^ set(all_of_them) == {("test_images", "128"), ("test_images", "200")}
+
+
+def threads(of: Finished, row: Mapping[str, str]) -> list[float]:
+    return [float(torch.get_num_threads())]
+
+
+def test_each_process_has_one_thread(runs: list[Path]) -> None:
+    config = runs[0] / "config.yaml"
+    config.write_text(config.read_text().replace("threads: 1", "threads: 2"))
+    try:
+        (of,) = finished(runs[:1])
+        assert torch.get_num_threads() == 2
+        ((row,),) = measure([Plan(of, "threads", [of.key])], ["threads"], threads, None, "row")
+        assert row["threads"] == "1.0"
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_landscapes(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    (runs[0] / "landscape.csv").write_text("weights,ima")
+    capsys.readouterr()
+    assert main(["landscape", *map(str, runs), "--points=3", "--images=64", "--range=0.5"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "runs/default/landscape-1d.svg"
+    for run in runs:  # of which one had a file with half a header
+        rows = read_rows(run / "landscape.csv")
+        assert [(row["a"], row["b"]) for row in rows] == [("-0.5", "0.0"), ("0.0", "0.0"), ("0.5", "0.0")]
+        assert all((run / f"landscape-1d.{kind}").exists() for kind in ("svg", "png"))
+    assert main(["landscape", str(runs[0]), "--points=3", "--images=64", "--range=0.5", "--dimensions=2"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(runs[0] / "landscape-2d.svg")
+    assert len(read_rows(runs[0] / "landscape.csv")) == 9  # the line is part of the plane
+
+
+def wait_for_rows(file: Path, count: int, process: "subprocess.Popen[str] | None" = None) -> None:
+    end = time.monotonic() + 300
+    while not file.exists() or file.read_text().count("\n") <= count:
+        assert process is None or process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_killed_and_interrupted_landscape_goes_on(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    run, *_ = runs
+    file = run / "landscape.csv"
+    command = ["landscape", str(run), "--points=300", "--images=128"]
+    process = subprocess.Popen([PLAINRES, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_rows(file, 4, process)
+    process.kill()
+    process.communicate()
+    head, first, *later = file.read_text().splitlines(keepends=True)
+    assert len(later) < 250
+    marked = f"{first.rsplit(',', 2)[0]},123.0,45.0\n"  # which no second measurement would find
+    half = later[-1][: len(later[-1]) // 2]
+    file.write_text("".join([head, marked, *later[:-1], half]))
+
+    def interrupt() -> None:
+        wait_for_rows(file, len(later) + 10)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    capsys.readouterr()
+    threading.Thread(target=interrupt, daemon=True).start()
+    assert main(command) == 130
+    assert capsys.readouterr().err.endswith("plainres: stopped; the same command goes on\n")
+    assert file.read_text().count("\n") < 301
+    assert main(command) == 0
+    rows = read_rows(file)
+    assert len(rows) == len({row["a"] for row in rows}) == 300
+    assert [float(row["a"]) for row in rows] == sorted(float(row["a"]) for row in rows)
+    assert [row["loss"] for row in rows].count("123.0") == 1
+    of = Finished.read(run, 128)
+    for row in [row for row in rows if row["loss"] != "123.0"][::80]:
+        assert [repr(value) for value in point(of, row)] == [row["loss"], row["error"]]
+
+
+def test_sharpness(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["sharpness", *map(str, runs), "--images=64", "--iterations=2"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == "runs/default/sharpness.svg"
+    for name, run, line in zip(("identity", "plain"), runs, said[1:3], strict=True):
+        rows = read_rows(run / "sharpness.csv")
+        assert [row["iteration"] for row in rows] == ["1", "2"]
+        value = f"{float(rows[-1]['eigenvalue']):.6g}"
+        assert re.fullmatch(rf"{name}, 14 layers: {re.escape(value)} after 2 iterations, .*; 64 images", line)
+        assert "NOT converged to 0.001: --iterations is too small" in line
+
+
+def test_a_stopped_sharpness_says_so(
+    runs: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: object) -> Iterator[float]:
+        yield 1.0
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plainres.analysis.sharpness, "estimates", interrupted)
+    capsys.readouterr()
+    assert main(["sharpness", str(runs[0])]) == 130
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.splitlines()[-1] == "plainres: stopped; the same command begins again"
+    assert "Traceback" not in err
+    assert not (runs[0] / "sharpness.csv").exists()
+
+
+def test_a_run_of_a_gpu_is_measured_without_one(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = runs[0] / "config.yaml"
+    config.write_text(config.read_text().replace("accelerator: cpu", "accelerator: gpu"))
+    assert Run.read(runs[0]).config.trainer.accelerator == "gpu"
+    assert main(["sharpness", str(runs[0]), "--images=64", "--iterations=1"]) == 0
+
+
+def test_a_run_in_double_precision_is_measured_in_it(tmp_path: Path) -> None:
+    assert main(["train", *SMALL, f"runs={tmp_path}/runs", "precision=64-true"]) == 0
+    (run,) = tmp_path.glob("runs/default/*")
+    assert all(weight.dtype == torch.float64 for weight in Finished.read(run).network.parameters())
+
+
+@pytest.mark.parametrize("command", ["lesion", "landscape", "sharpness"])
+def test_another_checkpoint_than_that_of_the_result_is_not_measured(
+    command: str, runs: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (final,) = (runs[0] / "checkpoints").iterdir()
+    state = torch.load(final, weights_only=True)
+    state["state_dict"]["network.head.linear.bias"] += 1
+    torch.save(state, final.with_name("step-000000001.ckpt"))
+    final.write_bytes(final.read_bytes()[:1000])
+    capsys.readouterr()
+    assert main([command, str(runs[0])]) == 2
+    passed_over, said, *others = capsys.readouterr().err.splitlines()
+    assert "is damaged" in passed_over
+    assert f"in {runs[0]} that can be read has not the weights of its result.json" in said
+    assert not others
+    assert not (runs[0] / f"{command}.csv").exists()
+
+
+@pytest.mark.parametrize("command", ["lesion", "landscape", "sharpness"])
+def test_mistakes(command: str, runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    run, other = map(str, runs)
+    (runs[1] / "result.json").rename("result.json")
+    Path("nothing").mkdir()
+
+    def mistake(*arguments: str) -> str:
+        capsys.readouterr()
+        assert main([command, *arguments]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        return said
+
+    assert "the following arguments are required: RUN" in mistake()
+    assert "nothing is not the folder of a run" in mistake("nothing")
+    assert f"{other} is not finished" in mistake(run, other)
+    assert "--images: must be an integer >= 1, got '0'" in mistake(run, "--images=0")
+    assert "--images: must be an integer >= 1, got 'x'" in mistake(run, "--images", "x")
+    assert "unrecognized arguments: --depth=3" in mistake(run, "--depth=3")
+    (runs[0] / f"{command}.csv").mkdir()
+    assert f"{command}.csv" in mistake(run)
+    shutil.rmtree(runs[0] / "checkpoints")
+    assert "has no checkpoint that can be read; delete its result.json and repeat the run" in mistake(run)
+
+
+def test_more_mistakes(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(runs[0])
+    file = runs[0] / "landscape.csv"
+    for text, arguments, message in (
+        ("a,b\n1,2\n", [], "landscape.csv is no table of plainres landscape (other columns); move it away"),
+        ("weights,images,seed,a,b,loss,error\n1,2,3,4,5,six,7\n", [], "could not convert string to float: 'six'"),
+        ("", ["--dimensions=3"], "--dimensions: invalid choice: 3"),
+        ("", ["--points=1"], "--points: must be an integer >= 2, got '1'"),
+        ("", ["--range=-1"], "--range: must be a number > 0, got '-1'"),
+        ("", ["--range=wide"], "--range: must be a number > 0, got 'wide'"),
+    ):
+        file.write_text(text)
+        capsys.readouterr()
+        assert main(["landscape", run, *arguments]) == 2
+        said = capsys.readouterr().err
+        assert message in said
+        assert said.count("\n") == 1
+    file.unlink()
+    with Run.read(runs[0]).lock():
+        assert main(["landscape", run]) == 2
+    assert "another process is at this run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["lesion", "landscape", "sharpness"])
+def test_help_is_instant(command: str) -> None:
+    code = (
+        "import sys; from plainres.cli.main import main\ntry: main(sys.argv[1:])\nfinally: print(sorted(sys.modules))"
+    )
+    said = subprocess.run([sys.executable, "-c", code, command, "--help"], capture_output=True, text=True, check=True)
+    assert f"usage: plainres {command}" in said.stdout
+    assert not [name for name in ("torch", "numpy", "matplotlib") if f"'{name}'" in said.stdout]

@@ -1,0 +1,194 @@
+"""`plainres bench`: what it compares do the same work, and what it says follows from what it measured."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from plainres.benchmark.baselines import PARTS, BareLoop, DataLoaderBaseline, evaluate
+from plainres.benchmark.measure import CONTENDERS, OURS, Measured, _run_seconds, decided
+from plainres.cli.main import main
+from plainres.config.instantiate import source_of
+from plainres.config.schema import Config
+from plainres.data import batches
+from plainres.data.sources import Synthetic
+from plainres.errors import InputError
+from plainres.runs.provenance import weights_sha256
+from plainres.runs.record import Run
+from plainres.training import compilation
+from plainres.training.train import train
+from support.places import ROOT
+from support.training import Recorder
+
+Make = Callable[..., Config]
+CPU = torch.device("cpu")
+SMALL = ["data=synthetic", "data.train=320", "data.test=64", "model.depth=8", "model.width=4"]
+
+
+def bare(config: Config, recorder: Recorder | None = None) -> BareLoop:
+    source = source_of(config)
+    return BareLoop(config, source.load(), source, CPU, recorder)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed"])
+def test_the_bare_loop_ends_with_the_weights_of_a_run(make_config: Make, precision: str) -> None:
+    config = make_config(precision=precision, optim={"epochs": None, "steps": 7, "milestones": []})
+    run = Run.of(config)
+    train(run)
+    loop = bare(config)
+    loop.run(3)
+    seconds = loop.parts(4)
+    assert weights_sha256(loop.network) == run.result["weights_sha256"]
+    assert evaluate(loop.network, loop.test, mixed=precision == "bf16-mixed") == pytest.approx(run.result["test_error"])
+    assert seconds.keys() == set(PARTS)
+    assert all(part > 0 for part in seconds.values())
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_the_bare_loop_is_captured_as_a_run_is(make_config: Make, monkeypatch: pytest.MonkeyPatch, fits: bool) -> None:
+    monkeypatch.setattr(batches, "_fits", lambda images, device: fits)
+    config = make_config(optim={"milestones": []})
+    eager, captured = bare(config), bare(config, recorder := Recorder())
+    for loop in (eager, captured):
+        loop.run(8)
+    assert len(recorder.graphs) == 1
+    theirs = captured.network.state_dict()
+    for key, value in eager.network.state_dict().items():
+        torch.testing.assert_close(value, theirs[key], msg=key)  # a fused optimizer rounds otherwise
+
+
+def test_whether_a_network_is_compiled_follows_from_its_own_length(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert decided(make_config()).trainer.compile is False
+    monkeypatch.setattr(compilation, "PAYS_FROM", 1)
+    assert decided(make_config()).trainer.compile is True
+    config = make_config(trainer={"compile": False})
+    assert decided(config) is config
+
+
+# coverage says so in a worker that was forked; an error there would end it
+@pytest.mark.filterwarnings("default::coverage.exceptions.CoverageWarning")
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_dataloader_baseline_shows_the_same_images(make_config: Make, channels: int) -> None:
+    source = Synthetic([channels, 8, 8], 10, 40, 30, 2, True)
+    images = source.load()
+    config = make_config(optim={"batch_size": 8})
+    config.data |= {"shape": [channels, 8, 8], "train": 40}
+    loop, like = DataLoaderBaseline(config, images, source, CPU), bare(config)
+    shown, targets = next(iter(loop.test))
+    expected, theirs = like.test.batch(torch.arange(8))
+    torch.testing.assert_close(shown, expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(targets, theirs)
+    plain, _ = like.training.batch(torch.arange(40))
+    ways = set()
+    for _ in range(3):
+        for crop, target in loop.batches:
+            assert crop.shape == (8, channels, 8, 8)
+            ways.add(_way(crop[0], plain[images.train.targets == target[0]]))
+    assert None not in ways
+    assert len(ways) > 5
+    loop.run(6)  # an epoch, its evaluation, and the next
+    assert loop.step == 6
+    with pytest.raises(InputError, match="the images have 2 channels"):
+        DataLoaderBaseline(config, images, Synthetic([2, 8, 8], 10, 40, 30, 2, True), CPU)
+
+
+def _way(crop: torch.Tensor, originals: torch.Tensor) -> tuple[int, int, bool] | None:
+    """How a crop came from one of some images: from where, and whether it is mirrored. What is padded may be black."""
+    for image in originals:
+        for top in range(5):
+            for left in range(5):
+                inside = F.pad(torch.ones(1, 8, 8), (2,) * 4)[:, top : top + 8, left : left + 8].bool()
+                cut = F.pad(image, (2,) * 4)[:, top : top + 8, left : left + 8]
+                for mirrored in (False, True):
+                    shown = crop.flip(-1) if mirrored else crop
+                    if torch.allclose(torch.where(inside, shown, 0.0), torch.where(inside, cut, 0.0), atol=1e-5):
+                        return top, left, mirrored
+    return None
+
+
+def measured(**changes: Any) -> Measured:
+    values: dict[str, Any] = {
+        "network": "plain, depth 8",
+        "settings": {},
+        "device": "cpu",
+        "batch_size": 10,
+        "steps": {"bare": 4, OURS: 4, "dataloader": 2},
+        "multiply_adds": 1000,
+        "windows": {"bare": [0.9, 1.0, 1.2], OURS: [1.0, 1.0, 1.0], "dataloader": [1.0, 2.0, 1.5]},
+        "parts": dict.fromkeys(PARTS, 0.05),
+        "evaluation": 0.5,
+        "peak_memory": 300.0,
+    }
+    return Measured(**(values | changes))
+
+
+def test_what_is_said_follows_from_what_was_measured() -> None:
+    found = measured()
+    assert [found.step(side) for side in CONTENDERS] == [0.25, 0.25, 0.75]
+    assert found.ratios("bare") == pytest.approx([0.9, 1.0, 1.2])
+    assert found.ratios("dataloader") == pytest.approx([2, 3, 4])
+    text = str(found)
+    assert "bare loop              40     250.00   225.00 .. 300.00" in text
+    assert "images/s of plainres / bare loop: 1.000 (0.900 .. 1.200; 3 rounds)" in text
+    assert "images/s of plainres / DataLoader: 3.000 (2.000 .. 4.000; 3 rounds)" in text
+    assert "data 25%, forward 25%, backward 25%, optimizer 25%; plainres adds +0.00 ms" in text
+    assert "evaluation of the test set 0.50 s" in text
+    assert "peak memory 300 MiB" in text
+
+
+def test_how_long_a_run_takes(make_config: Make) -> None:
+    config = make_config(optim={"batch_size": 20, "epochs": 3})  # 100 images, 5 steps; 30 test images
+    # 15 steps, 3 epochs' evaluations, and at the end both sets
+    assert _run_seconds(config, measured()) == pytest.approx(15 * 0.25 + (3 + 1 + 100 / 30) * 0.5)
+    # a window of 10 steps has two epochs in it, and their evaluations
+    windows = {OURS: [4.0]}
+    assert _run_seconds(config, measured(windows=windows, steps={OURS: 10})) == pytest.approx(
+        15 * 0.3 + (3 + 1 + 100 / 30) * 0.5
+    )
+
+
+def test_a_study_is_measured_network_by_network(capfd: pytest.CaptureFixture[str], tmp_path: Any) -> None:
+    options = ["-m", "model/shortcut=plain,identity", "seed=0,1", *SMALL, "optim.epochs=2", f"runs={tmp_path / 'runs'}"]
+    assert main(["bench", *options, "--rounds", "2", "--seconds", "0.2", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert [one["network"].partition(",")[0] for one in found["measured"]] == ["plain", "identity"]
+    for one in found["measured"]:
+        assert one["batch_size"] == one["settings"]["optim.batch_size"] == 64
+        assert {side: len(times) for side, times in one["windows"].items()} == dict.fromkeys(CONTENDERS, 2)
+        assert one["peak_memory"] > 100
+        assert one["versions"]["torch"] == torch.__version__
+    assert found["estimate"].startswith("4 runs: ")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("shortcut", ["plain", "identity"])
+def test_seeds_stacked_into_one_network_have_the_weights_of_their_separate_runs(shortcut: str) -> None:
+    script = ROOT / "experiments" / "throughput" / "stacked.py"
+    options = ["model.depth=14", "model.width=4", f"model/shortcut={shortcut}", "--rounds=0"]
+    done = subprocess.run([sys.executable, script, *options], capture_output=True, text=True, check=True)
+    worst = float(done.stdout.split("at most ")[1].split(" apart", maxsplit=1)[0])
+    assert 0 < worst < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["model.depth=21"], "model.depth is 21"),
+        (["--rounds=0"], "--rounds: must be an integer >= 1, got '0'; see plainres bench --help"),
+        (["--seconds=never"], "--seconds: must be a number > 0, got 'never'"),
+        (["trainer.devices=2"], "measures a run on one device"),
+        (["--jsn"], "there is no option --jsn; --hydra-help shows"),
+    ],
+)
+def test_a_mistake_takes_one_line(capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
+    assert main(["bench", *SMALL, *options]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1

@@ -1,0 +1,139 @@
+"""Every YAML in conf/ is composed, and what it names is made."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from plainres.config.compose import compose, compose_jobs
+from plainres.config.instantiate import architecture_of, probes_of, source_of
+from plainres.config.schema import Config
+from plainres.reporting.families import labelled, matches, reference
+from plainres.reporting.published import published, table
+from plainres.runs.identity import run_name
+from plainres.runs.record import Run
+from support.places import ROOT
+
+CONF = ROOT / "conf"
+SHIPPED = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.rglob("*.yaml"))
+EXPERIMENTS = [path.name for path in SHIPPED if path.parent.name == "experiment"]
+
+
+def make(config: Config) -> None:
+    source = source_of(config)
+    with torch.device("meta"):
+        logits = architecture_of(config, source)(torch.zeros(2, *source.shape))
+    assert logits.shape == (2, source.classes)
+    assert config.optim.length(100) > 0
+
+
+@pytest.mark.parametrize("path", [path for path in SHIPPED if path.parent.name not in ("", "experiment")], ids=str)
+def test_a_choice_is_composed_and_made(path: Path) -> None:
+    chosen = f"[{path.name}]" if str(path.parent) == "probes" else path.name
+    jobs = compose_jobs([f"{path.parent}={chosen}"])
+    (config,) = jobs.configs
+    if str(path.parent) == "probes":
+        assert list(probes_of(config)) == [path.name]
+        return
+    assert (config.options | {"hydra/launcher": jobs.launcher})[str(path.parent)] == path.name
+    make(config)
+
+
+def test_the_default() -> None:
+    (config,) = compose([])
+    assert (config.shortcut, config.model["depth"], config.study) == ("identity", 20, "default")
+    make(config)
+
+
+# runs of one seed, depths, and how many families they make
+AXES = {
+    "digits": (10, [8, 20, 32, 44, 56], 2),
+    "cifar10_degradation": (8, [20, 32, 44, 56], 2),
+    "cifar10_quick": (6, [8, 20, 56], 2),
+    "cifar10_shortcuts": (8, [20, 56], 4),
+    "cifar10_identity_mappings": (7, [110], 7),
+    "cifar10_activation": (6, [110], 6),
+    "cifar10_span": (8, [38, 110], 4),
+    "cifar10_width": (16, [20, 56], 8),
+    "digits_shortcuts": (12, [8, 20, 56], 4),
+    "digits_identity_mappings": (14, [20, 56], 7),
+    "digits_activation": (12, [20, 56], 6),
+    "digits_span": (8, [38, 74], 4),
+    "digits_probes": (4, [20, 56], 2),
+    "imagenet_degradation": (4, [18, 34], 2),
+}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_has_its_axes_and_its_reference_ready(experiment: str) -> None:
+    count, depths, families = AXES[experiment]
+    configs = compose([f"experiment={experiment}", "seed=0"])
+    assert len({run_name(config) for config in configs}) == len(configs) == count
+    assert sorted({config.model["depth"] for config in configs}) == depths
+    assert {config.study for config in configs} == {experiment}
+    labels = {label for label, _ in labelled([Run.of(config) for config in configs]).values()}
+    assert len(labels) == families
+    assert 0 < sum(matches(config, reference(config)) for config in configs) < count
+    for config in configs[:: max(1, count // 4)]:
+        make(config)
+    paper = experiment.startswith(("cifar10_", "imagenet_")) and experiment != "cifar10_quick"
+    assert any(published(config) for config in configs) == paper
+
+
+def test_every_published_number_is_of_a_run_that_can_be_trained() -> None:
+    for result in table():
+        options = {key: value for key, value in result.settings.items() if "/" in key or "." not in key}
+        values = {key: value for key, value in result.settings.items() if key not in options}
+        optim = "he2015_imagenet" if options["data"] == "imagenet" else "he2015"
+        written = [f"{key}={json.dumps(value)}" for key, value in (options | values).items()]
+        (config,) = compose([f"optim={optim}", *written])
+        assert published(config) == result
+
+
+def test_published_numbers_are_found_by_the_settings_of_a_run() -> None:
+    table = ["experiment=cifar10_identity_mappings", "seed=0", "model/shortcut=shortcut_gating"]
+    for changed in ("model.width=8", "data=digits", "model/block/order=fixup", "model/shortcut=highway"):
+        assert published(compose(["experiment=cifar10_degradation", "seed=0", changed, "model.depth=20"])[0]) is None
+    for bias, error in ((0, "12.86"), (-6, "6.91"), ("-6.0", "6.91"), (-3, None)):
+        (config,) = compose([*table, f"model.shortcut.bias={bias}"])
+        found = published(config)
+        assert (found.test_error if found else None) == error
+
+
+def test_the_digits_study_has_the_settings_it_was_measured_with() -> None:
+    config = compose(["experiment=digits"])[0]
+    optim = config.optim
+    assert (optim.batch_size, optim.epochs, optim.lr, optim.weight_decay) == (64, 10, 0.05, 1e-4)
+    assert (optim.milestones, optim.gamma, config.model["width"]) == ([0.5, 0.75], 0.1, 8)
+    assert (config.data["pad"], config.data["flip"], config.trainer.threads) == (0, False, 1)
+
+
+@pytest.mark.parametrize("experiment", ["digits", "cifar10_quick"])
+def test_runs_have_the_names_under_which_their_evidence_is_kept(experiment: str) -> None:
+    with (ROOT / "experiments" / experiment / "results.csv").open() as file:
+        kept = {row["folder"] for row in csv.DictReader(file) if row["seed"] == "0"}
+    assert kept == {run_name(config) for config in compose([f"experiment={experiment}", "seed=0"])}
+
+
+def test_he2015_is_the_papers() -> None:
+    (config,) = compose(["optim=he2015", "data=cifar10", "optim.warmup_lr=0.01"])
+    optim = config.optim
+    assert (optim.batch_size, optim.steps, optim.lr, optim.momentum) == (128, 64000, 0.1, 0.9)
+    assert optim.weight_decay == 1e-4
+    assert (optim.warmup_lr, optim.warmup_until) == (0.01, 80)
+    assert (config.data["pad"], config.data["flip"]) == (4, True)
+
+
+def test_an_axis_of_an_experiment_can_be_overridden() -> None:
+    configs = compose(["experiment=digits", "model.depth=8,14", "seed=7"])
+    assert sorted({config.model["depth"] for config in configs}) == [8, 14]
+    assert {config.seed for config in configs} == {7}
+
+
+def test_a_configuration_survives_its_file(tmp_path: Path) -> None:
+    for config in compose(["-m", "optim=he2015,digits", "data=cifar100,digits", f"runs={tmp_path}"]):
+        run = Run.of(config)
+        run.prepare()
+        assert Run.read(run.folder).config == config

@@ -1,0 +1,240 @@
+"""Sweeps by other launchers than our own, runs on several machines, and a real SLURM cluster."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from plainres.cli.main import main
+from plainres.processes.world import World
+from plainres.runs.record import Run
+from support.places import PLAINRES, TESTS
+
+SMALL = ["model.depth=8", "model.width=4", "data=synthetic", "data.train=640", "optim.batch_size=64"]
+SMALL += ["data.shape=[1,8,8]"]
+
+
+def plainres(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [PLAINRES, *arguments], env=os.environ | environment, capture_output=True, text=True, check=False, timeout=200
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A real SLURM cluster of two nodes on this machine; the environment that leads to it."""
+    if not sys.platform.startswith("linux") or os.geteuid() != 0:
+        pytest.skip("SLURM's daemons are started as root, on Linux")
+    if shutil.which("slurmctld") is None and os.environ.get("CI") and shutil.which("apt-get"):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run([TESTS / "support" / "slurm.sh", "install"], capture_output=True, check=False, timeout=300)
+    if any(shutil.which(daemon) is None for daemon in ("slurmctld", "slurmd", "munged")):
+        pytest.skip("SLURM is not installed; `tests/slurm.sh install` does it on Debian, as root")
+    folder = tmp_path_factory.mktemp("slurm")
+    one_at_a_time = FileLock(tmp_path_factory.getbasetemp().parent / "slurm.lock")  # its ports are fixed
+    one_at_a_time.acquire()
+    try:
+        subprocess.run([TESTS / "support" / "slurm.sh", "start", folder], check=True, capture_output=True, timeout=60)
+        path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+        yield {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": path, "GLOO_SOCKET_IFNAME": "lo"}
+    finally:
+        subprocess.run([TESTS / "support" / "slurm.sh", "stop", folder], check=False, capture_output=True, timeout=60)
+        one_at_a_time.release()
+
+
+def wait_for(condition: Callable[[], object], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "slurm"])
+def test_several_devices_inside_a_sweep(
+    launcher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Every process of every run has its run's configuration; one that fails in its second process costs it alone."""
+    environment = request.getfixturevalue("cluster") if launcher == "slurm" else {}
+    monkeypatch.chdir(tmp_path)
+    environment |= {"PYTHONPATH": str(TESTS), "RECORD": str(tmp_path / "record"), "RECORD_FAIL": "5"}
+    options = [
+        "train",
+        "-m",
+        *SMALL,
+        "model._target_=support.recording.Recording",
+        "model.width=4,5,6",
+        "trainer.devices=2",
+    ]
+    done = plainres(*options, "optim.epochs=2", f"hydra/launcher={launcher}", **environment)
+    runs = {run.config.model["width"]: run for run in map(Run.read, sorted(tmp_path.glob("runs/default/iden*")))}
+    assert done.returncode == 1, done.stderr
+    assert [width for width, run in runs.items() if run.finished] == [4, 6], done.stderr
+    *_, last = done.stderr.splitlines()
+    assert last == (
+        f"failed: {runs[5].name}: {'RunFailedError: ' if launcher == 'basic' else ''}"
+        f"ValueError: on purpose, in the second process (see {runs[5].log.relative_to(tmp_path)})"
+    )
+    assert "Traceback" in runs[5].log.read_text()
+    assert runs[5].failure == "ValueError: on purpose, in the second process"
+    for rank in range(2):
+        lines = [line.split()[:2] for line in (tmp_path / f"record-{rank}").read_text().splitlines()]
+        assert all(size == "2" for _, size in lines)
+        assert [[width for width, _ in lines].count(width) for width in "456"] == [20, 1, 20]
+    repeated = plainres(*options, "optim.epochs=2", f"hydra/launcher={launcher}", **environment)
+    assert repeated.returncode == 1
+    assert "      2 finished\n      1 failed\n" in repeated.stderr
+    assert "sweep.retry_failed=true tries the failed again" in repeated.stderr
+    environment["RECORD_FAIL"] = ""
+    again = plainres(*options, "optim.epochs=2", f"hydra/launcher={launcher}", "sweep.retry_failed=true", **environment)
+    assert again.returncode == 0, again.stderr
+    assert runs[5].finished
+    assert not runs[5].failure
+
+
+def test_a_sweep_on_slurm(cluster: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One job is put back into the queue, one is told that its time is up, one is cancelled, one left alone."""
+    monkeypatch.chdir(tmp_path)
+    sweep = ["train", "-m", *SMALL, "optim.epochs=150", "seed=0,1,2,3", "checkpoint.every_n_steps=50"]
+    process = subprocess.Popen(
+        [PLAINRES, *sweep, "hydra/launcher=slurm"], env=os.environ | cluster, stderr=subprocess.PIPE, text=True
+    )
+
+    def job_of(seed: int) -> str:
+        """The job of a run, from what its log says."""
+        names = list(Path("runs/default/.jobs/.submitit").glob("*_*/*_submitted.pkl"))
+        jobs = sorted({path.parent.name for path in names}, key=lambda job: int(job.split("_")[1]))
+        return jobs[seed]
+
+    def slurm(*command: str) -> None:
+        subprocess.run(command, env=os.environ | cluster, check=True, capture_output=True)
+
+    def runs() -> list[Run]:
+        """Those whose jobs have begun."""
+        begun = sorted(Path("runs/default").glob("identity-8-w4-s?-*/config.yaml"))
+        return [Run.read(config.parent) for config in begun]
+
+    wait_for(lambda: len(found := runs()) == 4 and all(run.step >= 50 for run in found), 100)
+    slurm("scontrol", "requeue", job_of(0))
+    slurm("scancel", "--signal=USR1", job_of(1))
+    slurm("scancel", job_of(2))
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == 1, said
+    finished = {run.config.seed: run.finished for run in runs()}
+    assert finished == {0: True, 1: True, 2: False, 3: True}, said
+    assert f"failed: {runs()[2].name}: job " in said.splitlines()[-1]
+    attempts = [run.result["attempts"] for run in runs() if run.finished]
+    assert [len(parts) for parts in attempts] == [2, 2, 1]
+    assert all(parts[1]["from_step"] >= 50 for parts in attempts[:2])
+    assert "back in the queue" in "".join(
+        path.read_text() for path in Path("runs/default/.jobs/.submitit").rglob("*_log.err")
+    )
+    again = plainres(*sweep, "hydra/launcher=slurm", **cluster)
+    assert again.returncode == 0, again.stderr
+    assert f"      3 finished\n      1 interrupted\n          {runs()[2].name} at step " in again.stderr
+    monkeypatch.chdir(tmp_path)
+    assert main([*sweep, "runs=local"]) == 0
+    for run in runs():
+        (local,) = Path("local/default").glob(run.name)
+        other = Run.read(local)
+        assert run.result["weights_sha256"] == other.result["weights_sha256"]
+        assert run.curve() == other.curve()
+
+
+def test_one_run_by_srun(cluster: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["train", *SMALL, "optim.epochs=2", "trainer.devices=1", "trainer.num_nodes=2"]
+    done = subprocess.run(
+        ["srun", "--nodes=2", "--ntasks-per-node=1", PLAINRES, *options],
+        env=os.environ | cluster | {"MASTER_ADDR": "127.0.0.1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=150,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = Path("runs/default").iterdir()
+    assert Run.read(folder).result["devices"] == 2
+    assert done.stdout.count(str(folder)) == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_torchrun_on_two_machines_survives_a_killed_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=3"]
+    torchrun += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--local-addr=127.0.0.1"]
+    options = ["train", *SMALL, "optim.epochs=10", "trainer.num_nodes=2", "checkpoint.every_n_steps=5"]
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # else torch 2.13 mixes up the tries
+    agents = [
+        subprocess.Popen([*torchrun, "-m", "plainres", *options], stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    try:
+        wait_for(lambda: list(tmp_path.glob("runs/default/*/checkpoints/*.ckpt")), 100)
+        children = subprocess.run(
+            ["pgrep", "--parent", str(agents[1].pid)], capture_output=True, text=True, check=True
+        ).stdout.split()
+        (worker,) = [int(child) for child in children if b"plainres" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        os.kill(worker, 9)
+        said = [agent.communicate(timeout=150)[1] for agent in agents]
+        assert [agent.returncode for agent in agents] == [0, 0], said
+    finally:
+        for agent in agents:
+            agent.kill()
+    (folder,) = Path("runs/default").iterdir()
+    attempts = Run.read(folder).result["attempts"]
+    assert len(attempts) == 2
+    assert attempts[1]["from_step"] >= 5
+    whole = plainres("train", *options[1:-2], "trainer.devices=2", "runs=whole")
+    assert whole.returncode == 0, whole.stderr
+    assert (
+        Run.read(Path("whole/default") / folder.name).result["weights_sha256"]
+        == (Run.read(folder).result["weights_sha256"])
+    )
+
+
+def test_the_place_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [*os.environ]:
+        if name.startswith(("SLURM_", "TORCHELASTIC_")):
+            monkeypatch.delenv(name)
+    assert World.current() == World()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    assert World.current() == World(3, 4, "srun")
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert World.current() == World(1, 2, "torchrun")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["trainer.num_nodes=2"], "trainer.num_nodes=2 needs 2; start a run on several machines with torchrun or srun"),
+        (["hydra/launcher=joblib"], "hydra/launcher=joblib starts the runs of a sweep: add -m"),
+        (["-m", "hydra/launcher=nowhere"], "hydra/launcher=nowhere: there is no such launcher; there are basic"),
+        (["-m", "hydra/launcher=joblib", "model.depth=8,21"], "model.depth is 21"),
+        (["trainer.devices=3"], "it must be a multiple of 3"),
+    ],
+)
+def test_mistakes(
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *SMALL, *options]) == 2
+    said = capfd.readouterr().err
+    assert message in said.splitlines()[-1]
+    assert "Traceback" not in said
+    assert not list(tmp_path.rglob("result.json"))

@@ -1,0 +1,513 @@
+"""The report, from small study folders written here: no network is trained."""
+
+import csv
+import re
+import shutil
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from plainres.errors import InputError
+from plainres.reporting import figures, report
+from plainres.reporting.published import Published
+from plainres.runs.record import Run
+from support.study import END, a_run, data_of, finish, observe, train
+
+EXPECTED = {  # training error by depth, about as in the digits study: mean, s.d.
+    "plain": {8: (0.0, 0.0), 20: (0.96, 0.1), 32: (11.6, 1.5), 44: (43.0, 12.0), 56: (59.0, 6.0)},
+    "identity": {8: (0.0, 0.0), 20: (0.0, 0.0), 32: (0.02, 0.03), 44: (0.02, 0.03), 56: (0.07, 0.07)},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "runs" / "digits"
+
+
+@pytest.fixture
+def study(folder: Path) -> Path:
+    """Plain and identity at 5 depths over 3 seeds, all finished."""
+    for shortcut, depths in EXPECTED.items():
+        for depth, (mean, sd) in depths.items():
+            for seed, aside in enumerate((-1, 0, 1)):
+                finish(a_run(folder, shortcut, depth, seed), mean + aside * sd)
+    return folder
+
+
+@pytest.fixture
+def few(folder: Path) -> Path:
+    """Plain and identity at depth 8 over 3 seeds, all finished."""
+    for shortcut in EXPECTED:
+        for seed in range(3):
+            finish(a_run(folder, shortcut, 8, seed), seed)
+    return folder
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def told(folder: Path) -> str:
+    """The terminal text, without writing a report."""
+    return report.text(report.read(folder))
+
+
+def line(text: str, *words: str) -> str:
+    """The first line that has all the words."""
+    return next(line for line in text.splitlines() if all(word in line for word in words))
+
+
+def test_the_terminal_text_has_table_and_verdict(study: Path):
+    text = report.write(study)
+    assert line(text, "44", "44,000").split()[:4] == ["44", "3", "43.00", "(12.00)"]
+    assert "equal training budget: 230 steps of 64 images" in text
+    assert "degrades: deeper is worse" in line(text, "plain: 56 minus 8", "+59.00", "[+44.10, +73.90]", "3 seeds")
+    assert "no difference that these runs support" in line(text, "identity: 56 minus 8")
+    assert "equal in every seed" in line(text, "depth 8 ")
+    assert "plain is worse" in line(text, "depth 20", "+0.96")
+    assert "not all of them at once" in text
+    assert "chosen on the test set" in text
+    assert text.endswith(f"Report: {study / 'report' / 'index.html'}\n")
+    assert "Missing" not in text
+    assert "not used" not in text
+    assert text.isascii()
+    assert max(map(len, text.splitlines()[:-1])) <= 110
+
+
+def test_tables_and_figures_are_written(study: Path):
+    report.write(study)
+    table = rows(study / "report" / "table.csv")
+    assert [(row["family"], row["depth"]) for row in table] == [(f, str(d)) for f in EXPECTED for d in EXPECTED[f]]
+    assert float(table[3]["train_error_eval_mean"]) == pytest.approx(43)
+    assert float(table[3]["train_error_eval_sd"]) == pytest.approx(12)
+    results = rows(study / "report" / "results.csv")
+    assert len(results) == 30
+    assert len({row["folder"] for row in results}) == 30
+    assert results[0]["versions"] == "python 3.12.1; torch 2.13.0"
+    for name in ("curves", "depth"):
+        assert (study / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (study / "report" / f"{name}.svg").read_text()
+    assert not list((study / "report").glob("*.tmp*"))
+
+
+def test_the_page_is_self_contained(study: Path):
+    report.write(study)
+    page = (study / "report" / "index.html").read_text()
+    assert "degrades: deeper is worse" in page
+    assert "Student&#39;s 95 % interval" in page
+    assert page.count("data:image/svg+xml;base64,") == 2
+    assert "http" not in page
+    assert "url(" not in page.replace("url(#", "")
+    assert re.findall(r'<(?:script|link|iframe)[^>]* (?:src|href)="([^"]*)"', page) == ["data:,"]
+    for link in re.findall(r'href="([^"#]+)"', page):
+        assert link == "data:," or (study / "report" / link).exists()
+    anchors = set(re.findall(r'href="#([^"]+)"', page))
+    assert anchors == {"depth", "others", "curves", "trained"} <= set(re.findall(r'id="([^"]+)"', page))
+
+
+def test_every_number_is_linked_to_its_runs(study: Path):
+    report.write(study)
+    page = (study / "report" / "index.html").read_text()
+    row = page[page.index(">43.00 (12.00)<") :].partition("</tr>")[0]
+    linked = re.findall(r'href="\.\./([^"]+)/"', row)
+    assert [name[: name.rindex("-")] for name in linked] == [f"plain-44-w8-s{seed}" for seed in range(3)]
+    row = page[page.index(">plain: 56 minus 8<") :].partition("</tr>")[0]
+    assert "[+44.10, +73.90]" in row
+    assert re.findall(r">(seed \d|[\d.]+)(?:: <a|</a>)", row) == [
+        *("seed 0", "53.00", "0.00", "seed 1", "59.00", "0.00", "seed 2", "65.00", "0.00")
+    ]
+    for folder in study.iterdir():
+        assert folder.name == "report" or page.count(f'href="../{folder.name}/"') >= 2
+
+
+def test_the_page_draws_what_the_runs_have_written(study: Path):
+    report.write(study)
+    data = data_of((study / "report" / "index.html").read_text())
+    assert data["families"] == ["plain", "identity"]
+    assert data["depths"] == [8, 20, 32, 44, 56]
+    assert len(data["runs"]) == 30
+    for drawn in data["runs"]:
+        name = f"{data['families'][drawn['family']]}-{drawn['depth']}-w8-s{drawn['seed']}-*"
+        (folder,) = study.glob(name)
+        written = rows(folder / "metrics.csv")
+        assert drawn["step"] == [int(row["step"]) for row in written]
+        for key in ("train", "test"):
+            assert drawn[key] == pytest.approx([float(row[f"{key}/error"]) for row in written], abs=6e-4)
+        result = Run.read(folder).result
+        assert drawn["train_final"] == pytest.approx(result["train_error_eval"], abs=6e-4)
+        assert drawn["test_final"] == pytest.approx(result["test_error"], abs=6e-4)
+
+
+def test_long_curves_are_thinned_and_keep_their_ends(folder: Path):
+    finish(a_run(folder, "plain", 8, 0, epochs=2500), 5)
+    report.write(folder)
+    (drawn,) = data_of((folder / "report" / "index.html").read_text())["runs"]
+    assert len(drawn["step"]) == len(drawn["train"]) == report.POINTS
+    assert (drawn["step"][0], drawn["step"][-1]) == (23, 2500 * 23)
+    assert drawn["step"] == sorted(set(drawn["step"]))
+
+
+def test_figures_of_runs_have_a_section(few: Path):
+    run = Run.read(next(few.glob("identity-8-w8-s1-*")))
+    for file in (run.folder / "lesion.svg", run.folder / "lesion.png", run.folder / "mine.svg", few / "lesion.svg"):
+        file.write_text("<svg/>")
+    report.write(few)
+    page = (few / "report" / "index.html").read_text()
+    section = page[page.index('<section id="inside">') :].partition("</section>")[0]
+    assert re.findall(r"<h3>(.*)</h3>", section) == ["lesion", "mine"]
+    own = f"../{run.folder.name}"
+    assert re.findall(r'src="([^"]+)"', section) == ["../lesion.svg", f"{own}/lesion.svg", f"{own}/mine.svg"]
+    assert re.findall(r'href="([^"]+)" download>(SVG|PNG)', section) == [
+        *(("../lesion.svg", "SVG"), (f"{own}/lesion.svg", "SVG"), (f"{own}/lesion.png", "PNG")),
+        (f"{own}/mine.svg", "SVG"),
+    ]
+    assert section.count("identity, 8 layers") == 2
+    assert section.count("Several runs on one scale") == 1
+
+
+def drawn_lines(figure: Figure) -> list[list[list[float]]]:
+    """The heights of the lines in each panel of a figure."""
+    return [[list(line.get_ydata()) for line in axes.get_lines()] for axes in figure.axes]  # pyright: ignore
+
+
+def test_the_beginning_is_step_0_and_the_end_is_the_last(few: Path):
+    runs = [Run.read(path) for path in sorted(few.glob("plain-*"))]
+    columns = "gradient,update_to_weight"
+    observe(runs[0], steps=(0, 100, END), probe="gradients", columns=columns)
+    observe(runs[1], steps=(100, END), probe="gradients", columns=columns)  # went on with the probe
+    observe(runs[2], steps=(0, 100), probe="gradients", columns=columns)
+    families = {"plain": {8: dict(enumerate(runs))}}
+    observed, unusable = figures.observations("gradients", families)
+    assert not unusable
+    assert drawn_lines(figures.probe_figure("gradients", observed)) == [[[1, 2, 3]], [[231, 232, 233]]] * 2
+    observe(runs[0], steps=(100,), probe="gradients", columns=columns)
+    observed, _ = figures.observations("gradients", families)
+    assert drawn_lines(figures.probe_figure("gradients", observed)) == [[[1, 2, 3]], [[231, 232, 233]]] * 2
+    observe(runs[2], steps=(100,), probe="gradients", columns=columns)
+    observed, _ = figures.observations("gradients", families)
+    assert drawn_lines(figures.probe_figure("gradients", observed)) == [[], [[231, 232, 233]]] * 2
+
+
+def test_figures_have_the_spread_over_seeds(few: Path):
+    runs = [Run.read(path) for path in sorted(few.glob("plain-*"))]
+    for run, scale in zip(runs, ("1", "2", "30"), strict=True):
+        file = observe(run, probe="signals", columns="mean,variance,gradient_variance")
+        file.write_text(file.read_text().replace(",layer0,1,1,1", f",layer0,{scale},{scale},{scale}"))
+    families = {"plain": {8: dict(enumerate(runs))}}
+    observed, _ = figures.observations("signals", families)
+    figure = figures.probe_figure("signals", observed)
+    assert [axes.get_ylabel() or axes.get_title() for axes in figure.axes[::2]] == [
+        "mean of each block's output, at the beginning",
+        "variance of each block's output, at the beginning",
+        "variance of the gradient there, at the beginning",
+    ]
+    sd = statistics.stdev([1, 2, 30])
+    for axes in figure.axes:
+        (band,) = axes.collections
+        low, high = band.get_datalim(axes.transData).intervaly
+        assert axes in figure.axes[1::2] or (low, high) == pytest.approx((11 - sd, 11 + sd))
+    mean, _, variance, _, _, _ = figure.axes
+    assert mean.get_ylim()[0] < 11 - sd < 0
+    assert 0.4 < variance.get_ylim()[0] < 2  # logarithmic: the means are seen, the band goes off below
+    for axes in figures.curves(families).axes:
+        assert len(axes.collections) == 2
+    one_seed = figures.probe_figure("signals", {"plain": {8: observed["plain"][8][:1]}})
+    assert not [band for axes in one_seed.axes for band in axes.collections]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda text: text.replace("std", "st"), "KeyError"),
+        (lambda text: text.replace("layer1,2", "layer1,two"), "ValueError"),
+        (lambda text: text.replace("layer1,2", ""), "TypeError|ValueError"),
+        (lambda text: text + text.partition("\n")[2], "doubled"),
+        (lambda text: text.rpartition("230,2")[0], "different layers"),
+        (lambda text: "\n".join(line for line in text.splitlines() if ",2," not in line) + "\n", "other layers"),
+    ],
+)
+def test_what_a_probe_has_left_damaged_is_named_and_not_drawn(few: Path, damage: Callable[[str], str], reason: str):
+    runs = [Run.read(path) for path in sorted(few.glob("plain-*"))]
+    files = [observe(run) for run in runs]
+    report.write(few)
+    whole = (few / "report" / "responses.svg").read_text()
+    files[1].write_text(damage(files[1].read_text()))
+    text = " ".join(report.write(few).split())
+    assert re.search(rf"Not used \(1\) {runs[1].folder.name} probes/responses.csv is damaged \(.*({reason})", text)
+    page = (few / "report" / "index.html").read_text()
+    assert "probes/responses.csv is damaged" in page
+    assert "What the probe responses found" in page
+    files[1].unlink()
+    report.write(few)
+    assert (few / "report" / "responses.svg").read_text() == whole  # all seeds had the same
+
+
+def test_the_questions_are_those_that_the_runs_answer(few: Path):
+    report.write(few)
+    page = (few / "report" / "index.html").read_text()
+    headings = ["Does depth hurt?", "Does the shortcut help?", "Curves", "What was trained"]
+    assert re.findall(r"<h2>(.*)</h2>", page) == headings
+
+
+def test_the_same_runs_give_the_same_bytes(few: Path):
+    files = []
+    for _ in range(2):
+        report.write(few)
+        files.append({file.name: file.read_bytes() for file in (few / "report").iterdir()})
+    assert files[0] == files[1]
+    assert len(files[0]) == 7
+
+
+def test_an_unfinished_sweep_names_what_is_missing(folder: Path):
+    for shortcut in ("plain", "identity"):
+        for depth, seed in ((8, 0), (8, 1), (20, 0)):
+            finish(a_run(folder, shortcut, depth, seed), depth + seed)
+    interrupted, waiting = a_run(folder, "plain", 20, 1), a_run(folder, "plain", 20, 2)
+    train(interrupted, 4, 20)
+    failed = a_run(folder, "identity", 20, 2)
+    failed.fail("the run has diverged")
+    text = report.write(folder)
+    assert "failed: the run has diverged" in line(text, failed.name)
+    page = (folder / "report" / "index.html").read_text()
+    assert "at step 92" in line(text, interrupted.name)
+    assert "not started" in line(text, waiting.name)
+    assert "no run of depth 20" in line(text, "identity, seed 1")
+    assert interrupted.name in page
+    assert waiting.name in page
+    assert "1 seed (unpaired: 1)" in line(text, "plain: 20 minus 8", "one seed: no interval, no claim")
+
+
+def test_a_torn_curve_of_an_unfinished_run_is_told(few: Path):
+    run = a_run(few, "plain", 8, 3)
+    (run.folder / "metrics.csv").write_text("epoch,step,lr,train/loss\n1,23\n")
+    assert "metrics.csv is damaged" in line(told(few), run.name)
+
+
+def test_folders_that_are_of_no_use_are_named(few: Path):
+    run = Run.read(next(few.glob("plain-8-w8-s0-*")))
+    shutil.copytree(run.folder, few / "a-copy")
+    (few / "notes").mkdir()
+    (few / "odd & <b>").mkdir()
+    (few / "loose.txt").write_text("")
+    text = report.write(few)
+    page = (few / "report" / "index.html").read_text()
+    assert f"the same run as {run.name}" in line(text, "a-copy")
+    assert "not the folder of a run: it has no config.yaml" in line(text, "notes")
+    assert "odd &amp; &lt;b&gt;" in page
+    assert "<b>" not in page
+    assert "loose.txt" not in text
+    assert len(rows(few / "report" / "results.csv")) == 6
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("result.json", '{"name": "pl', "result.json is damaged"),
+        ("result.json", "[]", "result.json is damaged"),
+        ("result.json", "{}", "result.json is damaged (it lacks"),
+        ("metrics.csv", "", "metrics.csv ends at step 0"),
+        ("metrics.csv", "epoch,step\n1,23\n", "metrics.csv is damaged"),
+        ("metrics.csv", "epoch,step,train/error,test/error\n1,23,x,5\n", "metrics.csv is damaged"),
+        ("metrics.csv", "epoch,step,train/error,test/error\n23,4", "metrics.csv ends at step 0"),
+        ("config.yaml", "seed: [", "config.yaml is damaged (line 1: "),
+    ],
+)
+def test_a_damaged_record_is_named_and_not_used(few: Path, file: str, content: str, message: str):
+    run = Run.read(next(few.glob("plain-8-w8-s0-*")))
+    (run.folder / file).write_text(content)
+    text = told(few)
+    assert message in line(text, run.name)
+    assert "2 seeds (unpaired: 0)" in line(text, "depth 8", "seeds (")
+
+
+def test_an_error_that_is_no_number_is_damage(few: Path):
+    run = finish(a_run(few, "plain", 8, 3), 1, test_error=-123.0)
+    record = run.folder / "result.json"
+    record.write_text(record.read_text().replace("-123.0", "NaN"))
+    assert "damaged (test_error not finite)" in line(told(few), run.name)
+
+
+def test_a_copied_record_does_not_count_as_another_seed(few: Path):
+    run = a_run(few, "plain", 8, 3)
+    for file in ("result.json", "metrics.csv"):
+        shutil.copy(next(few.glob("plain-8-w8-s0-*")) / file, run.folder)
+    assert "result.json is of the run ['plain', 8, 0]" in line(told(few), run.name)
+
+
+def test_other_differences_make_other_families(folder: Path):
+    for shortcut in ("plain", "identity"):
+        for width in (8, 16):
+            for seed in (0, 1):
+                finish(a_run(folder, shortcut, 20, seed, width=width), width + seed)
+    study = report.read(folder)
+    assert [family.label for family in study.families] == [
+        *("plain (width 16)", "plain (width 8)"),
+        *("identity (width 16)", "identity (width 8)"),
+    ]
+    assert list(study.comparisons) == [
+        "Training error, plain (width 16) minus identity (width 16)",
+        "Training error, plain (width 8) minus identity (width 8)",
+    ]
+
+
+def test_a_parameter_of_one_shortcut_is_no_difference_to_plain(folder: Path):
+    finish(a_run(folder, "plain", 20, 0), 5)
+    for rate in (0.1, 0.5):
+        finish(a_run(folder, "dropout", 20, 0, rate=rate), 5)
+    study = report.read(folder)
+    assert [family.label for family in study.families] == ["plain", "dropout (rate 0.1)", "dropout (rate 0.5)"]
+    assert len(study.comparisons) == 2
+
+
+def test_a_choice_is_told_by_its_name_and_its_values_only_if_they_vary_too(folder: Path):
+    for seed in (0, 1):
+        for norm in ({"norm": "batch"}, {"norm": "group"}, {"norm": "group", "groups": 4}):
+            for shortcut in ("plain", "identity"):
+                finish(a_run(folder, shortcut, 20, seed, **norm), 5 + seed)
+    study = report.read(folder)
+    settings = ["norm batch", "norm group, groups 4", "norm group, groups 8"]
+    assert [family.label for family in study.families] == [
+        f"{shortcut} ({setting})" for shortcut in ("plain", "identity") for setting in settings
+    ]
+    assert list(study.comparisons) == [
+        f"Training error, plain ({setting}) minus identity ({setting})" for setting in settings
+    ]
+
+
+def test_a_study_may_have_another_reference_than_plain_nets(folder: Path):
+    reference = {"reference": {"model/norm": "batch"}}
+    for seed in range(3):
+        finish(a_run(folder, "identity", 20, seed, **reference), 40 + seed)
+        finish(a_run(folder, "identity", 20, seed, norm="group", **reference), 2 * seed)
+    study = report.read(folder)
+    assert [family.label for family in study.families] == ["identity (norm batch)", "identity (norm group)"]
+    assert list(study.comparisons) == ["Training error, identity (norm batch) minus identity (norm group)"]
+    assert "the reference is worse" in line(told(folder), "depth 20", "3 seeds")
+
+
+def test_published_errors_stand_beside_ours(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    published = (
+        Published("8.75", "Somebody 2015, Table 6", {"model/shortcut": "identity", "model.depth": 20}),
+        Published("> 20", "Another 2016", {"model/shortcut": "dropout", "model.depth": 20, "model.shortcut.rate": 0.5}),
+    )
+    monkeypatch.setattr("plainres.reporting.published.table", lambda: published)
+    finish(a_run(folder, "identity", 20, 0), 5)
+    finish(a_run(folder, "identity", 32, 0), 5)
+    finish(a_run(folder, "dropout", 20, 0, rate=0.5), 5)
+    text = told(folder)
+    assert "test, published" in line(text, "depth", "parameters")
+    assert "> 20" in line(text, "20", "> 20")
+    assert "test, published: by others" in text
+    assert "(Another 2016; Somebody 2015, Table 6)" in " ".join(text.split())
+    report.write(folder)
+    with (folder / "report" / "table.csv").open() as file:
+        rows = {(row["family"], row["depth"]): row for row in csv.DictReader(file)}
+    assert rows["identity", "20"]["test_error_published"] == "8.75"
+    assert rows["identity", "20"]["source"] == "Somebody 2015, Table 6"
+    assert rows["identity", "32"]["test_error_published"] == ""
+    assert "&gt; 20" in (folder / "report" / "index.html").read_text()
+
+
+def test_across_training_budgets_nothing_is_claimed(folder: Path):
+    for seed in range(3):
+        finish(a_run(folder, "plain", 20, seed), 40 + seed)
+        finish(a_run(folder, "identity", 20, seed, epochs=20), 2 * seed)
+    text = told(folder)
+    assert "Training budgets differ (230 steps of 64 images, or 460 steps of 64 images)" in text
+    assert "All runs are at an equal" not in text
+    assert "unequal training budgets" in line(text, "depth 20", "3 seeds")
+    assert "is worse" not in text
+
+
+def test_across_settings_nothing_is_claimed(folder: Path):
+    for seed in range(3):
+        finish(a_run(folder, "plain", 20, seed, width=8), 40 + seed)
+        finish(a_run(folder, "identity", 20, seed, width=16), 2 * seed)
+    text = told(folder)
+    assert "settings differ (width 16, width 8): no claim" in line(text, "depth 20", "3 seeds")
+    assert "is worse" not in text
+
+
+def test_on_different_data_nothing_is_claimed(folder: Path):
+    for seed in range(3):
+        finish(a_run(folder, "plain", 20, seed), 40 + seed)
+        finish(a_run(folder, "identity", 20, seed), 2 * seed, data_sha256="ef")
+    text = told(folder)
+    assert "saw different data" in " ".join(text.split())
+    assert "different training data: no claim" in line(text, "depth 20", "3 seeds")
+
+
+def test_data_that_one_configuration_saw_differently_are_told_beside_another(folder: Path):
+    for seed in range(2):
+        finish(a_run(folder, "plain", 20, seed), 40 + seed)
+    other = a_run(folder, "plain", 20, 2)
+    other.config.data["pad"] = 4
+    other = Run.of(other.config)
+    other.prepare()
+    finish(other, 40)
+    assert "saw different data" not in " ".join(told(folder).split())
+    finish(a_run(folder, "identity", 20, 0), 2, data_sha256="ef")
+    assert "saw different data" in " ".join(told(folder).split())
+
+
+def test_on_different_numbers_of_devices_it_says_so(folder: Path):
+    for seed in range(2):
+        finish(a_run(folder, "plain", 20, seed), 40 + seed, devices=4, sync_batch_norm=True)
+        finish(a_run(folder, "identity", 20, seed), 2 * seed)
+    assert "numbers of devices" not in " ".join(told(folder).split())
+    attempts = [{"from_step": 0, "devices": 1}, {"from_step": 40, "devices": 2}]
+    finish(a_run(folder, "identity", 20, 2), 4, devices=2, attempts=attempts)
+    assert "were trained on different numbers of devices" in " ".join(told(folder).split())
+
+
+def test_one_run_is_reported_without_a_claim(folder: Path):
+    finish(a_run(folder, "identity", 20, 0, epochs=1), 5)
+    text = report.write(folder)
+    assert "1 finished run of identity; depth 20; seed 0." in text
+    assert "Nothing to compare" in text
+
+
+def test_no_folder(tmp_path: Path):
+    with pytest.raises(InputError, match="is not a folder"):
+        report.write(tmp_path / "nowhere")
+
+
+def test_an_empty_folder(tmp_path: Path):
+    with pytest.raises(InputError, match="holds no runs; `plainres train` makes some"):
+        report.write(tmp_path)
+
+
+def test_a_folder_of_other_things(tmp_path: Path):
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(InputError, match=r"holds no runs \(photos: not the folder of a run: it has no config.yaml\)"):
+        report.write(tmp_path)
+
+
+def test_a_folder_of_studies(tmp_path: Path):
+    a_run(tmp_path / "digits", "plain", 8, 0)
+    a_run(tmp_path / "cifar10_quick", "plain", 8, 0)
+    with pytest.raises(InputError, match="holds the studies cifar10_quick, digits: name one of them"):
+        report.write(tmp_path)
+
+
+def test_a_single_runs_folder(folder: Path):
+    run = a_run(folder, "plain", 8, 0)
+    with pytest.raises(InputError, match=f"is a single run; give the folder of its study, {folder}"):
+        report.write(run.folder)
+
+
+def test_nothing_finished(folder: Path):
+    run = a_run(folder, "plain", 8, 0)
+    with pytest.raises(InputError, match=f"has no finished run; repeat .*{run.name}: not finished"):
+        report.write(folder)
+    assert not (folder / "report").exists()
+
+
+def test_a_report_that_cannot_be_written(few: Path):
+    (few / "report").write_text("")
+    with pytest.raises(InputError, match="cannot write the report"):
+        report.write(few)

@@ -1,0 +1,286 @@
+"""The report's page in a headless Chromium: what a person sees of it and can do with it."""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from plainres.reporting import report
+from support.chromium import FOUND, Page
+from support.study import a_run, data_of, finish, observe
+
+pytestmark = pytest.mark.skipif(FOUND is None, reason="there is no Chromium or Chrome on the PATH")
+LINES = "document.querySelectorAll('[data-figure=curves] .line').length"
+OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a study of three families, two depths, two seeds; one run has been looked into."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    for family in ({"shortcut": "plain"}, {"shortcut": "identity"}, {"shortcut": "dropout"}):
+        for depth in (8, 56):
+            for seed in (0, 1):
+                error = depth / 2 + seed if family["shortcut"] == "plain" else seed * depth / 100
+                run = finish(a_run(folder, depth=depth, seed=seed, **family), error)
+    wide = '<svg xmlns="http://www.w3.org/2000/svg" width="2000" height="100"><rect width="9" height="9"/></svg>'
+    for place in (run.folder, folder):  # by itself, and beside others
+        (place / "lesion.svg").write_text(wide)
+    observe(run)
+    report.write(folder)
+    return folder / "report" / "index.html"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    page = Page(tmp_path_factory.mktemp("profile"))
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def page(browser: Page, file: Path) -> Iterator[Page]:
+    """The page in a wide window; nothing that a test does may make the console complain."""
+    browser.open(file)
+    yield browser
+    assert browser.complaints == []
+
+
+def choose(page: Page, name: str, value: object, figure: str = "curves") -> None:
+    page.click(f"[data-figure={figure}] [name={name}][value='{value}']")
+
+
+def hover(page: Page, figure: str, across: float, down: float = 0.6) -> str:
+    """The readout with the mouse at a share of the drawing's width and height; empty if there is none."""
+    svg = f"document.querySelector('[data-figure={figure}] .drawing svg')"
+    page.run(f"{svg}.scrollIntoView({{block: 'center'}})")
+    box = page.run(f"{svg}.getBoundingClientRect().toJSON()")
+    page.mouse("mouseMoved", box["x"] + across * box["width"], box["y"] + down * box["height"])
+    return readout(page, figure)
+
+
+def readout(page: Page, figure: str) -> str:
+    return page.run(f"(r => r.hidden ? '' : r.innerText)(document.querySelector('[data-figure={figure}] .readout'))")
+
+
+def heights(page: Page, figure: str) -> list[float]:
+    """Where the markers of a figure are, down from its upper edge."""
+    markers = f"document.querySelectorAll('[data-figure={figure}] .drawing g > .marker')"
+    return page.run(f"[...{markers}].map(m => m.transform.baseVal[0].matrix.f)")
+
+
+def colours(page: Page, selector: str) -> list[list[int]]:
+    """The colours, [red, green, blue], of an element's text and of the page."""
+    script = f"[document.querySelector({selector!r}), document.body].map((e, i) => getComputedStyle(e)"
+    script += "[i ? 'backgroundColor' : e.tagName === 'path' ? 'stroke' : e.tagName === 'text' ? 'fill' : 'color'])"
+    return page.run(f"{script}.map(c => c.match(/\\d+/g).map(Number).slice(0, 3))")
+
+
+def contrast(one: list[int], other: list[int]) -> float:
+    """The contrast ratio of WCAG 2: 1 to 21, 4.5 for readable text, 3 for graphics."""
+
+    def luminance(colour: list[int]) -> float:
+        parts = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (part / 255 for part in colour)]
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_every_curve_is_drawn(page: Page):
+    assert page.run(LINES) == 3 * 2 * 2
+    assert page.run("document.querySelectorAll('[data-figure=depth] .line').length") == 3
+    paths = page.run("[...document.querySelectorAll('.line')].map(line => line.getAttribute('d'))")
+    assert all(path.startswith("M") and "NaN" not in path for path in paths)
+    assert page.run("[...document.querySelectorAll('.static')].every(e => getComputedStyle(e).display === 'none')")
+
+
+def test_families_differ_in_colour_and_marker_and_training_from_test_in_dashes(page: Page):
+    swatches = "[...document.querySelectorAll('[data-figure=depth] [name=family] + .key .marker')]"
+    assert len(set(page.run(f"{swatches}.map(m => m.getAttribute('d'))"))) == 3
+    assert len(set(page.run(f"{swatches}.map(m => m.getAttribute('fill'))"))) == 3
+    lines = "[...document.querySelectorAll('[data-figure=curves] .line')]"
+    assert page.run(f"{lines}.filter(line => line.getAttribute('stroke-dasharray')).length") == 6
+    assert len(set(page.run(f"{lines}.map(line => line.getAttribute('stroke'))"))) == 6  # by family and depth
+
+
+def test_hovering_shows_the_values(page: Page):
+    assert readout(page, "depth") == ""
+    shown = hover(page, "depth", 0.97)
+    assert shown.startswith("56 layers")
+    assert "plain\t28.50\t(0.71)" in shown
+    assert "identity\t0.28\t(0.40)" in shown
+    assert hover(page, "curves", 0.96).startswith("iteration 230")
+    assert "plain 56, training" in readout(page, "curves")
+    hover(page, "curves", 0.5, -0.2)
+    assert readout(page, "curves") == ""
+
+
+def test_controls_hide_and_show(page: Page):
+    choose(page, "family", 0)
+    assert page.run(LINES) == 2 * 2 * 2
+    choose(page, "depth", 8)
+    assert page.run(LINES) == 2 * 1 * 2
+    choose(page, "error", "train")
+    assert page.run(LINES) == 2
+    choose(page, "seeds", "each")
+    assert page.run(LINES) == 4
+    assert "dropout 56, seed 1, test" in hover(page, "curves", 0.9)
+    choose(page, "error", "test")
+    assert "Nothing is chosen" in page.run("document.querySelector('[data-figure=curves] .drawing').innerText")
+    choose(page, "error", "test")
+    choose(page, "family", 0)
+    choose(page, "panels", "apart")
+    assert page.run("document.querySelectorAll('[data-figure=curves] clipPath').length") == 3
+    assert page.run(LINES) == 6
+    assert hover(page, "curves", 0.2, 0.5).startswith("plain, iteration ")
+    assert page.run("document.querySelectorAll('[data-figure=depth] .line').length") == 3  # has controls of its own
+
+
+def test_the_axis_may_be_logarithmic(page: Page):
+    linear = heights(page, "depth")
+    choose(page, "axis", "log", "depth")
+    logarithmic = heights(page, "depth")
+    ticks = page.run(
+        "[...document.querySelectorAll('[data-figure=depth] .drawing text')].map(text => text.textContent)"
+    )
+    assert {"0", "0.1", "1", "10"} <= set(ticks)
+    order = sorted(range(6), key=linear.__getitem__)
+    assert [logarithmic[i] for i in order] == sorted(logarithmic)
+    spread = max(linear) - min(linear)
+    small = 3  # identity, 56 layers, 0.28 %
+    assert max(linear) - linear[small] < 0.03 * spread
+    assert max(logarithmic) - logarithmic[small] > 0.1 * spread
+
+
+def test_the_keyboard_reads_out_and_chooses(page: Page):
+    page.run("document.querySelector('[data-figure=depth] .canvas').focus()")
+    page.press("ArrowRight")
+    assert readout(page, "depth").startswith("8 layers")
+    page.press("ArrowRight")
+    assert readout(page, "depth").startswith("56 layers")
+    page.press("Escape")
+    assert readout(page, "depth") == ""
+    for control in page.run("[...document.querySelectorAll('input')].map(i => i.labels[0]?.innerText)"):
+        assert control.strip()
+
+
+def test_a_narrow_screen_does_not_scroll_sideways(browser: Page, file: Path):
+    for panels in ("one", "apart"):
+        browser.open(file, 390, 844)
+        choose(browser, "panels", panels)
+        assert browser.run(OVERFLOW) == 0
+        width = browser.run("document.querySelector('[data-figure=curves] .drawing svg').getBoundingClientRect().width")
+        assert 300 < width <= 390
+        shown = hover(browser, "curves", 0.8, 0.2)
+        assert "iteration" in shown
+        assert browser.run(OVERFLOW) == 0
+    assert browser.complaints == []
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_and_curves_are_seen_on_the_page(browser: Page, file: Path, dark: bool):
+    browser.open(file, dark=dark)
+    _, page = colours(browser, "body")
+    assert (max(page) < 60) == dark
+    for selector in ("h1", "a", ".note", "legend", "figcaption", "[data-figure=curves] .drawing text"):
+        assert contrast(*colours(browser, selector)) > 4.5, selector
+    for family in range(3):
+        marker = f"[data-figure=depth] [value='{family}'] + .key path"
+        assert contrast(*colours(browser, marker)) > 3, marker
+    for depth in (8, 56):
+        shade = f"[data-figure=curves] [name=depth][value='{depth}'] + .key path"
+        assert contrast(*colours(browser, shade)) > 3, shade
+    assert browser.complaints == []
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_shade_of_every_colour_is_seen(browser: Page, file: Path, dark: bool):
+    page = file.read_text()
+    data = data_of(page)
+    depths, families = [8, 20, 56], len(data["colours"])
+    runs = [data["runs"][0] | {"family": i, "depth": depth} for i in range(families) for depth in depths]
+    many = data | {"families": [f"family {i}" for i in range(families)], "depths": depths, "runs": runs}
+    start = page.index("{", page.index('id="data">'))
+    every = file.with_name("every.html")
+    every.write_text(page[:start] + json.dumps(many) + page[page.index("</script>", start) :])
+    browser.open(every, dark=dark)
+    choose(browser, "panels", "one")
+    choose(browser, "error", "train")
+    strokes = browser.run(
+        "[...document.querySelectorAll('[data-figure=curves] .line')].map(l => getComputedStyle(l).stroke)"
+    )
+    assert len(set(strokes)) == families * len(depths)
+    _, background = colours(browser, "body")
+    for stroke in strokes:
+        assert contrast([int(part) for part in re.findall(r"\d+", stroke)], background) > 3, stroke
+    assert browser.complaints == []
+
+
+def test_print_has_the_static_figures(browser: Page, file: Path):
+    browser.open(file, dark=True)
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    visible = "[...document.querySelectorAll('{}')].filter(e => e.offsetHeight).length"
+    assert browser.run(visible.format(".static")) == 2
+    assert browser.run(visible.format(".canvas, .controls, nav")) == 0
+    assert colours(browser, "h1") == [[0, 0, 0], [255, 255, 255]]
+    browser.call("Emulation.setEmulatedMedia", media="")
+    assert browser.run(visible.format(".canvas")) == 2
+
+
+def test_without_javascript_the_static_figures_are_there(browser: Page, file: Path):
+    browser.call("Emulation.setScriptExecutionDisabled", value=True)
+    browser.open(file)
+    browser.call("Emulation.setScriptExecutionDisabled", value=False)
+    visible = "[...document.querySelectorAll('{}')].filter(e => e.offsetHeight).length"
+    assert browser.run(visible.format(".static")) == 2
+    assert browser.run(visible.format("noscript p")) == 1
+    assert browser.run(visible.format(".canvas, .controls, button")) == 0
+
+
+@pytest.mark.parametrize("kind", ["svg", "png"])
+def test_a_figure_is_saved_as_chosen(page: Page, kind: str, tmp_path: Path):
+    page.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    choose(page, "family", 0)
+    page.click(f"[data-figure=curves] [data-save={kind}]")
+    saved = tmp_path / f"digits-curves.{kind}"
+    end = time.monotonic() + 20
+    while not saved.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    content = saved.read_bytes()
+    if kind == "svg":
+        assert b'xmlns="http://www.w3.org/2000/svg"' in content
+        assert content.count(b'class="line"') == 2 * 2 * 2
+        assert b"dropout" in content
+        assert b"plain" not in content
+    else:
+        assert content.startswith(b"\x89PNG")
+
+
+def test_all_the_points_that_a_page_may_have_are_drawn(browser: Page, file: Path):
+    page = file.read_text()
+    data = data_of(page)
+    seeds, points = 60, report.ALL_POINTS // 60
+    curve = {"step": list(range(1, points + 1)), "train": [2.5] * points, "test": [5.0] * points}
+    many = data | {"runs": [data["runs"][0] | curve | {"seed": seed} for seed in range(seeds)]}
+    start = page.index("{", page.index('id="data">'))
+    full = file.with_name("full.html")
+    full.write_text(page[:start] + json.dumps(many) + page[page.index("</script>", start) :])
+    browser.open(full)
+    choose(browser, "seeds", "each")
+    choose(browser, "axis", "log")
+    assert browser.run(LINES) == 2 * seeds
+    assert "and 110 more" in hover(browser, "curves", 0.5)
+    assert browser.complaints == []
+
+
+def test_figures_of_runs_are_loaded(page: Page):
+    page.run("document.querySelector('.pictures').scrollIntoView()")
+    page.run("document.querySelector('.pictures img').decode()")
+    assert page.run("document.querySelector('.pictures img').naturalWidth") == 2000
+    assert "dropout, 56 layers, seed 1" in page.run(
+        "document.querySelector('.pictures figure:last-child figcaption').innerText"
+    )

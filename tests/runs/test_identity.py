@@ -1,0 +1,251 @@
+"""What identifies a run, and under which name. Names never change: long studies are kept under them."""
+
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import hydra.utils
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import plainres.data
+import plainres.models
+from plainres.config.compose import compose
+from plainres.config.schema import Config, Devices, Recipe
+from plainres.reporting.families import labelled
+from plainres.runs.identity import complete, flat, identity, public_path, run_name, settings
+from plainres.runs.record import Run
+from support.places import CONF
+
+Make = Callable[..., Config]
+
+HUB = {
+    "_target_": "plainres.data.HubImages",
+    "name": "uoft-cs/cifar10",
+    "path": None,
+    "cache": "~/.cache/plainres",
+}
+
+NAMES = {
+    "": "identity-20-w16-s0-723264be",
+    "model/shortcut=plain seed=3": "plain-20-w16-s3-8497b2e7",
+    "data=cifar10 optim=he2015": "identity-20-w16-s0-7953f87b",
+    "data=cifar10 optim=he2015 precision=bf16-mixed model.depth=56": "identity-56-w16-s0-a1f509ee",
+    "data=cifar100 optim=he2015 optim.warmup_lr=0.01": "identity-20-w16-s0-eb78eab5",
+    "data=imagenet model=imagenet optim=he2015_imagenet": "projection-18-w64-s0-394e3643",
+    "data=synthetic": "identity-20-w16-s0-089699cc",
+    "model=imagenet model.depth=50 model/block=bottleneck data=imagenet": "projection-50-w64-s0-a1b8c495",
+    "model=preactivation model/block=bottleneck model.depth=29": "identity-29-w16-s0-e6d415e4",
+    "model=fixup": "identity-20-w16-s0-bb128a93",
+    "model=skipinit": "skipinit-20-w16-s0-7f53d789",
+    "model=resblk": "resblk-20-w16-s0-fff43326",
+    "model=wide": "wide-14-w32-s0-8b863739",
+    "model/shortcut=projection model/norm=group": "projection-20-w16-s0-36fccf4b",
+    "model/shortcut=dropout model.shortcut.p=1": "dropout-20-w16-s0-c5cf2a8b",
+    "model/shortcut=stochastic_depth model/init=zero_gamma": "stochastic_depth-20-w16-s0-045b53b7",
+    "'model.block.kernels=[3]' model.stages=4 model.stem_width=8 model.depth=22": "identity-22-w16-s0-591ae9d4",
+}
+# what an option means where a configuration does not have it: a default that changed would rename runs
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "BlockSpec": {
+        "bias": False,
+        "expansion": 1,
+        "kernels": (3, 3),
+        "order": "LayerOrder(pre=(), between=('norm', 'relu'), post=('norm',), "
+        "post_add=('relu',), stem=('norm', 'relu'), tail=())",
+        "stride_in": 1,
+    },
+    "CifarNet": {
+        "block": "BlockSpec(kernels=(3, 3), expansion=1, stride_in=1, bias=False, "
+        "order=LayerOrder(pre=(), between=('norm', 'relu'), post=('norm',), "
+        "post_add=('relu',), stem=('norm', 'relu'), tail=()))",
+        "norm": "torch.nn.BatchNorm2d",
+        "stages": 3,
+        "stem_width": None,
+    },
+    "Convolution": {"bias": False},
+    "Dropout": {"p": 0.5},
+    "ExclusiveGating": {"bias": -6},
+    "Highway": {"bias": -2},
+    "HubImages": {
+        "mean": None,
+        "path": None,
+        "std": None,
+        "stored": None,
+        "test_per_class": None,
+        "test_split": "test",
+        "train_per_class": None,
+    },
+    "ImageNet": {
+        "block": "BlockSpec(kernels=(3, 3), expansion=1, stride_in=1, bias=False, "
+        "order=LayerOrder(pre=(), between=('norm', 'relu'), post=('norm',), "
+        "post_add=('relu',), stem=('norm', 'relu'), tail=()))",
+        "norm": "torch.nn.BatchNorm2d",
+    },
+    "Images": {"mean": None, "std": None},
+    "LayerOrder": {
+        "between": ("norm", "relu"),
+        "post": ("norm",),
+        "post_add": ("relu",),
+        "pre": (),
+        "stem": ("norm", "relu"),
+        "tail": (),
+    },
+    "Projection": {"norm": "torch.nn.BatchNorm2d"},
+    "ProjectionAll": {"bias": False, "norm": "torch.nn.BatchNorm2d"},
+    "ReZero": {"initial": 0.0},
+    "Recipe": {"epochs": None, "steps": None, "warmup_lr": None, "warmup_until": 80.0},
+    "ResBlk": {"norm": "torch.nn.BatchNorm2d"},
+    "Scaling": {"residual": 0.5, "shortcut": 0.5},
+    "ShortcutGating": {"bias": -6},
+    "StochasticDepth": {"last": 0.5},
+}
+
+
+@pytest.mark.parametrize("overrides", NAMES, ids=str)
+def test_names_are_fixed_for_all_time(overrides: str) -> None:
+    (config,) = compose([word.strip("'") for word in overrides.split()])
+    assert run_name(config) == NAMES[overrides]
+
+
+def declared(target: Any) -> dict[str, Any]:
+    """The defaults that a class or function declares, as text where they are objects."""
+    if is_dataclass(target):
+        made = target() if target in (plainres.models.BlockSpec, plainres.models.LayerOrder) else None
+        each = {field.name: getattr(made, field.name, field.default) for field in fields(target)}
+    else:
+        each = {name: parameter.default for name, parameter in inspect.signature(target).parameters.items()}
+    plain = (int, float, bool, str, tuple, type(None))
+    return {
+        name: default if isinstance(default, plain) else public_path(default) or repr(default)
+        for name, default in each.items()
+        if default is not inspect.Parameter.empty and "MISSING" not in repr(default) and default != "???"
+    }
+
+
+def test_defaults_are_fixed_for_all_time() -> None:
+    packages: list[ModuleType] = [plainres.data, plainres.models]
+    targets = {name: getattr(package, name) for package in packages for name in package.__all__} | {"Recipe": Recipe}
+    found = {name: declared(target) for name, target in targets.items() if callable(target)}
+    assert {name: defaults for name, defaults in found.items() if defaults} == DEFAULTS
+
+
+def test_conf_names_public_paths() -> None:
+    for file in CONF.rglob("*.yaml"):
+        for line in file.read_text().splitlines():
+            if "_target_:" in line:
+                path = line.rpartition(" ")[2]
+                assert public_path(hydra.utils.get_object(path)) == path, file
+
+
+def test_what_determines_the_result_makes_the_name(make_config: Make) -> None:
+    base = make_config()
+    others = [
+        make_config(seed=1),
+        make_config(depth=14),
+        make_config(shortcut="plain"),
+        make_config(optim={"lr": 0.1}),
+        make_config(data=HUB),
+        make_config(precision="bf16-mixed"),
+    ]
+    assert len({run_name(config) for config in (base, *others)}) == 7
+    assert run_name(base) == run_name(make_config())
+    assert run_name(base).startswith("identity-8-w4-s0-")
+
+
+def test_what_does_not_determine_it_is_no_part_of_it(make_config: Make) -> None:
+    base = make_config(data=HUB)
+    elsewhere = make_config(data=HUB | {"path": "/data/cifar10", "cache": "/scratch"})
+    ddp = replace(base, trainer=Devices(accelerator="gpu", devices=2, threads=4), runs="elsewhere", study="other")
+    assert identity(base) == identity(elsewhere) == identity(ddp)
+    assert complete(base) == complete(elsewhere) == complete(ddp)
+
+
+def test_a_class_is_known_by_its_public_path_wherever_its_file_lies(make_config: Make) -> None:
+    moved = make_config()
+    moved.model["_target_"] = "plainres.models.networks.CifarNet"
+    moved.model["shortcut"]["_target_"] = "plainres.models.shortcuts.Identity"
+    assert run_name(moved) == run_name(make_config())
+    assert public_path(nn.BatchNorm2d) == "torch.nn.BatchNorm2d"
+    assert public_path(3) is None
+
+
+def test_what_is_at_its_default_is_left_out(make_config: Make) -> None:
+    (composed,) = compose(["model.depth=8", "model.width=4"])
+    assert set(identity(composed)["model"]) == {"_target_", "_partial_", "depth", "width", "shortcut"}
+    spelled, short = make_config(shortcut="dropout"), make_config(shortcut="dropout")
+    del short.model["shortcut"]["p"]
+    assert spelled.model["shortcut"]["p"] == 0.5
+    for config in (spelled, short):
+        config.model["block"] = {"_target_": "plainres.models.BlockSpec", "kernels": [3, 3]}
+    assert identity(spelled) == identity(short) == identity(make_config(shortcut="dropout"))
+    assert complete(spelled)["model"]["shortcut"]["p"] == complete(short)["model"]["shortcut"]["p"] == 0.5
+    assert settings(short)["model.block.order.post"] == "['norm']"
+
+
+def test_an_older_configuration_means_what_it_meant(make_config: Make) -> None:
+    """Options that were added later: a config.yaml without them names the same run, family and folder."""
+    (config,) = compose(["model.depth=8", "model.width=4", "data=synthetic"])
+    older = replace(
+        config, model={k: v for k, v in config.model.items() if k not in ("stages", "init", "norm", "block")}
+    )
+    assert run_name(older) == run_name(config)
+    assert settings(older) == settings(config)
+    run = Run.of(older)
+    run.prepare()
+    Run.of(config).prepare()  # no other configuration
+    labels = labelled([run, Run.of(replace(config, seed=1))])
+    assert {label for label, _ in labels.values()} == {"identity"}
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**53), 2**53))
+def test_a_number_has_one_form(value: float) -> None:
+    (config,) = CONFIGS
+    name = {run_name(with_bias(config, same)) for same in {value, float(value)}}
+    assert len(name) == 1
+    assert flat(identity(with_bias(config, value)))["model.shortcut.bias"] == str(
+        int(value) if float(value).is_integer() else value
+    )
+
+
+CONFIGS = compose(["model/shortcut=highway"])
+
+
+def with_bias(config: Config, bias: float) -> Config:
+    shortcut = {**config.model["shortcut"], "bias": bias, "mine": True}
+    return replace(config, model={**config.model, "shortcut": shortcut})
+
+
+def test_true_is_not_1(make_config: Make) -> None:
+    assert run_name(with_bias(make_config(), True)) != run_name(with_bias(make_config(), 1))
+
+
+def test_a_class_that_is_not_here_is_named_all_the_same(make_config: Make) -> None:
+    """As for a report on another machine; what would train it says that it is not here."""
+    config = make_config()
+    config.model["shortcut"] = {"_target_": "somebodys.Halved", "_partial_": True, "factor": 0.5}
+    assert identity(config)["model"]["shortcut"] == config.model["shortcut"]
+
+
+def test_a_class_of_somebody_elses(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(
+        "class Halved:\n    def __init__(self, in_channels, out_channels, stride, factor=0.5): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = make_config()
+    node = {"_target_": "mine.Halved", "_partial_": True}
+    config.model["shortcut"] = node | {"factor": 0.5}
+    try:
+        assert identity(config)["model"]["shortcut"] == node
+        config.model["shortcut"] = node | {"factor": 2.0}
+        assert identity(config)["model"]["shortcut"] == node | {"factor": 2}
+        json.dumps(identity(config))
+    finally:
+        sys.modules.pop("mine", None)

@@ -1,0 +1,75 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from plainres.config.schema import Config
+from plainres.errors import InputError
+from plainres.runs.record import Run
+
+Make = Callable[..., Config]
+
+
+def test_a_run_is_read_back(make_config: Make) -> None:
+    config = make_config(shortcut="plain", optim={"epochs": None, "steps": 7})
+    run = Run.of(config)
+    assert not run.folder.exists()
+    run.prepare()
+    found = Run.read(run.folder)
+    assert found.config == config
+    assert found.name == run.folder.name
+    assert not found.finished
+    assert found.curve() == []
+    record = {"test_error": 1.5, "train_error": 0.5, "train_error_eval": 0.25, "weights_sha256": "ab"}
+    found.finish(record)
+    assert found.finished
+    assert found.result == record
+    assert sorted(path.name for path in run.folder.iterdir()) == ["checkpoints", "config.yaml", "result.json"]
+
+
+def test_a_row_that_is_being_written_is_not_read(make_config: Make) -> None:
+    run = Run.of(make_config())
+    run.prepare()
+    (run.folder / "metrics.csv").write_text("epoch,step,test/error\n1,4,50.0\n2,8,4")
+    assert run.curve() == [{"epoch": 1, "step": 4, "test/error": 50}]
+
+
+def test_a_foreign_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is not the folder of a run: it has no config.yaml"):
+        Run.read(tmp_path)
+    with pytest.raises(InputError, match="is not the folder of a run: there is no such folder"):
+        Run.read(tmp_path / "nowhere")
+    (tmp_path / "config.yaml").mkdir()
+    with pytest.raises(InputError, match=r"is not the folder of a run: config.yaml: Is a directory"):
+        Run.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", ""),
+        ("seed: 1\nmodel: [", "line 2: expected the node content"),
+        ("model: {depth: 8}\nsede: 1\n", "Key 'sede' not in 'Config'"),
+        ("- 1\n", ""),
+        ("model: 3\n", ""),
+    ],
+)
+def test_a_damaged_configuration(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(InputError, match=rf"config.yaml is damaged \({reason}.*\); delete it and repeat") as caught:
+        Run.read(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_result(make_config: Make) -> None:
+    run = Run.of(make_config())
+    run.prepare()
+    (run.folder / "result.json").write_text("{")
+    with pytest.raises(InputError, match=r"result.json is damaged .* delete it and repeat"):
+        _ = run.result
+
+
+def test_an_unwritable_folder(make_config: Make, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot write the run's folder .* set runs=FOLDER"):
+        Run.of(make_config(runs=str(tmp_path / "file"))).prepare()

@@ -1,0 +1,331 @@
+"""Runs that are killed, stopped, damaged, out of room, or moved to another number of devices."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kills import digits, elsewhere, ending, kill_in_one_process, kill_processes, when
+from plainres.cli.main import main
+from plainres.config.instantiate import source_of
+from plainres.config.schema import Config, Devices
+from plainres.errors import InputError, LockedError, RunFailedError, StoppedError
+from plainres.launch.devices import launch
+from plainres.processes.signals import StopSignals
+from plainres.randomness import order
+from plainres.runs.record import Run
+from plainres.training.train import train
+from support.places import CIFAR10, PLAINRES, TESTS
+
+Make = Callable[..., Config]
+
+LONG = ["train", "data=synthetic", "data.train=640", "model.depth=8", "model.width=4", "optim.epochs=10000"]
+
+
+@pytest.mark.parametrize("every_n_steps", [1, 2, 30])
+def test_killed_at_random_moments_a_run_ends_as_if_it_had_not_been(tmp_path: Path, every_n_steps: int) -> None:
+    whole = digits(tmp_path / "whole", 10**6, seed=every_n_steps)
+    train(whole)
+    choose = random.Random(every_n_steps)
+    kills, trials = 0, 0
+    while kills < 4:
+        trials += 1
+        run = elsewhere(whole, tmp_path / str(trials), every_n_steps)
+        kills += kill_in_one_process(run, iter([choose.uniform(0, 1.2) for _ in range(3)]))
+        assert ending(run) == ending(whole)
+        assert [row["epoch"] for row in run.curve()] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("shortcut", ["dropout", "stochastic_depth"])
+def test_what_a_shortcut_draws_is_the_same_after_a_resume(tmp_path: Path, shortcut: str) -> None:
+    whole = digits(tmp_path / "whole", 10**6, shortcut=shortcut)
+    train(whole)
+    run = elsewhere(whole, tmp_path / "killed", 7)
+    assert kill_in_one_process(run, when(lambda: 7 < run.step < 60)) == 1
+    assert ending(run) == ending(whole)
+
+
+@pytest.mark.parametrize("shortcut", ["dropout", "stochastic_depth"])
+def test_what_a_shortcut_draws_is_the_same_on_two_processes(make_config: Make, tmp_path: Path, shortcut: str) -> None:
+    alone = Run.of(make_config(shortcut=shortcut, precision="64-true", optim={"batch_size": 20}))
+    train(alone)
+    trainer = Devices(accelerator="cpu", devices=2, threads=1, sync_batch_norm=True)
+    both = Run.of(replace(alone.config, runs=str(tmp_path / "both"), trainer=trainer))
+    launch(both)
+    states = [torch.load(run.checkpoints / "step-000000010.ckpt", weights_only=True) for run in (alone, both)]
+    for key, tensor in states[0]["state_dict"].items():
+        torch.testing.assert_close(tensor, states[1]["state_dict"][key], atol=1e-9, rtol=0)
+
+
+def test_one_of_two_processes_is_killed_then_both(tmp_path: Path) -> None:
+    whole = digits(tmp_path / "whole", 10**6, devices=2)
+    launch(whole)
+    run = elsewhere(whole, tmp_path / "killed", 1)
+    killed = [kill_processes(run, random.Random(seed), 0.3) for seed in (1, 0)]
+    assert killed == ["one", "all"]
+    assert not run.failure
+    launch(run)
+    assert ending(run) == ending(whole)
+
+
+@pytest.mark.skipif(not CIFAR10.exists(), reason=f"no CIFAR-10 at {CIFAR10}; PLAINRES_CIFAR10 names a folder")
+def test_real_images_with_augmentation_killed_in_mid_epoch(tmp_path: Path) -> None:
+    from plainres.config.compose import compose
+
+    options = ["data=cifar10", f"data.path={CIFAR10}", "data.train_per_class=200", "data.test_per_class=10"]
+    options += ["model.depth=8", "model.width=4", "optim=cifar10_quick", "optim.epochs=2", "optim.batch_size=50"]
+    whole = Run.of(compose([*options, f"runs={tmp_path / 'whole'}"])[0])
+    assert source_of(whole.config).pad == 4
+    train(whole)
+    run = elsewhere(whole, tmp_path / "killed", 7)
+    assert kill_in_one_process(run, when(lambda: 40 < run.step < 80)) == 1
+    assert run.result["attempts"][-1]["from_step"] % 40
+    assert ending(run) == ending(whole)
+
+
+@contextmanager
+def _started(tmp_path: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], Callable[[], Run]]]:
+    """A run in a process of its own, that has begun to train; how to find it."""
+    process = subprocess.Popen(
+        [PLAINRES, *LONG, f"runs={tmp_path / 'runs'}", *options],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        end = time.monotonic() + 60
+        while not (found := list(tmp_path.glob("runs/*/*/metrics.csv"))) or len(found[0].read_text().splitlines()) < 3:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < end, "waited in vain"
+            time.sleep(0.05)
+        folder = found[0].parent
+        yield process, lambda: Run.read(folder)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("number", "devices"),
+    [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGUSR1, 1), (signal.SIGTERM, 2), (signal.SIGINT, 2)],
+)
+def test_a_signal_saves_the_run_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals, devices: int) -> None:
+    with _started(tmp_path, f"trainer.devices={devices}") as (process, run):
+        process.send_signal(number)
+        _, said = process.communicate(timeout=40)
+        assert process.returncode == 128 + number, said
+        assert "; the same command goes on" in said.splitlines()[-1]
+        assert "Traceback" not in said
+        step = run().step
+        assert step > 0
+        assert run().curve()[-1]["step"] <= step
+        assert not run().locked
+        assert not run().failure
+
+
+def test_a_signal_to_one_process_of_two_stops_both(tmp_path: Path) -> None:
+    from kills import processes_of
+
+    with _started(tmp_path, "trainer.devices=2") as (process, run):
+        before = time.time()
+        ranks = [number for number, module in processes_of(run()).items() if module == "plainres.launch.worker"]
+        os.kill(max(ranks), signal.SIGTERM)
+        _, said = process.communicate(timeout=40)
+        assert process.returncode == 128 + signal.SIGTERM, said
+        assert next(run().checkpoints.iterdir()).stat().st_mtime > before
+
+
+def test_signals_wait_or_stop_at_once() -> None:
+    previous = signal.getsignal(signal.SIGUSR1)
+    with StopSignals() as signals, pytest.raises(StoppedError) as stop:
+        signal.raise_signal(signal.SIGUSR1)
+    assert (signals.received, stop.value.code) == (signal.SIGUSR1, 128 + signal.SIGUSR1)
+    with StopSignals() as signals:
+        signals.deferring = True
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.received == signal.SIGTERM
+        with pytest.raises(StoppedError, match="stopped at once"):
+            signal.raise_signal(signal.SIGINT)  # the second Ctrl-C, or the first after another signal
+    assert signal.getsignal(signal.SIGUSR1) is previous
+
+
+def test_two_processes_never_train_one_run(tmp_path: Path) -> None:
+    with _started(tmp_path) as (process, run):
+        other = subprocess.run(
+            [PLAINRES, *LONG, "runs=runs"], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert other.returncode == 2
+        assert f"is being trained by process {process.pid} on " in other.stderr
+        assert other.stderr.count("\n") == 1
+        process.kill()
+        process.wait()
+        assert not run().locked
+        with run().lock(), pytest.raises(LockedError), run().lock():
+            pass
+
+
+def test_a_run_that_diverged_is_named_and_left_alone(
+    make_config: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # a first epoch without harm, then weights beyond all numbers
+    run = Run.of(make_config(optim={"lr": 1e18, "warmup_lr": 1e-9, "warmup_until": 100.0, "epochs": 100}))
+    run.config.checkpoint.every_n_steps = 50
+    with pytest.raises(RunFailedError) as failure:
+        train(run)
+    said = str(failure.value)
+    step = int(said.split("after step ")[1].split(",", maxsplit=1)[0])
+    assert step > 100
+    assert "with a learning rate of 1e+18" in said
+    assert said.endswith("last good checkpoint: step-000000100.ckpt")
+    assert torch.load(run.checkpoints / "step-000000100.ckpt", weights_only=True)["global_step"] == 100
+    assert run.failure == said
+    options = ["train", "data=synthetic", "model.depth=8", "model.width=4", "optim.lr=1e30", f"runs={tmp_path / 'cli'}"]
+    assert main(options) == 1
+    first = capfd.readouterr().err.splitlines()[-1]
+    assert first.startswith("plainres: the training loss or a weight is no finite number after step ")
+    assert main(options) == 1
+    again = capfd.readouterr().err
+    assert again.count("\n") == 1
+    assert "sweep.retry_failed=true tries it again" in again
+    assert main([*options, "sweep.retry_failed=true"]) == 1
+    assert "the run has diverged" in capfd.readouterr().err
+
+
+class Hostile:
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {os.environ['HOSTILE']}",)
+
+
+def test_a_checkpoint_with_code_is_refused_and_its_code_not_run(
+    make_config: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOSTILE", str(tmp_path / "harm"))
+    run = Run.of(make_config())
+    train(run)
+    wanted = ending(run)
+    (run.folder / "result.json").unlink()
+    state = torch.load(run.checkpoints / "step-000000006.ckpt", weights_only=True)
+    torch.save(state | {"hostile": Hostile()}, run.checkpoints / "step-000000007.ckpt")
+    train(run)
+    assert "step-000000007.ckpt is damaged, or no checkpoint of plainres, and passed over" in capfd.readouterr().err
+    assert not (tmp_path / "harm").exists()
+    assert ending(run) == wanted
+
+
+def test_a_checkpoint_of_another_run_is_not_continued(make_config: Make) -> None:
+    run, other = Run.of(make_config()), Run.of(make_config(seed=1))
+    train(other)
+    run.prepare()
+    (other.checkpoints / "step-000000006.ckpt").rename(run.checkpoints / "step-000000006.ckpt")
+    with pytest.raises(InputError, match=f"is a checkpoint of another run, {other.name}"):
+        train(run)
+    run.folder.rename(other.folder.with_name("moved"))
+    other.folder.rename(run.folder)
+    with pytest.raises(InputError, match=r"holds a run of another configuration: seed 1 \(asked for 0\); move it away"):
+        train(run)
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or os.geteuid() != 0, reason="only root can mount a small file system"
+)
+def test_a_full_disk(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", small], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small file system: {mounted.stderr.decode()}")
+    try:
+        whole = digits(tmp_path / "whole", 10**6)
+        train(whole)
+        run = elsewhere(whole, small, 5)
+        run.prepare()
+        filler = small / "filler"
+        size = (whole.checkpoints / "step-000000075.ckpt").stat().st_size
+        disk = os.statvfs(small)
+        filler.write_bytes(bytes(disk.f_bavail * disk.f_bsize - 3 * size // 2))  # room for one checkpoint, not for two
+        command = [
+            *["train", "model.depth=8", "model.width=4", "optim.epochs=3", "optim.batch_size=60", f"runs={small}"],
+            *["checkpoint.every_n_steps=5"],
+        ]
+        assert main(command) == 1
+        said = capfd.readouterr().err
+        assert "cannot write the checkpoint (No space left on device)" in said.splitlines()[-1]
+        assert "Traceback" not in said
+        kept = run.step
+        assert f"step-{kept:09d}.ckpt is intact: make room and repeat" in said
+        assert not list(run.checkpoints.glob("*.tmp-*"))
+        assert torch.load(run.checkpoints / f"step-{kept:09d}.ckpt", weights_only=True)["global_step"] == kept > 0
+        assert not run.failure
+        filler.unlink()
+        assert main(command) == 0
+        assert ending(run) == ending(whole)
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_on_two_then_one_then_two_then_four_processes(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The images of every global batch are those of one process; so are the weights, with synchronised statistics."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    config = make_config(precision="64-true", optim={"epochs": 4, "batch_size": 20, "warmup_lr": 0.01})
+    config.model["_target_"] = "support.recording.Recording"
+    config.data["pad"], config.data["flip"] = 0, False
+
+    def recorded(name: str) -> list[str]:
+        return (tmp_path / name).read_text().splitlines()
+
+    alone = Run.of(config)
+    monkeypatch.setenv("RECORD", str(tmp_path / "alone"))
+    train(alone)
+    run = Run.of(replace(config, runs=str(tmp_path / "elastic")))
+    batches: list[list[str]] = []
+    for part, (devices, steps) in enumerate([(2, 3), (1, 5), (2, 5), (4, None)]):
+        monkeypatch.setenv("RECORD", str(tmp_path / f"part{part}"))
+        monkeypatch.setenv("RECORD_STOP", str(steps))
+        trainer = Devices(accelerator="cpu", devices=devices, threads=1, sync_batch_norm=True)
+        with pytest.raises(StoppedError) if steps else nullcontext():
+            launch(Run(replace(run.config, trainer=trainer), run.folder))
+        ranks = [recorded(f"part{part}-{rank}") for rank in range(devices)]
+        batches += [[pixel for line in lines for pixel in line.split()[2:]] for lines in zip(*ranks, strict=True)]
+    wanted = [line.split()[2:] for line in recorded("alone-0")]
+    assert batches == wanted
+    images = source_of(config).load().train.images[:, 0, 0, 0].float()
+    seen = torch.tensor([[float(pixel) for pixel in batch] for batch in wanted])
+    for step, batch in enumerate(seen):
+        shown = images[order(config.seed, step // 5, 100)[step % 5 * 20 :][:20]]
+        assert torch.corrcoef(torch.stack([batch, shown]))[0, 1] > 0.999999
+    states = [torch.load(each.checkpoints / "step-000000020.ckpt", weights_only=True) for each in (run, alone)]
+    for key, tensor in states[0]["state_dict"].items():
+        torch.testing.assert_close(tensor, states[1]["state_dict"][key], atol=1e-9, rtol=0)
+    assert [attempt["devices"] for attempt in run.result["attempts"]] == [2, 1, 2, 4]
+    for mine, theirs in zip(run.curve(), alone.curve(), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-9)
+    assert json.loads((run.folder / "result.json").read_text())["devices"] == 4
+
+
+def test_checkpoints_that_cannot_be_read_do_not_outlive_new_ones(
+    make_config: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run.of(make_config())
+    run.prepare()
+    for step in (4900, 5000):
+        (run.checkpoints / f"step-{step:09d}.ckpt").write_bytes(b"torn")
+    train(run)
+    assert capsys.readouterr().err.count("is damaged, or no checkpoint of plainres, and passed over") == 2
+    assert [path.name for path in run.checkpoints.iterdir()] == [f"step-{run.result['steps']:09d}.ckpt"]

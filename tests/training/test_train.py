@@ -1,0 +1,337 @@
+"""Runs from their configuration to their record, in this process, in others, on two devices."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+
+from plainres.config.instantiate import check, network_of, source_of
+from plainres.config.schema import Config, Devices
+from plainres.errors import InputError, RunFailedError
+from plainres.launch.devices import launch
+from plainres.launch.sweep import train_quietly
+from plainres.runs.record import Run
+from plainres.training.checkpoints import AtomicCheckpointIO
+from plainres.training.train import train
+from support.places import TESTS
+
+Make = Callable[..., Config]
+
+
+def trained(config: Config) -> Run:
+    run = Run.of(config)
+    train(run)
+    return run
+
+
+def weights(run: Run) -> str:
+    return Run(run.config, run.folder).result["weights_sha256"]
+
+
+def test_the_record(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    run = trained(make_config(shortcut="projection", depth=14, seed=3))
+    result = run.result
+    assert (result["shortcut"], result["depth"], result["width"], result["seed"]) == ("projection", 14, 4, 3)
+    assert (result["steps"], result["epochs"], result["batch_size"]) == (6, 2, 32)
+    curve = run.curve()
+    assert [row["step"] for row in curve] == [3, 6]
+    assert result["train_error"] == curve[-1]["train/error"]
+    assert result["test_error"] == curve[-1]["test/error"]
+    assert result["best_test_error"] == min(row["test/error"] for row in curve)
+    assert 0 <= result["train_error_eval"] <= 100
+    assert result["parameters"] == sum(p.numel() for p in network_of(run.config, source_of(run.config)).parameters())
+    assert result["versions"]["torch"] == torch.__version__
+    assert result["peak_memory_mib"] > 100
+    assert result["wall_time_s"] > 0
+    assert len(result["weights_sha256"]) == len(result["data_sha256"]) == 64
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-000000006.ckpt"]
+    assert "6/6" in capfd.readouterr().err
+
+
+def test_the_final_evaluation_is_of_the_final_weights_on_every_image(make_config: Make) -> None:
+    run = trained(make_config())
+    source = source_of(run.config)
+    images, network = source.load(), network_of(run.config, source)
+    state = torch.load(run.checkpoints / "step-000000006.ckpt", weights_only=True)["state_dict"]
+    network.load_state_dict({key.removeprefix("network."): value for key, value in state.items()})
+    mean, std = images.channel_statistics
+    for split, error in ((images.train, "train_error_eval"), (images.test, "test_error")):
+        logits = network.eval()(((split.images - mean) / std).permute(0, 3, 1, 2))
+        assert run.result[error] == 100 * (logits.argmax(1) != split.targets).sum().item() / len(split)
+
+
+def test_one_configuration_gives_one_result_wherever_it_is_trained(make_config: Make, tmp_path: Path) -> None:
+    """Alone, after others in one process, in a process of a pool, in one of its own; memory, time and place aside."""
+    config = make_config(depth=14, seed=5)
+    alone = weights(trained(config))
+    trained(make_config(shortcut="plain", depth=8, seed=1, runs=str(tmp_path / "others")))
+    torch.rand(17)  # and whatever else a process has done
+    after_others = trained(make_config(depth=14, seed=5, runs=str(tmp_path / "after")))
+    fresh, pooled = (Run.of(make_config(depth=14, seed=5, runs=str(tmp_path / name))) for name in ("fresh", "pooled"))
+    fresh.prepare()
+    subprocess.run([sys.executable, "-m", "plainres.launch.worker", fresh.folder], check=True, capture_output=True)
+    other = Run.of(make_config(shortcut="projection", seed=2, runs=str(tmp_path / "pooled")))
+    with ProcessPoolExecutor(1, mp_context=get_context("forkserver")) as pool:
+        for run in (other, pooled):
+            run.prepare()
+            assert pool.submit(train_quietly, run).result() is None
+    assert weights(after_others) == weights(fresh) == weights(pooled) == alone
+    assert trained(make_config(depth=14, seed=6)).result["weights_sha256"] != alone
+    rows = [run.curve() for run in (Run.of(config), after_others, fresh, pooled)]
+    assert all(curve == rows[0] for curve in rows)
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", "gpu"])
+def test_a_graph_is_for_one_gpu(accelerator: str) -> None:
+    with pytest.raises(InputError, match=r"trainer\.cuda_graph=true is for one GPU"):
+        Devices(accelerator=accelerator, devices=2, threads=1, cuda_graph=True)
+
+
+def test_training_draws_nothing_from_global_state(make_config: Make) -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    trained(make_config(shortcut="projection_all"))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_an_interrupted_run_goes_on_from_its_newest_checkpoint(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(optim={"epochs": 4})
+    config.checkpoint.every_n_steps = 7
+    whole = trained(config)
+    assert sorted(path.name for path in whole.checkpoints.iterdir()) == ["step-000000007.ckpt", "step-000000012.ckpt"]
+    interrupted = Run.of(make_config(optim={"epochs": 4}, runs=str(tmp_path / "interrupted")))
+    interrupted.prepare()
+    (whole.checkpoints / "step-000000007.ckpt").rename(interrupted.checkpoints / "step-000000007.ckpt")
+    # what the killed process had written: an epoch more than its checkpoint, and half of a row
+    (interrupted.folder / "metrics.csv").write_text((whole.folder / "metrics.csv").read_text() + "5,15,0.")
+    train(interrupted)
+    assert weights(interrupted) == weights(whole)
+    assert interrupted.curve() == whole.curve()
+
+
+@pytest.mark.parametrize("optim", [{"epochs": 2}, {"epochs": None, "steps": 7}])
+def test_a_run_killed_between_its_last_step_and_its_result(make_config: Make, optim: dict[str, int | None]) -> None:
+    run = trained(make_config(optim=optim))
+    result, curve = run.result, run.curve()
+    (run.folder / "result.json").unlink()
+    again = trained(make_config(optim=optim))
+    assert again.curve() == curve
+    aside = {"wall_time_s", "peak_memory_mib", "attempts"}
+    assert {k: v for k, v in again.result.items() if k not in aside} == {
+        k: v for k, v in result.items() if k not in aside
+    }
+
+
+def test_a_run_resumed_before_its_partial_last_epoch_measures_as_if_it_had_not_been(make_config: Make) -> None:
+    config = make_config(optim={"epochs": None, "steps": 7, "warmup_lr": 0.01})
+    config.checkpoint.every_n_steps = 3
+    run = trained(config)
+    result, curve = run.result, run.curve()
+    (run.folder / "result.json").unlink()
+    (run.checkpoints / "step-000000007.ckpt").unlink()
+    again = trained(config)
+    assert again.curve() == curve
+    assert again.result["train_error"] == result["train_error"]
+    assert again.result["weights_sha256"] == result["weights_sha256"]
+
+
+def test_a_damaged_checkpoint_is_named_and_passed_over(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    config = make_config()
+    config.checkpoint.every_n_steps = 3
+    run = trained(config)
+    digest = weights(run)
+    (run.folder / "result.json").unlink()
+    newest_one = run.checkpoints / "step-000000006.ckpt"
+    newest_one.write_bytes(newest_one.read_bytes()[:1000])
+    assert weights(trained(config)) == digest
+    assert f"{newest_one} is damaged, or no checkpoint of plainres, and passed over" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("damage", [b"", b"epoch,step\n1,abc\n", b"\xff\xfe\x00", None])
+def test_damaged_curves_come_back_from_the_checkpoint(make_config: Make, damage: bytes | None) -> None:
+    run = trained(make_config())
+    curve = run.curve()
+    (run.folder / "result.json").unlink()
+    file = run.folder / "metrics.csv"
+    file.unlink() if damage is None else file.write_bytes(damage)
+    assert trained(make_config()).curve() == curve
+
+
+def test_a_run_that_diverges(make_config: Make) -> None:
+    run = Run.of(make_config(optim={"lr": 1e30}))
+    with pytest.raises(RunFailedError, match=r"no finite number after step \d, with a learning rate of 1e\+30"):
+        train(run)
+    assert not run.finished
+    assert "has diverged" in str(run.failure)
+
+
+def test_a_length_in_steps_ends_in_mid_epoch(make_config: Make) -> None:
+    run = trained(make_config(optim={"epochs": None, "steps": 7}))
+    assert [row["step"] for row in run.curve()] == [3, 6, 7]
+    assert run.result["steps"] == 7
+    assert run.result["test_error"] == run.curve()[-1]["test/error"]
+
+
+def test_bf16(make_config: Make) -> None:
+    run = trained(make_config(precision="bf16-mixed"))
+    assert weights(run) != weights(trained(make_config()))
+
+
+def linear(config: Config) -> Config:
+    config.model["_target_"] = "support.linear.Linear"
+    return config
+
+
+def test_two_processes_share_every_batch(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DistributedDataParallel over gloo: without batch normalisation, the mean gradient is that of the whole batch."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    optim = {"epochs": None, "steps": 8, "lr": 0.01}
+    alone = trained(linear(make_config(optim=optim)))
+    run = Run.of(linear(make_config(optim=optim, devices=2, runs=str(tmp_path / "ddp"))))
+    launch(run)
+    assert run.name == alone.name
+    assert run.result["devices"] == 2
+    assert [row["step"] for row in run.curve()] == [3, 6, 8]
+    for mine, theirs in zip(run.curve(), alone.curve(), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4)
+    states = [
+        torch.load(each.checkpoints / "step-000000008.ckpt", weights_only=True)["state_dict"] for each in (run, alone)
+    ]
+    for key in states[0]:
+        torch.testing.assert_close(states[0][key], states[1][key], atol=1e-6, rtol=1e-5)
+
+
+def test_two_processes_with_batch_normalisation(make_config: Make) -> None:
+    run = Run.of(make_config(devices=2, optim={"warmup_lr": 0.01}))
+    launch(run)
+    assert run.finished
+
+
+def test_a_process_of_several_that_fails(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    run = Run.of(make_config(devices=2, optim={"batch_size": 200}))
+    with pytest.raises(InputError, match="there are only 100 training images"):
+        launch(run)
+    assert "Traceback" not in capfd.readouterr().err
+    assert not run.finished
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depth": 21}, "model.depth is 21"),
+        ({"data": {"_target_": "plainres.data.Nowhere"}}, "has no attribute 'Nowhere'"),
+        (
+            {"data": {"_target_": "plainres.data.sources"}},
+            "data._target_=plainres.data.sources is no class or function",
+        ),
+        (
+            {"data": {"_taget_": "plainres.data.Digits"}},
+            "data has no _target_, which names its class; it has _taget_",
+        ),
+        (
+            {"data": {"_target_": "plainres.data.Digits", "pad": -1, "flip": False}},
+            "data.pad is -1; it must be at least 0",
+        ),
+        ({"width": 10**9}, "model: "),
+        (
+            {"data": {"_target_": "plainres.data.Digits", "pda": 0}},
+            "data has no option 'pda'; Digits takes pad, flip",
+        ),
+        ({"data": {"_target_": "plainres.data.Digits", "pad": 0}}, "data lacks flip, which Digits needs"),
+        (
+            {"data": {"_target_": "plainres.data.Digits", "pad": "4", "flip": False}},
+            "data.pad is '4'; it must be a whole number",
+        ),
+        (
+            {"data": {"_target_": "plainres.data.Digits", "pad": 0, "flip": 1}},
+            "data.flip is 1; it must be true or false",
+        ),
+    ],
+)
+def test_what_cannot_be_made_is_named(make_config: Make, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check(make_config(**changes))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("depht", 20, "model has no option 'depht'; CifarNet takes in_channels, classes, depth, width, shortcut"),
+        ("depth", "twenty", "model.depth is 'twenty'; it must be a whole number"),
+        ("depth", True, "model.depth is True; it must be a whole number"),
+    ],
+)
+def test_a_model_that_does_not_fit_its_signature(make_config: Make, key: str, value: object, message: str) -> None:
+    config = make_config()
+    config.model[key] = value
+    with pytest.raises(InputError, match=message):
+        check(config)
+
+
+def test_options_of_a_shortcut_are_checked(make_config: Make) -> None:
+    config = make_config()
+    config.model["shortcut"]["scale"] = 0.5
+    with pytest.raises(InputError, match=r"model.shortcut has no option 'scale'; Identity takes"):
+        check(config)
+
+
+def test_a_batch_larger_than_the_data(make_config: Make) -> None:
+    run = Run.of(make_config(optim={"batch_size": 101}))
+    with pytest.raises(InputError, match="batch_size is 101, but there are only 100 training images"):
+        train(run)
+    assert not run.folder.exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu(make_config: Make) -> None:
+    config = make_config()
+    config.trainer.accelerator = "gpu"
+    with pytest.raises(InputError, match=r"is to use 1 GPUs, but torch finds 0; trainer=cpu"):
+        check(config)
+
+
+def test_devices_share_a_batch_evenly(make_config: Make) -> None:
+    with pytest.raises(InputError, match="must be a multiple of 3"):
+        make_config(devices=3)
+
+
+def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "checkpoints" / "step-000000001.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"x": torch.ones(3)}, path)
+
+    def fail(_: int) -> None:
+        raise OSError(28, "disk full")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match=r"\(disk full\); step-000000001.ckpt is intact: make room and repeat"):
+        AtomicCheckpointIO().save_checkpoint({"x": torch.zeros(3)}, path.with_name("step-000000002.ckpt"))
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert torch.load(path, weights_only=True)["x"].sum() == 3
+
+
+def test_the_configuration_on_disk_is_plain(make_config: Make) -> None:
+    run = Run.of(make_config())
+    run.prepare()
+    text = (run.folder / "config.yaml").read_text()
+    assert "!!" not in text
+    assert json.dumps(run.config.model["shortcut"]["_target_"]).strip('"') in text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems look twice a second, which needs Python's lock")
+def test_a_process_ends_with_its_parent_even_if_it_keeps_pythons_lock() -> None:
+    child = (
+        "import ctypes, os, sys; from plainres.processes.world import exit_with_parent; exit_with_parent(os.getppid());"
+    )
+    child += "print(os.getpid(), flush=True); ctypes.PyDLL(None).sleep(100)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.kill()
+        process.communicate(timeout=30)  # until the child, too, has closed its output
