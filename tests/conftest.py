@@ -1,7 +1,7 @@
 import copy
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,17 @@ torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background; tests send it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("COVERAGE_FILE", str(ROOT / ".coverage"))  # of the processes that tests start elsewhere
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI, let a skipped test fail: .ci/run installs all that one could lack but a GPU and the images of CIFAR-10."""
+    report = yield
+    if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
+        reason = str(report.longrepr)
+        if not any(lacking in reason for lacking in ("GPU", "CIFAR-10")):
+            report.outcome, report.longrepr = "failed", f"skipped, which fails in CI: {reason}"
+    return report
 
 
 @pytest.fixture

@@ -15,9 +15,16 @@ from torch import nn
 
 @cache
 def versions() -> dict[str, str]:
-    """The versions of what determines a result."""
-    packages = ("plainres", "torch", "lightning", "torchmetrics", "hydra-core", "numpy", "scikit-learn")
-    return {"python": platform.python_version()} | {package: version(package) for package in packages}
+    """Return the versions of what determines a result; torch's with its build, CUDA and cuDNN, where it has them."""
+    packages = ("plainres", "lightning", "torchmetrics", "hydra-core", "numpy", "scikit-learn")
+    cudnn = torch.backends.cudnn.version()  # 91900 is 9.19
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+        "torch": str(torch.__version__),
+        **({"cuda": torch.version.cuda} if torch.version.cuda else {}),
+        **({"cudnn": str(cudnn)} if cudnn else {}),
+    }
 
 
 def _git_commit() -> str | None:
