@@ -39,7 +39,7 @@ from plainres.benchmark.measure import OURS, PRELOADED, bench, measure, side_by_
 from plainres.config.compose import compose
 from plainres.config.instantiate import description_of, source_of
 from plainres.config.schema import Config
-from plainres.processes.workers import call_in_processes, forkserver
+from plainres.processes.forkserver import call_in_processes, forkserver
 from plainres.runs.provenance import versions
 from plainres.runs.record import Run
 from plainres.training.epoch_loop import EAGER_STEPS, cuda_graph

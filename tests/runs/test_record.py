@@ -56,7 +56,10 @@ def test_a_foreign_folder(tmp_path: Path) -> None:
 )
 def test_a_damaged_configuration(tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(InputError, match=rf"config.yaml is damaged \({reason}.*\); delete it and repeat") as caught:
+    with pytest.raises(
+        InputError,
+        match=rf"config.yaml is damaged, or of another version of plainres \({reason}.*\); move its folder away",
+    ) as caught:
         Run.read(tmp_path)
     assert "\n" not in str(caught.value)
 

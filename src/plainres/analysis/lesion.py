@@ -5,9 +5,9 @@ block of a residual network hardly matters, but for those where the shape change
 it to chance (figure 3); the error grows smoothly with the number of deleted blocks (figure 5a) and of blocks that have
 changed places (figure 5b).
 
-Deleted is a block's residual branch, y = joined(shortcut(x, 0)). Where that is nothing, as in a plain net, the block is
-taken out whole, y = joined(x). Taking it out is impossible where it changes the shape of x; x is then subsampled and
-padded with zeros (option A), which is what the block of an identity net leaves too. Those blocks are marked.
+Deleted is a block's residual branch, y = post_add(shortcut(x, 0)). Where that is nothing, as in a plain net, the block
+is taken out whole, y = post_add(x). Taking it out is impossible where it changes the shape of x; x is then subsampled
+and padded with zeros (option A), which is what the block of an identity net leaves too. Those blocks are marked.
 """
 
 import math

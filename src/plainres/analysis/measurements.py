@@ -30,16 +30,13 @@ from plainres.data.batches import Batch, DeviceImages, EvaluationBatches
 from plainres.data.sources import Split
 from plainres.errors import InputError, LockedError, RunFailedError
 from plainres.files import csv_text, read_rows, write_atomically
-from plainres.processes.workers import begin, forkserver
+from plainres.processes.forkserver import begin, forkserver
 from plainres.reporting.figures import save
 from plainres.runs.record import Run
 
 Row = dict[str, str]
-PRELOADED = [
-    "plainres.analysis.lesion",
-    "plainres.analysis.landscape",
-    "sklearn.datasets",
-]  # imported once, not once in each process
+# imported once, not once in each process
+PRELOADED = ["plainres.analysis.lesion", "plainres.analysis.landscape", "sklearn.datasets"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,7 +26,7 @@ from plainres.console import bar, duration
 from plainres.data.datamodule import ImageBatches
 from plainres.errors import InputError, StoppedError
 from plainres.launch.preflight import slots
-from plainres.processes.workers import call_in_processes, forkserver
+from plainres.processes.forkserver import call_in_processes, forkserver
 from plainres.reporting.families import labelled
 from plainres.runs.identity import identity
 from plainres.runs.provenance import device_name, peak_memory_mib, versions

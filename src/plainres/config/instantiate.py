@@ -15,16 +15,14 @@ import torch
 from hydra.errors import HydraException
 from torch import Generator, nn
 
-from plainres.config.schema import Config, in_words
+from plainres.config.schema import MODEL_DEFAULTS, Config, in_words
 from plainres.data.sources import Source
 from plainres.errors import InputError, first_line
-from plainres.models.initialisation import Scheme, he_fan_out
+from plainres.models.initialisation import Scheme
 from plainres.models.probes import Probe, check_probes
 from plainres.models.summary import Description, describe
 from plainres.models.weights import load_weights, weights_for
 from plainres.randomness import mix, seed_noise
-
-BEGINNING = ("init", "weights")  # of model: how its weights begin, which is no matter of its architecture
 
 
 def source_of(config: Config) -> Source:
@@ -42,7 +40,7 @@ def architecture_of(config: Config, source: Source) -> nn.Module:
     Raises:
         InputError: `config.model` does not fit the signature it names, or the network refuses it.
     """
-    node = {key: value for key, value in config.model.items() if key not in BEGINNING}
+    node = {key: value for key, value in config.model.items() if key not in MODEL_DEFAULTS}
     factory = _instantiate(node, "model")
     try:
         return factory(in_channels=source.shape[0], classes=source.classes)
@@ -136,9 +134,7 @@ def network_of(config: Config, source: Source) -> nn.Module:
 
 
 def _scheme(config: Config) -> Scheme:
-    if "init" not in config.model:
-        return he_fan_out
-    node = config.model["init"]
+    node = config.model.get("init", MODEL_DEFAULTS["init"])
     if not isinstance(node, Mapping):
         raise InputError(f"model.init is {node!r}; it is chosen with a slash, model/init={node}")
     return _instantiate(node, "model.init")

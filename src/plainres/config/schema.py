@@ -16,7 +16,7 @@ from plainres.errors import InputError
 
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 AUTO = "auto"
-# of `model`, beside those of its network's signature: how the weights are initialised
+# of `model`, beside those of its network's signature: what its weights are initialised with
 MODEL_DEFAULTS: dict[str, Any] = {
     "init": {"_target_": "plainres.models.he_fan_out", "_partial_": True},
     "weights": None,

@@ -6,7 +6,7 @@ import joblib
 
 from plainres.config.schema import AUTO
 from plainres.errors import InputError
-from plainres.runs.identity import matches
+from plainres.runs.identity import matches, settings
 from plainres.runs.record import Run
 
 
@@ -25,6 +25,7 @@ def preflight(runs: Sequence[Run]) -> tuple[list[float], int]:
 
     from plainres.config.instantiate import check, description_of, source_of
 
+    check_priority(runs)
     images: dict[str, int] = {}
     multiply_adds: dict[str, int] = {}
     costs = []
@@ -48,6 +49,17 @@ def urgency(run: Run) -> int:
     """Return the position of the first of `sweep.priority` that has a run's settings; 0 is the most urgent."""
     priority = run.config.sweep.priority
     return next((i for i, of in enumerate(priority) if matches(run.config, of)), len(priority))
+
+
+def check_priority(runs: Sequence[Run]) -> None:
+    """Check that every key of `sweep.priority` is a setting of some run.
+
+    Raises:
+        InputError: one is not, and would be ignored.
+    """
+    known = {key for run in runs for key in settings(run.config)}
+    for key in {key for run in runs for of in run.config.sweep.priority for key in of} - known:
+        raise InputError(f"sweep.priority names {key}, which no run has; its keys are such as seed and model.depth")
 
 
 def slots(runs: Sequence[Run], gpus: int, visible: str) -> list[str | None]:

@@ -69,7 +69,7 @@ def _row(folder: Path) -> Sequence[str]:
         state = run.state
     except InputError:
         state = State.FAILED  # and why, its cells say
-    return run.name, state.value, *_cells(run, state)
+    return folder.name, state.value, *_cells(run, state)
 
 
 def _cells(run: Run, state: State) -> tuple[str, ...]:

@@ -26,15 +26,13 @@ from plainres.console import duration, say
 from plainres.errors import LockedError, StoppedError, first_line
 from plainres.launch.devices import launch
 from plainres.launch.preflight import preflight, slots, urgency
+from plainres.processes.forkserver import begin, call_in_processes, forkserver
 from plainres.processes.signals import StopSignals
-from plainres.processes.workers import begin, call_in_processes, forkserver
 from plainres.runs.record import Run, State
 
-PRELOADED = ["plainres.training.train", "sklearn.datasets"]  # imported once, not once in each process
-PRELOADED_FOR_WANDB = [
-    "plainres.tracking.wandb_logger",
-    "wandb.sdk.launch",
-]  # the latter is what its first session imports
+# imported once, not once in each process; wandb.sdk.launch is what the client imports when it first begins
+PRELOADED = ["plainres.training.train", "sklearn.datasets"]
+PRELOADED_FOR_WANDB = ["plainres.tracking.wandb_logger", "wandb.sdk.launch"]
 POLL_SECONDS = 0.5  # between two looks at the running
 
 

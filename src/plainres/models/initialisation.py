@@ -78,7 +78,7 @@ def zero_gamma(network: nn.Module, generator: Generator) -> None:
         if weight is None:
             raise InputError(
                 "model/init=zero_gamma needs a normalisation with a weight at the end of each block's branch; "
-                "model/norm=none and block orders whose `behind` has no norm have none there"
+                "model/norm=none and block orders whose `post` has no norm have none there"
             )
         nn.init.zeros_(weight)
 

@@ -27,7 +27,7 @@ def labelled(runs: Sequence[Run]) -> dict[str, tuple[str, dict[str, str]]]:
 
     A shortcut's own parameters are in the label alone: they are no difference to another shortcut.
     """
-    own = {run.name: _telling(settings(run.config)) for run in runs}
+    own = _with_options({run.name: _telling(settings(run.config)) for run in runs})
     keys = set().union(*own.values())
     varying = {key for key in keys if _tells_apart(key, list(own.values()))} - {SHORTCUT, *ASIDE}
     names = Counter(_path(key)[-1] for key in keys)
@@ -41,6 +41,22 @@ def labelled(runs: Sequence[Run]) -> dict[str, tuple[str, dict[str, str]]]:
         setting = {key: part for key, part in parts.items() if not key.startswith("model.shortcut.")}
         found[run.name] = label, {SHORTCUT: run.config.shortcut, **setting}
     return found
+
+
+def _with_options(own: Mapping[str, dict[str, str]]) -> Mapping[str, dict[str, str]]:
+    """Name the options that a configuration from before there was such a group does not name, by another's values."""
+
+    def values(settings: Mapping[str, str], group: str) -> dict[str, str]:
+        return {key: value for key, value in settings.items() if key.startswith(f"{group.replace('/', '.')}.")}
+
+    for group in {key for each in own.values() for key in each if "/" in key}:
+        named = [each for each in own.values() if group in each]
+        for each in own.values():
+            if group not in each:
+                for other in named:
+                    if values(other, group) == values(each, group):
+                        each[group] = other[group]
+    return own
 
 
 def _telling(own: Mapping[str, str]) -> dict[str, str]:

@@ -23,7 +23,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter
 
-from plainres.files import read_rows
 from plainres.reporting.statistics import Summary, summarize
 from plainres.runs.record import Run
 
@@ -280,9 +279,8 @@ def _read(run: Run, probe: str) -> Observed | None:
     Raises:
         OSError, KeyError, TypeError, ValueError, csv.Error: the file is damaged.
     """
-    file = run.folder / "probes" / f"{probe}.csv"
     found: dict[int, list[dict[str, str]]] = {}
-    for row in read_rows(file) if file.exists() else []:
+    for row in run.probe_rows(probe):
         found.setdefault(int(row["step"]), []).append(row)
     for step, rows in found.items():
         if [int(row["layer"]) for row in rows] != list(range(len(rows))):

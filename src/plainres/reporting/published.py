@@ -1,14 +1,16 @@
 """Test errors that others have published, found by the settings of a run."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from plainres.config.compose import compose
 from plainres.config.schema import Config
-from plainres.runs.identity import matches
+from plainres.runs.identity import identity, matches
 
 
 @dataclass(frozen=True)
@@ -17,12 +19,22 @@ class Published:
 
     test_error: str  # percent, or such as "> 20"
     source: str  # paper and table
-    settings: dict[str, Any]
+    recipe: str  # an option of conf/optim
+    settings: dict[str, Any]  # options and values that the recipe and the defaults of conf/ do not have
 
 
 def published(config: Config) -> Published | None:
-    """Return what others have found with such a run, None if published.yaml knows of nothing."""
-    return next((result for result in table() if matches(config, result.settings)), None)
+    """Return what others have found with such a run, None if published.yaml knows of nothing.
+
+    Such a run has the identity of the one that the settings describe, its seed and precision aside.
+    """
+    for result in table():
+        if matches(config, result.settings):
+            optim = f"optim={result.recipe}"
+            (described,) = compose([optim, *(f"{key}={json.dumps(value)}" for key, value in result.settings.items())])
+            if identity(replace(described, seed=config.seed, precision=config.precision)) == identity(config):
+                return result
+    return None
 
 
 @cache
@@ -34,5 +46,5 @@ def table() -> tuple[Published, ...]:
     for source in sources:
         for result in source["results"]:
             test_error, own = result.pop("test_error"), result
-            results.append(Published(str(test_error), source["source"], source["settings"] | own))
+            results.append(Published(str(test_error), source["source"], source["recipe"], source["settings"] | own))
     return tuple(results)

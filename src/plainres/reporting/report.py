@@ -5,7 +5,7 @@ Reads config.yaml, metrics.csv and result.json of the runs alone.
 
 import base64
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -16,28 +16,12 @@ from jinja2 import Environment, StrictUndefined
 from plainres.console import aligned
 from plainres.errors import InputError
 from plainres.files import csv_text, write_atomically
+from plainres.reporting import evidence
 from plainres.reporting.families import SHORTCUT, reference
 from plainres.reporting.figures import COLOURS, save_figures
 from plainres.reporting.study import DEEPER, Family, Study, read
 from plainres.runs.record import REPORT, Run
 
-RESULTS = (  # the columns of results.csv
-    *("folder", "study", "family", "shortcut", "depth", "width", "seed"),
-    *("train_error_eval", "train_loss_eval", "train_error", "train_loss", "test_error", "test_loss"),
-    *("best_test_error", "best_test_error_epoch"),
-    *("steps", "epochs", "batch_size", "parameters", "multiply_adds"),
-    *(
-        "wall_time_s",
-        "peak_memory_mib",
-        "device",
-        "devices",
-        "sync_batch_norm",
-        "git_commit",
-        "weights_sha256",
-        "data_sha256",
-        "versions",
-    ),
-)
 PUBLISHED = "test, published"
 HEAD = (  # of the table that is shown, without what others have published if there is nothing
     *("depth", "seeds", "train, eval mode", "train, running", "test", "test, best epoch*", PUBLISHED),
@@ -55,10 +39,10 @@ NOTHING = "Nothing to compare: neither two depths of one family nor plain runs b
 
 
 def write(folder: Path) -> str:
-    """Report on the runs in a study's folder: write <folder>/report/, return the table and verdict as text.
+    """Report on the runs, or the evidence, in a study's folder: write <folder>/report/, return its text.
 
-    The report holds index.html (written last), curves and depth as SVG and PNG, table.csv (a row for each
-    family and depth) and results.csv (a row for each finished run).
+    The report holds the evidence (see `plainres.reporting.evidence`), the figures that are drawn from it, as SVG and
+    PNG, table.csv (a row for each family and depth), and index.html, written last.
 
     Raises:
         InputError: there is no finished run to report on, or the report cannot be written.
@@ -67,11 +51,21 @@ def write(folder: Path) -> str:
     report = folder / REPORT
     try:
         report.mkdir(exist_ok=True)
-        drawn, unusable = save_figures({family.label: family.runs for family in study.families}, report)
-        study = replace(study, unused=study.unused + unusable)
+        unusable = evidence.write([(family.label, run) for family, run in study.runs], report)
+        kept = {run.name: run for run in evidence.read(report)}
+        drawn, more = save_figures(
+            {
+                family.label: {
+                    depth: {seed: kept[run.name] for seed, run in by_seed.items()}
+                    for depth, by_seed in family.runs.items()
+                }
+                for family in study.families
+            },
+            report,
+        )
+        study = replace(study, unused=study.unused + unusable + more)
         write_atomically(report / "table.csv", csv_text(_table(study)))
-        write_atomically(report / "results.csv", csv_text(_results(study)))
-        write_atomically(report / "index.html", _page(study, drawn))
+        write_atomically(report / "index.html", _page(study, kept, drawn))
     except OSError as error:
         raise InputError(f"cannot write the report {report}: {error.strerror}") from error
     return f"{text(study)}\n\nReport: {report / 'index.html'}\n"
@@ -136,17 +130,7 @@ def _table(study: Study) -> list[dict[str, Any]]:
     return rows
 
 
-def _results(study: Study) -> list[dict[str, Any]]:
-    """A row for each finished run: the main fields of its record."""
-    rows = []
-    for family, run in study.runs:
-        versions = "; ".join(f"{name} {version}" for name, version in run.result.get("versions", {}).items())
-        record = run.result | {"folder": run.folder.name, "family": family.label, "versions": versions}
-        rows.append({column: record.get(column) for column in RESULTS})
-    return rows
-
-
-def _page(study: Study, drawn: Iterable[str]) -> str:
+def _page(study: Study, kept: Mapping[str, Run], drawn: Iterable[str]) -> str:
     """index.html, with its script, its data and the figures of the report's folder inside, of which probes `drawn`."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
@@ -159,7 +143,7 @@ def _page(study: Study, drawn: Iterable[str]) -> str:
     return template.render(
         study=study,
         name=study.folder.resolve().name,
-        data=_data(study),
+        data=_data(study, kept),
         script=ours.joinpath("report.js").read_text(encoding="utf-8"),
         figures={name: _inlined(study.folder / REPORT / name) for name in ("curves", "depth")},
         deeper={DEEPER: study.comparisons[DEEPER]} if DEEPER in study.comparisons else {},
@@ -182,15 +166,13 @@ def _inlined(figure: Path) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _data(study: Study) -> dict[str, Any]:
+def _data(study: Study, kept: Mapping[str, Run]) -> dict[str, Any]:
     """What the page's script draws: of each run the curves, thinned if they are long, and the final errors."""
     labels = [family.label for family in study.families]
     most = min(POINTS, max(ALL_POINTS // len(study.runs), 2))
     runs = []
     for family, run in study.runs:
-        curve = run.curve()
-        n = min(most, len(curve))
-        rows = [curve[-1 - (n - 1 - i) * (len(curve) - 1) // max(n - 1, 1)] for i in range(n)]
+        rows = evidence.thinned(kept[run.name].curve(), most)
         runs.append(
             {
                 "family": labels.index(family.label),

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from plainres.errors import InputError
+from plainres.reporting import evidence
 from plainres.reporting.families import SHORTCUT, labelled, reference
 from plainres.reporting.published import Published, published
 from plainres.reporting.statistics import Difference, Summary, paired_difference, summarize
-from plainres.runs.identity import identity, matches
+from plainres.runs.identity import identity, matches, settings
 from plainres.runs.record import Run, folders_of
 
 ERRORS = ("train_error_eval", "train_error", "test_error", "best_test_error")  # percent
@@ -152,12 +153,12 @@ def _normalised_over(run: Run) -> frozenset[int]:
 
 
 def read(folder: Path) -> Study:
-    """The runs in a study's folder, compared.
+    """The runs in a study's folder, or in a folder of its evidence, compared.
 
     Raises:
         InputError: there is no finished run among them.
     """
-    runs, unused = _runs_in(folder)
+    runs, unused = (evidence.read(folder), []) if evidence.is_evidence(folder) else _runs_in(folder)
     labels = labelled(runs)
     finished: list[Run] = []
     unfinished: list[tuple[str, str]] = []
@@ -183,6 +184,8 @@ def read(folder: Path) -> Study:
         family = found.setdefault(label, Family(label, setting, {}))
         family.runs.setdefault(run.config.model["depth"], {})[run.config.seed] = run
     wanted = reference(finished[0].config)
+    if unknown := wanted.keys() - {key for run in finished for key in settings(run.config)}:
+        raise InputError(f"report.reference names {', '.join(sorted(unknown))}, which no run of {folder} has")
     ordered = sorted(found.values(), key=lambda family: (not family.is_like(wanted), family.label))
     absent = _absent(runs, labels)
     return Study(folder, ordered, _comparisons(ordered, wanted), unfinished, absent, sorted(unused))

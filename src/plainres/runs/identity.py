@@ -4,7 +4,8 @@ A run is identified by what determines its result: model, data, recipe, seed, pr
 form, whichever way a configuration was written: classes by their public path (`plainres.models.Identity`, wherever the
 file lies), whole numbers as integers (1.0 is 1), and nothing that is at its default. A default is what the signature of
 the class or the dataclass declares. So an option that is added later renames no run, and an older config.yaml, which
-lacks it, means what it meant.
+lacks it, means what it meant. This holds for the classes of plainres, whose defaults never change, and of torch. Of
+somebody else's class all that the configuration says is part of the identity, since its defaults may change.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from typing import Any
 from plainres.config.schema import MODEL_DEFAULTS, Config, Recipe
 
 TARGET, PARTIAL = "_target_", "_partial_"
+OURS = ("plainres", "torch")  # packages whose defaults are known to stay
 NOT_IDENTITY = {"model": ("weights",), "data": ("path", "cache")}  # where these are found, not which they are
 
 
@@ -131,10 +133,12 @@ def _as_node(default: Any) -> Any:
 
 @cache
 def _resolve(path: str) -> Any:
-    """Return what a path names, None if it cannot be imported: a report needs no class that only training needs."""
+    """Return what a path names; None if it is not plainres's or torch's, or names nothing, which training reports."""
+    if path.partition(".")[0] not in OURS:
+        return None
     try:
         return pkgutil.resolve_name(path)
-    except Exception:  # whatever somebody's module raises; training reports it
+    except (ImportError, AttributeError, ValueError):
         return None
 
 

@@ -79,14 +79,15 @@ class Run:
         try:
             config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(file)))
             assert isinstance(config, Config)
-            run_name(config)
+            _ = config.shortcut, config.data["_target_"], config.model["_target_"]
         except OSError as error:
             lacking = "it has no config.yaml" if folder.is_dir() else "there is no such folder"
             reason = lacking if isinstance(error, FileNotFoundError) else f"config.yaml: {error.strerror}"
             raise InputError(f"{folder} is not the folder of a run: {reason}") from error
         except Exception as error:
             raise InputError(
-                f"{file} is damaged ({first_line(error)}); delete it and repeat the command that trained the run"
+                f"{file} is damaged, or of another version of plainres ({first_line(error)}); "
+                "move its folder away and repeat the command that trained the run"
             ) from error
         return cls(config, folder)
 
@@ -146,8 +147,18 @@ class Run:
         return [{key: float(value) for key, value in row.items()} for row in read_rows(file)]
 
     @property
+    def observed_by(self) -> list[str]:
+        """The names of the probes that have found something."""
+        return sorted(file.stem for file in (self.folder / "probes").glob("*.csv"))
+
+    def probe_rows(self, probe: str) -> list[dict[str, str]]:
+        """Return the rows of probes/<probe>.csv, none if there is no such file."""
+        file = self.folder / "probes" / f"{probe}.csv"
+        return read_rows(file) if file.exists() else []
+
+    @property
     def trouble_file(self) -> Path:
-        """Which says, in a line, why W&B has not got everything of the last session, for those who look on."""
+        """Path of a one-line file that explains why the last upload to W&B is incomplete."""
         return self.folder / "wandb" / "trouble"
 
     @property

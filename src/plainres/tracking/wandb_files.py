@@ -82,7 +82,7 @@ def read(file: Path) -> Attempt:
 
 
 def _take(attempt: Attempt, record: Any) -> None:
-    """Add what a record says to a attempt."""
+    """Add what a record says to an attempt."""
     kind = record.WhichOneof("record_type")
     if kind == "run":
         run = record.run

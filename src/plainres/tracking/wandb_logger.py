@@ -32,7 +32,7 @@ RESULTS = ("train_error_eval", "test_error", "parameters", "multiply_adds", "wei
 
 
 def settings(timeout: float | None = None) -> dict[str, Any]:
-    """How W&B's client is to behave: it keeps quiet, looks at nothing, writes soon and waits for nothing for ever.
+    """Settings for the W&B client: silent, no system monitoring, frequent flushes, bounded timeouts.
 
     A new one for each run: the client writes the run's name into it. `timeout`: seconds to wait for the server before a
     run, and again after it; by default INIT_TIMEOUT and FINISH_TIMEOUT.

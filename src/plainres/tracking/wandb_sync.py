@@ -46,13 +46,13 @@ class _StrangerError(InputError):
 
 
 class _NotSentError(Exception):
-    """A session was not sent."""
+    """An attempt was not sent."""
 
 
 def _send_run(folder: Path, timeout: float) -> str:
     """Send the rows of metrics.csv that the server lacks of a run; say how many, and its address.
 
-    The server is asked how many it has. Whole sessions would not do: the rows of one that was online would arrive
+    The server is asked how many it has. Whole attempts would not do: the rows of one that was online would arrive
     twice, and those of one whose process has died are not all in it.
 
     Raises:
@@ -67,20 +67,20 @@ def _send_run(folder: Path, timeout: float) -> str:
     run = Run.read(folder)
     with run.lock():
         found, curve = attempts(folder), run.curve()
-        unsent = [session for session in found if session.id and not session.sent]
-        known = {step for session in found for step in session.steps}
+        unsent = [attempt for attempt in found if attempt.id and not attempt.sent]
+        known = {step for attempt in found for step in attempt.steps}
         if not unsent and known.issuperset(int(row["step"]) for row in curve):
             return "sent already"
         exit_code = found[-1].exit_code if found else None
         if run.finished or exit_code is None:  # None: killed, perhaps after the end of the run
             exit_code = 0 if run.finished else 1
-        mirror = WandbLogger(run, timeout)
+        logger = WandbLogger(run, timeout)
         try:
-            mirror.connect("online")
-            url, lacked = str(mirror.session.url), max(0, len(curve) - mirror.arrived)
+            logger.connect("online")
+            url, lacked = str(logger.session.url), max(0, len(curve) - logger.arrived)
             for row in curve:
-                mirror.log({key: value for key, value in row.items() if key != "step"}, int(row["step"]))
-            mirror.finish(exit_code)
+                logger.log({key: value for key, value in row.items() if key != "step"}, int(row["step"]))
+            logger.finish(exit_code)
             run.trouble_file.unlink(missing_ok=True)
         except Exception as error:
             abandon()
@@ -93,27 +93,27 @@ def _send_run(folder: Path, timeout: float) -> str:
 
 
 def _send_report(folder: Path, timeout: float) -> str:
-    """Send the session of a study, as it is; say how many rows, and its address.
+    """Send the attempts of a study's report, as they are; say how many rows, and its address.
 
     Raises:
         TimeoutError: W&B does not answer.
         Exception: whatever else is wrong.
     """
-    unsent = [session for session in attempts(folder) if session.id and not session.sent]
+    unsent = [attempt for attempt in attempts(folder) if attempt.id and not attempt.sent]
     if not unsent:
         return "sent already"
-    urls = [_send(session, timeout) for session in unsent]
-    return f"{sum(len(session.rows) for session in unsent)} rows sent to {urls[-1]}"
+    urls = [_send(attempt, timeout) for attempt in unsent]
+    return f"{sum(len(attempt.rows) for attempt in unsent)} rows sent to {urls[-1]}"
 
 
-def _send(session: Attempt, timeout: float) -> str:
-    """Send a session by W&B's own command; return its address.
+def _send(attempt: Attempt, timeout: float) -> str:
+    """Send an attempt by W&B's own command; return its address.
 
-    The client's exit code is 0 whatever it has sent, so its mark on the session counts. A session that was sent in part
-    is sent again with the numbers that its rows have had on the server.
+    The client's exit code is 0 whatever it has sent, so its mark on the attempt counts. An attempt that was sent in
+    part is sent again with the numbers that its rows have had on the server.
     """
-    command = [sys.executable, "-m", "wandb", "sync", "--include-online", str(session.folder.absolute())]
-    place = session.folder.parents[1]  # whose wandb/ takes the client's own log
+    command = [sys.executable, "-m", "wandb", "sync", "--include-online", str(attempt.folder.absolute())]
+    place = attempt.folder.parents[1]  # whose wandb/ takes the client's own log
     environment = {"WANDB_ERROR_REPORTING": "false", **os.environ}
     try:
         done = subprocess.run(
@@ -122,7 +122,7 @@ def _send(session: Attempt, timeout: float) -> str:
     except subprocess.TimeoutExpired:
         raise TimeoutError from None
     said = [line.removeprefix("wandb: ") for line in (done.stdout + done.stderr).splitlines()]
-    if not session.sent:
+    if not attempt.sent:
         errors = [line for line in said if line.startswith(("Error: ", "ERROR ")) and "error logs" not in line]
         reason = [*errors, *said[-1:], "no word"][0].removeprefix("Error: ").removeprefix("ERROR ")
         if "API key" in reason:

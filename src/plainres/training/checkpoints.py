@@ -1,8 +1,9 @@
 """What happens between two steps: the run is saved, stopped, or found to have failed.
 
-A checkpoint is either there whole or not at all, and holds tensors, numbers and text alone, so that reading one runs
-no code. Besides what Lightning keeps (weights, optimizer, schedule, progress) and the classifier (its measures, its
-curves) there are the run's name, the seconds it has taken and on which devices.
+A checkpoint is either complete or absent, and holds tensors, numbers and text alone, so that reading one runs no code.
+It holds what Lightning keeps (weights, optimizer, progress), what `classifier` adds in `on_save_checkpoint` (sums,
+curves, whether it is warming up), and what `Checkpoints` adds (the run's name, the seconds it has taken, its attempts).
+`plainres.runs.record.Run.newest` reads one.
 """
 
 import io

@@ -1,0 +1,219 @@
+"""A study's evidence: what is kept of its finished runs in a repository, and is enough to report on them.
+
+A folder of evidence holds
+
+    configs.yaml   what the runs' configurations have in common, and what each has of its own
+    results.csv    a row for each run: its record
+    curves.csv     the curves, at most ROWS rows of a run
+    probes/        what probes have found in the runs, by probe
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from plainres.config.schema import Config
+from plainres.errors import InputError, first_line
+from plainres.files import csv_text, read_rows, write_atomically
+from plainres.runs.record import Run
+
+CONFIGS, RESULTS, CURVES = "configs.yaml", "results.csv", "curves.csv"
+ROWS = 1000  # of a run's curves
+DIGITS = 6  # significant ones of a number in the curves
+ELSEWHERE = {"path": None, "cache": "~/.cache/plainres"}  # in place of where the images of a run were found
+COLUMNS = (  # of results.csv
+    *("folder", "study", "family", "shortcut", "depth", "width", "seed"),
+    *("train_error_eval", "train_loss_eval", "train_error", "train_loss", "test_error", "test_loss"),
+    *("best_test_error", "best_test_error_epoch"),
+    *("steps", "epochs", "batch_size", "parameters", "multiply_adds"),
+    *("wall_time_s", "peak_memory_mib", "device", "devices", "threads", "compile", "sync_batch_norm", "precision"),
+    *("git_commit", "weights_sha256", "data_sha256", "versions"),
+)
+
+
+@dataclass(frozen=True)
+class KeptRun(Run):
+    """A finished run as evidence holds it: no folder of its own is there."""
+
+    record: Mapping[str, Any]
+    rows: Sequence[dict[str, float]]
+    observed: Mapping[str, Sequence[dict[str, str]]]
+
+    @property
+    def finished(self) -> bool:
+        """True: nothing else is kept."""
+        return True
+
+    @cached_property
+    def result(self) -> dict[str, Any]:
+        """The row of results.csv."""
+        return dict(self.record)
+
+    def curve(self) -> list[dict[str, float]]:
+        """Return the rows of curves.csv."""
+        return list(self.rows)
+
+    @property
+    def observed_by(self) -> list[str]:
+        """The names of the probes that have found something."""
+        return sorted(self.observed)
+
+    def probe_rows(self, probe: str) -> list[dict[str, str]]:
+        """Return what a probe has found."""
+        return list(self.observed.get(probe, ()))
+
+
+def is_evidence(folder: Path) -> bool:
+    """Whether a folder holds evidence instead of runs."""
+    return (folder / CONFIGS).is_file()
+
+
+def read(folder: Path) -> list[Run]:
+    """Return the runs that a folder of evidence holds.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
+    try:
+        configs: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIGS))
+        results = {row["folder"]: row for row in read_rows(folder / RESULTS)}
+        curves = _by_run(folder / CURVES)
+        probes = {file.stem: _by_run(file) for file in sorted((folder / "probes").glob("*.csv"))}
+        runs = []
+        for name, own in configs["runs"].items():
+            config = _config(configs["common"], own)
+            record = {key: _value(text) for key, text in results[name].items()}
+            record["versions"] = dict(each.split(" ", 1) for each in str(record["versions"] or "").split("; ") if each)
+            rows = [{key: float(text) for key, text in row.items()} for row in curves[name]]
+            observed = {probe: of_run[name] for probe, of_run in probes.items() if name in of_run}
+            run = KeptRun(config, folder / name, record, rows, observed)
+            if run.name != name:
+                raise ValueError(f"{CONFIGS} describes {run.name} under the name {name}")
+            runs.append(run)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a damaged file makes of its readers
+        raise InputError(f"{folder} is damaged evidence: {first_line(error) or type(error).__name__}") from error
+    return runs
+
+
+def write(runs: Iterable[tuple[str, Run]], folder: Path) -> list[tuple[str, str]]:
+    """Write the evidence of finished runs, each with the label of its family.
+
+    Returns:
+        The folders of runs of which a probe's file is no table and is left out, and why.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    kept = list(runs)
+    configs = {run.name: _portable(run.config) for _, run in kept}
+    common = _common(list(configs.values()))
+    own = {name: _without(config, common) for name, config in configs.items()}
+    write_atomically(folder / CONFIGS, OmegaConf.to_yaml(OmegaConf.create({"common": common, "runs": own})))
+    write_atomically(folder / RESULTS, csv_text(results(kept)))
+    curves = [{"run": run.name, **_rounded(row)} for _, run in kept for row in thinned(run.curve(), ROWS)]
+    write_atomically(folder / CURVES, csv_text(curves))
+    damaged = []
+    for probe in sorted({name for _, run in kept for name in run.observed_by}):
+        rows: list[dict[str, str]] = []
+        for _, run in kept:
+            try:
+                found = [{"run": run.name, **row} for row in run.probe_rows(probe)]
+                columns = {tuple(row) for row in [*rows[:1], *found]}
+                if len(columns) > 1 or any(None in (*row, *row.values()) for row in found):
+                    raise ValueError("rows of different columns")
+            except (OSError, ValueError) as error:
+                damaged.append((run.folder.name, f"probes/{probe}.csv is damaged ({error!r}) and not drawn"))
+            else:
+                rows += found
+        if rows:
+            (folder / "probes").mkdir(exist_ok=True)
+            write_atomically(folder / "probes" / f"{probe}.csv", csv_text(rows))
+    return damaged
+
+
+def results(runs: Iterable[tuple[str, Run]]) -> list[dict[str, Any]]:
+    """Return a row for each finished run: the main fields of its record, and the label of its family."""
+    rows = []
+    for label, run in runs:
+        versions = "; ".join(f"{name} {version}" for name, version in run.result.get("versions", {}).items())
+        record = run.result | {"folder": run.name, "family": label, "versions": versions}
+        record["precision"] = run.config.precision
+        rows.append({column: record.get(column) for column in COLUMNS})
+    return rows
+
+
+def thinned(rows: Sequence[dict[str, float]], most: int) -> list[dict[str, float]]:
+    """Return at most so many rows, evenly, with the last."""
+    n = min(most, len(rows))
+    return [rows[-1 - (n - 1 - i) * (len(rows) - 1) // max(n - 1, 1)] for i in range(n)]
+
+
+def _rounded(row: Mapping[str, float]) -> dict[str, str]:
+    return {
+        key: f"{value:.{DIGITS}g}" if key not in ("epoch", "step") else f"{value:.0f}" for key, value in row.items()
+    }
+
+
+def _portable(config: Config) -> dict[str, Any]:
+    """Return a configuration as nested values, without the places of one machine."""
+    values = asdict(config)
+    values["data"] |= {key: value for key, value in ELSEWHERE.items() if key in values["data"]}
+    return values | {"runs": "runs"}
+
+
+def _common(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what nested values have in common."""
+    common = {}
+    for key, value in configs[0].items():
+        values = [config[key] for config in configs if key in config]
+        if len(values) < len(configs):
+            continue
+        if all(isinstance(each, dict) for each in values):
+            common[key] = _common(values)
+        elif all(each == value for each in values):
+            common[key] = value
+    return common
+
+
+def _without(config: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a configuration has of its own."""
+    own = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and key in common:
+            value = _without(value, common[key])  # noqa: PLW2901
+            if value:
+                own[key] = value
+        elif key not in common:
+            own[key] = value
+    return own
+
+
+def _config(common: Mapping[str, Any], own: Mapping[str, Any]) -> Config:
+    merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(dict(common)), OmegaConf.create(dict(own)))
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, Config)
+    return config
+
+
+def _by_run(file: Path) -> dict[str, list[dict[str, str]]]:
+    found: dict[str, list[dict[str, str]]] = {}
+    for row in read_rows(file):
+        found.setdefault(row.pop("run"), []).append(row)
+    return found
+
+
+def _value(text: str) -> Any:
+    """Read a cell of results.csv."""
+    if text in ("", "True", "False"):
+        return {"": None, "True": True, "False": False}[text]
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
