@@ -1,7 +1,6 @@
 """`plainres bench`: what it compares do the same work, and what it says follows from what it measured."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +21,7 @@ from plainres.runs.provenance import weights_sha256
 from plainres.runs.record import Run
 from plainres.training import compilation
 from plainres.training.train import train
+from support import forking
 from support.places import ROOT
 from support.training import Recorder
 
@@ -172,7 +172,8 @@ def test_a_study_is_measured_network_by_network(capfd: pytest.CaptureFixture[str
 def test_seeds_stacked_into_one_network_have_the_weights_of_their_separate_runs(shortcut: str) -> None:
     script = ROOT / "experiments" / "throughput" / "stacked.py"
     options = ["model.depth=14", "model.width=4", f"model/shortcut={shortcut}", "--rounds=0"]
-    done = subprocess.run([sys.executable, script, *options], capture_output=True, text=True, check=True)
+    done = forking.run([sys.executable, script, *options])
+    assert done.returncode == 0, done.stderr
     worst = float(done.stdout.split("at most ")[1].split(" apart", maxsplit=1)[0])
     assert 0 < worst < 1e-9
 

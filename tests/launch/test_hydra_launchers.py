@@ -16,6 +16,7 @@ from filelock import FileLock
 from plainres.cli.main import main
 from plainres.processes.world import World
 from plainres.runs.record import Run
+from support import forking
 from support.places import PLAINRES, TESTS
 
 SMALL = ["model.depth=8", "model.width=4", "data=synthetic", "data.train=640", "optim.batch_size=64"]
@@ -23,9 +24,7 @@ SMALL += ["data.shape=[1,8,8]"]
 
 
 def plainres(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [PLAINRES, *arguments], env=os.environ | environment, capture_output=True, text=True, check=False, timeout=200
-    )
+    return forking.run([PLAINRES, *arguments], env=os.environ | environment, timeout=200)
 
 
 @pytest.fixture(scope="module")
