@@ -22,7 +22,7 @@ from plainres.runs.record import Run
 from plainres.training import compilation
 from plainres.training.train import train
 from support import forking
-from support.places import ROOT
+from support.places import PLAINRES, ROOT
 from support.training import Recorder
 
 Make = Callable[..., Config]
@@ -154,10 +154,11 @@ def test_how_long_a_run_takes(make_config: Make) -> None:
     )
 
 
-def test_a_study_is_measured_network_by_network(capfd: pytest.CaptureFixture[str], tmp_path: Any) -> None:
+def test_a_study_is_measured_network_by_network(tmp_path: Any) -> None:
     options = ["-m", "model/shortcut=plain,identity", "seed=0,1", *SMALL, "optim.epochs=2", f"runs={tmp_path / 'runs'}"]
-    assert main(["bench", *options, "--rounds", "2", "--seconds", "0.2", "--json"]) == 0
-    found = json.loads(capfd.readouterr().out)
+    done = forking.run([PLAINRES, "bench", *options, "--rounds", "2", "--seconds", "0.2", "--json"])
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
     assert [one["network"].partition(",")[0] for one in found["measured"]] == ["plain", "identity"]
     for one in found["measured"]:
         assert one["batch_size"] == one["settings"]["optim.batch_size"] == 64

@@ -29,6 +29,8 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, NoReturn
 
+import tqdm.std
+
 from plainres.errors import StoppedError
 from plainres.launch.sweep import PRELOADED, PRELOADED_FOR_WANDB
 from plainres.processes.workers import forkserver
@@ -58,7 +60,7 @@ _kept: list[Any] = []  # what must not be flushed, closed or deleted in the proc
 
 
 def preload_everything() -> None:
-    """Whoever starts this process's server of forked processes: it imports all that any of them needs."""
+    """Have the server of this process's forked processes import all that any of them needs, whoever starts it."""
     server = multiprocessing.forkserver
     server.set_forkserver_preload = lambda modules: server._forkserver.set_forkserver_preload(EVERYTHING)
 
@@ -138,7 +140,7 @@ def _received(descriptor: Any) -> int:
 
 
 def _streams(*descriptors: int) -> list[_Stream]:
-    """Standard input, output and error of a process: this process's, where -1 is given."""
+    """Return standard input, output and error for a process: this process's, where -1 is given."""
     return [_Stream(number if given == -1 else given) for number, given in enumerate(descriptors)]
 
 
@@ -172,7 +174,7 @@ def _call(
 
 
 def _is_ours(command: Sequence[str]) -> bool:
-    """Whether a command runs a module of ours, or a server from which processes are forked."""
+    """Tell whether a command runs something of ours, or a server from which processes are forked."""
     option, what = _interpreted(command)
     if option == "":
         return what.startswith(str(ROOT))
@@ -182,7 +184,7 @@ def _is_ours(command: Sequence[str]) -> bool:
 
 
 def _interpreted(command: Sequence[str]) -> tuple[str, str]:
-    """What Python is to run: ("-m", a module), ("-c", a program) or ("", a file)."""
+    """Return what Python is to run: ("-m", a module), ("-c", a program) or ("", a file)."""
     if command[0] != sys.executable:
         return "", command[0]
     for i, word in enumerate(command[1:-1], 1):
@@ -194,14 +196,17 @@ def _interpreted(command: Sequence[str]) -> tuple[str, str]:
 
 
 def _fork_ours(*arguments: Any) -> int:
-    """As _posixsubprocess.fork_exec, which is below subprocess, multiprocessing and joblib; forks what is ours."""
+    """Do as _posixsubprocess.fork_exec, which is below subprocess and multiprocessing, but fork what is ours."""
     args, _, _, pass_fds, cwd, env, *others = arguments
     command = [os.fsdecode(word) for word in args]
     if not _is_ours(command):
         return _fork_exec(*arguments)
     p2cread, _, _, c2pwrite, _, errwrite, _, errpipe, _, start_new_session, *_ = others
+    # what a handler raises in the midst of a fork would be lost, and locks with it
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     number = os.fork()
     if number:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         return number
     try:
         if start_new_session:
@@ -283,6 +288,7 @@ def _begin_anew(
     for number in signal.valid_signals():
         if signal.getsignal(number) not in (signal.SIG_IGN, signal.SIG_DFL, None):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
@@ -298,12 +304,13 @@ def _begin_anew(
         _kept.append(sys.modules.pop(name))
     _forget_what_is_to_be_done_at_the_end()
     _forget_other_processes()
+    _forget_bars()
     _posixsubprocess.fork_exec = _fork_ours
     subprocess._fork_exec = _fork_ours  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _library() -> list[str]:
-    """The folders of Python's own library and of what is installed."""
+    """Return the folders of Python's own library and of what is installed."""
     prefixes = [str(Path(prefix) / "lib") for prefix in (sys.prefix, sys.base_prefix)]
     return [entry for entry in sys.path if entry.startswith(tuple(prefixes))]
 
@@ -320,7 +327,7 @@ def _show(command: Sequence[str]) -> None:
 
 
 def _forget_what_is_to_be_done_at_the_end() -> None:
-    """What the process that forked this one is to do at its end: deleting its temporary files, for one."""
+    """Leave to the process that forked this one what it is to do at its end: deleting its temporary files, for one."""
     finalize: Any = weakref.finalize
     util: Any = multiprocessing.util
     _kept.extend((dict(finalize._registry), dict(util._finalizer_registry)))
@@ -337,7 +344,7 @@ def _forget_what_is_to_be_done_at_the_end() -> None:
 
 
 def _forget_other_processes() -> None:
-    """The servers and the children that multiprocessing knows of are the parent's."""
+    """Forget the servers and the children that multiprocessing knows of, which are the parent's."""
     process: Any = multiprocessing.process
     process._current_process, process._parent_process = _Main(), None
     process._children = set()
@@ -345,3 +352,13 @@ def _forget_other_processes() -> None:
     resource_tracker._resource_tracker.__init__()
     if loky := sys.modules.get("joblib.externals.loky.backend.resource_tracker"):
         loky._resource_tracker.__init__()
+
+
+def _forget_bars() -> None:
+    """Leave the parent's bars to it, and their lock, which processes share: it may die with the one that holds it."""
+    bars: Any = tqdm.std.tqdm
+    lock: Any = tqdm.std.TqdmDefaultWriteLock
+    bars._instances, bars.monitor, lock.th_lock = weakref.WeakSet(), None, threading.RLock()
+    for owner, name in ((bars, "_lock"), (lock, "mp_lock")):
+        if name in vars(owner):
+            delattr(owner, name)
