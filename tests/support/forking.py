@@ -177,7 +177,7 @@ def _is_ours(command: Sequence[str]) -> bool:
     """Tell whether a command runs something of ours, or a server from which processes are forked."""
     option, what = _interpreted(command)
     if option == "":
-        return what.startswith(str(ROOT))
+        return what == str(PLAINRES) or (command[0] == sys.executable and what.startswith(str(ROOT)))
     if option == "-m":
         return what.startswith("plainres.") or what in FORKED
     return what.startswith(SERVER) or "import plainres" in what or "from plainres" in what
