@@ -12,6 +12,7 @@ from typing import Any
 import joblib
 import pytest
 
+from plainres.cli.main import main
 from plainres.config.schema import Config, SweepOptions
 from plainres.console import duration
 from plainres.errors import InputError
@@ -145,6 +146,21 @@ def test_cost_follows_multiply_adds_and_images(make_config: Make) -> None:
     assert shallow == 48544 * 32 * 6
     assert longer == 2 * shallow
     assert deep > 2 * shallow
+
+
+def test_urgent_runs_go_first_and_the_most_expensive_among_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["model.depth=8,14", "model.width=4", "seed=0,1", "data=synthetic", "data.train=64", "optim.epochs=1"]
+    urgent = "sweep.priority=[{seed:1},{model/shortcut:plain}]"
+    shortcuts = "model/shortcut=identity,plain"
+    assert main(["train", "-m", *options, shortcuts, urgent, "sweep.runs_per_device=1"]) == 0
+    lines = [line.split("] ")[1].split() for line in capfd.readouterr().err.splitlines() if line.startswith("[")]
+    order = ["-".join(name.split("-")[:2] + name.split("-")[3:4]) for name, *_ in lines]
+    assert sorted(order[:4]) == ["identity-14-s1", "identity-8-s1", "plain-14-s1", "plain-8-s1"]
+    assert all("-14-" in name for name in order[:2])
+    assert order[4:] == ["plain-14-s0", "plain-8-s0", "identity-14-s0", "identity-8-s0"]
 
 
 def test_durations() -> None:

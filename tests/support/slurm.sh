@@ -1,14 +1,8 @@
 #!/usr/bin/env bash
 # A real SLURM cluster on one machine, for tests: two nodes of two CPUs, no systemd, no accounting, loopback only.
-#   slurm.sh install       the packages, on Debian as root
 #   slurm.sh start FOLDER  the daemons, which keep all they write in FOLDER; then export SLURM_CONF=FOLDER/slurm.conf
 #   slurm.sh stop FOLDER
 set -euo pipefail
-
-install() {
-    apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm munge
-}
 
 start() {
     local folder=$1 node

@@ -26,7 +26,7 @@ from plainres.errors import InputError, RunFailedError
 from plainres.launch import sweep as sweep_module
 from plainres.launch.devices import launch
 from plainres.launch.sweep import sweep
-from plainres.runs.identity import identity
+from plainres.runs.identity import complete
 from plainres.runs.record import Run
 from plainres.tracking import wandb_logger
 from plainres.tracking.wandb_files import STEP, Attempt, attempts, read
@@ -122,7 +122,7 @@ def test_a_run_is_shown_by_name_group_tags_config_and_curves(whole: Run, tmp_pat
     assert sorted(session.tags) == ["depth-8", "digits", "first", "identity"]
     assert session.project == "plainres"
     assert session.id == (run.folder / "wandb" / "id").read_text().strip()
-    assert {key: session.config[key] for key in identity(run.config)} == identity(run.config)
+    assert {key: session.config[key] for key in complete(run.config)} == complete(run.config)
     assert (session.config["shortcut"], session.config["study"]) == ("identity", "default")
     assert session.config["model"]["depth"] == 8
     assert points(session.rows) == curve(run)

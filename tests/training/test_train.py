@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from plainres.analysis.evaluation import predict
+from plainres.analysis.evaluation import trained as trained_network
 from plainres.config.instantiate import check, network_of, source_of
 from plainres.config.schema import Config, Devices
 from plainres.errors import InputError, RunFailedError
@@ -18,11 +21,14 @@ from plainres.launch.devices import launch
 from plainres.launch.sweep import train_quietly
 from plainres.runs.record import Run
 from plainres.training.checkpoints import AtomicCheckpointIO
+from plainres.training.classifier import full_precision
 from plainres.training.train import train
 from support import forking
 from support.places import TESTS
 
 Make = Callable[..., Config]
+
+DIGITS = {"_target_": "plainres.data.Digits", "pad": 0, "flip": False}
 
 
 def trained(config: Config) -> Run:
@@ -53,6 +59,31 @@ def test_the_record(make_config: Make, capfd: pytest.CaptureFixture[str]) -> Non
     assert len(result["weights_sha256"]) == len(result["data_sha256"]) == 64
     assert [path.name for path in run.checkpoints.iterdir()] == ["step-000000006.ckpt"]
     assert "6/6" in capfd.readouterr().err
+
+
+def test_in_bf16_losses_and_errors_are_those_of_float32_logits(make_config: Make) -> None:
+    """bfloat16 has 8 bits: its log_softmax is off in the third digit, and its ties decide argmax."""
+    run = trained(make_config(precision="bf16-mixed", data={**DIGITS}, optim={"batch_size": 64, "epochs": 1}))
+    predictions = predict(trained_network(run), run.config)
+    assert predictions.logits.dtype == torch.float32
+    assert all(row.unique().numel() == 10 for row in predictions.logits)  # no ties, as bfloat16 has
+    assert any(row.unique().numel() < 10 for row in predictions.logits.bfloat16())
+    loss, error = predictions.losses.double().mean().item(), 100 * predictions.wrong.double().mean().item()
+    assert run.result["test_loss"] == pytest.approx(loss, rel=1e-6)
+    assert run.result["test_error"] == pytest.approx(error)
+    coarse = F.cross_entropy(predictions.logits.bfloat16(), predictions.targets).item()
+    assert coarse != pytest.approx(loss, rel=1e-6)
+
+
+def test_the_training_loss_is_that_of_float32_logits() -> None:
+    logits = torch.randn(64, 10).bfloat16()
+    targets = torch.arange(64) % 10
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = F.cross_entropy(full_precision(logits), targets)
+    assert loss.dtype == torch.float32
+    assert loss.item() == F.cross_entropy(logits.float(), targets).item()
+    double = torch.randn(2, 3).double()
+    assert full_precision(double) is double
 
 
 def test_the_final_evaluation_is_of_the_final_weights_on_every_image(make_config: Make) -> None:

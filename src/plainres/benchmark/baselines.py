@@ -17,6 +17,7 @@ from plainres.config.schema import Config
 from plainres.data.batches import Batch, DeviceImages, EvaluationBatches, SampledBatch, TrainingBatches
 from plainres.data.sources import Images, Source, Split
 from plainres.errors import InputError
+from plainres.training.classifier import full_precision
 from plainres.training.epoch_loop import Replay, StepGraph
 
 PARTS = ("data", "forward", "backward", "optimizer")
@@ -119,7 +120,7 @@ class BareLoop:
         images, targets = self._made(batch) if isinstance(batch, SampledBatch) else batch
         done("data")
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
-            loss = F.cross_entropy(self.logits_of(images), targets)
+            loss = F.cross_entropy(full_precision(self.logits_of(images)), targets)
         done("forward")
         self.optimizer.zero_grad()
         loss.backward()
@@ -141,7 +142,8 @@ def evaluate(network: nn.Module, pixels: DeviceImages, *, mixed: bool) -> float:
     wrong = torch.zeros((), device=weight.device)
     for images, targets in EvaluationBatches(pixels):
         with torch.autocast(weight.device.type, torch.bfloat16, enabled=mixed):
-            wrong += (network(images.to(weight.device, weight.dtype)).argmax(1) != targets.to(weight.device)).sum()
+            logits = full_precision(network(images.to(weight.device, weight.dtype)))
+            wrong += (logits.argmax(1) != targets.to(weight.device)).sum()
     network.train()
     return 100 * wrong.item() / len(pixels.targets)
 

@@ -160,6 +160,8 @@ class SweepOptions:
 
     retry_failed: bool = False  # train failed runs again; else they are reported and left alone
     runs_per_device: Any = AUTO  # at a time; auto: on the CPU as many as its threads allow, one on a GPU
+    # settings of runs (see `plainres.runs.identity.settings`), the most urgent first; the most expensive within each
+    priority: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.runs_per_device != AUTO and not (type(self.runs_per_device) is int and self.runs_per_device >= 1):

@@ -18,6 +18,7 @@ from plainres.config.compose import Jobs, chosen_options, typed
 from plainres.config.instantiate import check
 from plainres.console import say
 from plainres.errors import LockedError, StoppedError, first_line
+from plainres.launch.preflight import urgency
 from plainres.launch.sweep import outcome_text, summarise, tell_trouble, to_train, train_quietly
 from plainres.processes.world import requeue
 from plainres.runs.record import Run
@@ -35,7 +36,7 @@ def sweep_with(jobs: Jobs) -> int:
     overrides = {Run.of(config).folder: each for config, each in zip(jobs.configs, jobs.overrides, strict=True)}
     unfinished, failed = to_train([Run.of(config) for config in jobs.configs])
     elsewhere = [run for run in unfinished if run.locked]
-    missing = [run for run in unfinished if run not in elsewhere]
+    missing = sorted((run for run in unfinished if run not in elsewhere), key=urgency)
     for run in missing:
         check(run.config, devices=False)  # they are elsewhere
     for run in missing:

@@ -6,6 +6,7 @@ import joblib
 
 from plainres.config.schema import AUTO
 from plainres.errors import InputError
+from plainres.runs.identity import matches
 from plainres.runs.record import Run
 
 
@@ -41,6 +42,12 @@ def preflight(runs: Sequence[Run]) -> tuple[list[float], int]:
             raise InputError(f"optim.batch_size is {batch_size}, but there are only {images[data]} training images")
         costs.append(float(multiply_adds[network] * batch_size * config.optim.length(images[data] // batch_size)))
     return costs, torch.cuda.device_count()
+
+
+def urgency(run: Run) -> int:
+    """Return the position of the first of `sweep.priority` that has a run's settings; 0 is the most urgent."""
+    priority = run.config.sweep.priority
+    return next((i for i, of in enumerate(priority) if matches(run.config, of)), len(priority))
 
 
 def slots(runs: Sequence[Run], gpus: int, visible: str) -> list[str | None]:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from plainres.console import duration, say
 from plainres.errors import LockedError, StoppedError, first_line
 from plainres.launch.devices import launch
-from plainres.launch.preflight import preflight, slots
+from plainres.launch.preflight import preflight, slots, urgency
 from plainres.processes.signals import StopSignals
 from plainres.processes.workers import begin, call_in_processes, forkserver
 from plainres.runs.record import Run, State
@@ -102,7 +102,7 @@ class _Training:
 
 
 class _Pool:
-    """Train one run per slot, most expensive first, each in a fresh process.
+    """Train one run per slot, by `sweep.priority`, then most expensive first, each in a fresh process.
 
     A run that another process is at is waited for, and taken over if that ends before the run does.
     """
@@ -116,7 +116,8 @@ class _Pool:
         signals: StopSignals,
     ) -> None:
         self.context, self.signals = context, signals
-        self.waiting = sorted(zip(costs, runs, strict=True), key=lambda pair: pair[0])
+        # the next one comes last
+        self.waiting = sorted(zip(costs, runs, strict=True), key=lambda pair: (-urgency(pair[1]), pair[0]))
         self.elsewhere: list[tuple[float, Run]] = []
         self.free = list(free)
         self.total, self.done, self.count = sum(costs), 0.0, len(runs)

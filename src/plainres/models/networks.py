@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from plainres.errors import InputError
@@ -12,6 +13,26 @@ from plainres.models.shortcuts import Positioned, ShortcutFactory
 
 BASIC = BlockSpec()
 IMAGENET_BLOCKS = [(2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)]  # He et al. 2015, Table 1
+
+
+class Head(nn.Sequential):
+    """Global average pooling and a linear layer: (N, channels, H, W) -> logits (N, classes).
+
+    Under autocast it computes in the precision of its weights: bfloat16 logits have 8 bits, and ties would decide
+    argmax.
+    """
+
+    def __init__(self, channels: int, classes: int) -> None:
+        layers = {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "linear": nn.Linear(channels, classes)}
+        super().__init__(OrderedDict(layers))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map features to logits."""
+        device = input.device.type
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+            return super().forward(input)
+        with torch.autocast(device, enabled=False):
+            return super().forward(input.to(next(self.parameters()).dtype))
 
 
 class Stack(nn.Module):
@@ -62,9 +83,7 @@ class Stack(nn.Module):
                 channels = inside * block.expansion
             self.stages.append(layers)
         self.tail = nn.Sequential(OrderedDict(arranged(block.order.tail, channels, norm)))
-        self.head = nn.Sequential(
-            OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), linear=nn.Linear(channels, classes))
-        )
+        self.head = Head(channels, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images to logits."""

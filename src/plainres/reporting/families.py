@@ -17,20 +17,6 @@ ASIDE = ("seed", "model.depth")  # what runs of one family differ by
 REPEATED = "model.shortcut.norm."  # a projection's normalisation, by default the network's once more
 
 
-def matches(config: Config, of: Mapping[str, Any]) -> bool:
-    """Whether a run has all of some settings."""
-    own = settings(config)
-    return all(key in own and _same(own[key], value) for key, value in of.items())
-
-
-def _same(own: str, value: Any) -> bool:
-    """Whether a setting is a value; numbers are equal however they are written."""
-    try:
-        return own == str(value) or float(own) == float(value)
-    except (TypeError, ValueError):
-        return False
-
-
 def reference(config: Config) -> dict[str, Any]:
     """Return the settings of the runs that the others of a study are compared with."""
     return config.report.reference or {SHORTCUT: "plain"}

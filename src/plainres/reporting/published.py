@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from plainres.config.schema import Config
-from plainres.reporting.families import matches
+from plainres.runs.identity import matches
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from plainres.errors import InputError
-from plainres.reporting.families import SHORTCUT, labelled, matches, reference
+from plainres.reporting.families import SHORTCUT, labelled, reference
 from plainres.reporting.published import Published, published
 from plainres.reporting.statistics import Difference, Summary, paired_difference, summarize
-from plainres.runs.identity import identity
+from plainres.runs.identity import identity, matches
 from plainres.runs.record import Run, folders_of
 
 ERRORS = ("train_error_eval", "train_error", "test_error", "best_test_error")  # percent

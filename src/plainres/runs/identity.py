@@ -42,6 +42,20 @@ def settings(config: Config) -> dict[str, str]:
     return {group: name for group, name in config.options.items() if group.partition("/")[0] in parts} | flat(parts)
 
 
+def matches(config: Config, of: Mapping[str, Any]) -> bool:
+    """Whether a run has all of some settings."""
+    own = settings(config)
+    return all(key in own and _same(own[key], value) for key, value in of.items())
+
+
+def _same(own: str, value: Any) -> bool:
+    """Whether a setting is a value; numbers are equal however they are written."""
+    try:
+        return own == str(value) or float(own) == float(value)
+    except (TypeError, ValueError):
+        return False
+
+
 def run_name(config: Config) -> str:
     """Return a readable name, unique by the first 8 hexadecimal digits of the identity's SHA-256."""
     canonical = json.dumps(identity(config), sort_keys=True, separators=(",", ":"))

@@ -5,6 +5,7 @@ import platform
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -15,9 +16,16 @@ from torch import nn
 
 @cache
 def versions() -> dict[str, str]:
-    """The versions of what determines a result."""
-    packages = ("plainres", "torch", "lightning", "torchmetrics", "hydra-core", "numpy", "scikit-learn")
-    return {"python": platform.python_version()} | {package: version(package) for package in packages}
+    """Return the versions of what determines a result; torch's with its build, CUDA and cuDNN, where it has them."""
+    packages = ("plainres", "lightning", "torchmetrics", "hydra-core", "numpy", "scikit-learn")
+    cudnn = torch.backends.cudnn.version()  # 91900 is 9.19
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+        "torch": str(torch.__version__),
+        **({"cuda": torch.version.cuda} if torch.version.cuda else {}),
+        **({"cudnn": str(cudnn)} if cudnn else {}),
+    }
 
 
 def _git_commit() -> str | None:
@@ -37,8 +45,23 @@ GIT_COMMIT = _git_commit()  # now, for the files may change while what was impor
 
 
 def device_name(accelerator: str) -> str:
-    """The name of the GPU that this process trains on, or of the CPU's kind of machine."""
-    return torch.cuda.get_device_name() if accelerator == "gpu" else f"cpu {platform.machine()}"
+    """Return the name of the GPU that this process trains on, or of the CPU: kinds of either round differently."""
+    return torch.cuda.get_device_name() if accelerator == "gpu" else f"cpu {cpu_name()}"
+
+
+@cache
+def cpu_name() -> str:
+    """Return the CPU's name, family and model as Linux has them, and the widest vectors that torch uses on it."""
+    described = {}
+    with suppress(OSError):
+        first, _, _ = Path("/proc/cpuinfo").read_text().partition("\n\n")
+        described = {
+            key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())
+        }
+    name = described.get("model name", platform.machine())
+    if "model" in described:
+        name += f" (family {described.get('cpu family')}, model {described['model']})"
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def peak_memory_mib(accelerator: str) -> float:

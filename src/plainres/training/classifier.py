@@ -56,6 +56,15 @@ def count(sums: Tensor, loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor
     return wrong
 
 
+def full_precision(logits: Tensor) -> Tensor:
+    """Return logits in float32 or better.
+
+    Under bf16-mixed a network may give bfloat16 logits, of which log_softmax and argmax would see 8 bits. (Networks of
+    plainres.models give float32 ones.)
+    """
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 class Classifier(pl.LightningModule):
     """Trains a network by a recipe and logs a row of curves after each epoch.
 
@@ -151,7 +160,7 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean cross-entropy of a batch, which is counted; nothing here waits for the device."""
         images, targets = batch
-        logits = self.logits_of(images)
+        logits = full_precision(self.logits_of(images))
         loss = F.cross_entropy(logits, targets)
         self.counted[3] += count(self.counted, loss.detach(), logits.detach(), targets)
         return loss
@@ -169,7 +178,7 @@ class Classifier(pl.LightningModule):
         assert isinstance(measure, LossAndError)
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         if len(targets):  # else there are fewer images than processes
-            logits = self(images)
+            logits = full_precision(self(images))
             count(sums, F.cross_entropy(logits, targets), logits, targets)
         measure.update(sums)
 

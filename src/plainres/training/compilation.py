@@ -13,7 +13,7 @@ from plainres.data.batches import SampledBatch
 from plainres.data.datamodule import ImageBatches
 from plainres.errors import InputError, StoppedError, first_line
 from plainres.processes.signals import StopSignals
-from plainres.training.classifier import Classifier
+from plainres.training.classifier import Classifier, full_precision
 
 # Floating-point operations of a whole run, for each of its threads, from which on it pays: on a core of 2024 they take
 # two hours, of which compiling saves five minutes and costs one at most (experiments/throughput).
@@ -102,7 +102,7 @@ def _pass(trainer: pl.Trainer, classifier: Classifier) -> None:
     before = [buffer.clone() for buffer in classifier.network.buffers()]
     try:
         with trainer.precision_plugin.forward_context():
-            loss = F.cross_entropy(classifier.logits_of(images), targets)
+            loss = F.cross_entropy(full_precision(classifier.logits_of(images)), targets)
         loss.backward()
     finally:
         for buffer, value in zip(classifier.network.buffers(), before, strict=True):
