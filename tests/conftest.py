@@ -10,12 +10,58 @@ import torch
 from omegaconf import OmegaConf
 
 from plainres.config.schema import CheckpointTimes, Config, Devices, Recipe
+from support import forking
 from support.places import CONF, ROOT
 
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background; tests send it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+forking.preload_everything()
 os.environ.setdefault("COVERAGE_FILE", str(ROOT / ".coverage"))  # of the processes that tests start elsewhere
+
+# what takes longest, longest first, SLURM's in a row, for they share a cluster
+SLOW = (
+    "test_a_sweep_on_slurm",
+    "test_several_devices_inside_a_sweep",
+    "test_one_run_by_srun",
+    "test_a_compiled_run_is_the_run",
+    "test_a_study_is_measured_network_by_network",
+    "test_torchrun_on_two_machines",
+    "test_one_of_two_processes_is_killed_then_both",
+    "test_a_sweep_killed_five_times",
+    "test_a_signal_saves_the_run",
+    "test_an_outage_in_mid_training",
+    "test_on_two_then_one",
+    "test_the_readmes_shortcut",
+    "test_killed_at_random_moments",
+    "test_a_sweep_that_is_stopped",
+    "test_the_compiler_and_the_exporter",
+    "test_a_killed_and_interrupted_landscape",
+    "test_akamasters_file",
+    "test_real_cifar10",
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, in each of pytest-xdist's workers, whose first tests are a slice of the list."""
+
+    def place(item: pytest.Item) -> int:
+        return next((i for i, name in enumerate(SLOW) if item.name.startswith(name)), len(SLOW))
+
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    slow = sorted((item for item in items if place(item) < len(SLOW)), key=place)
+    cluster = [item for item in slow if "cluster" in item.fixturenames or "[slurm]" in item.name]  # pyright: ignore[reportAttributeAccessIssue]
+    others = [item for item in slow if item not in cluster]
+    quick = [item for item in items if place(item) == len(SLOW)]
+    first = [cluster, *([] for _ in range(workers - 1))]
+    for i, item in enumerate(others):
+        first[-1 - i % workers].append(item)
+    left = len(items)
+    items.clear()
+    for i, part in enumerate(first):
+        size = left // (workers - i)
+        left -= size
+        items += part + [quick.pop(0) for _ in range(min(len(quick), size - len(part)))]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -114,16 +114,14 @@ def processes_of(run: Run) -> dict[int, str]:
     return found
 
 
-def kill_processes(run: Run, choose: random.Random, within_s: float) -> str:
+def kill_processes(
+    run: Run, choose: random.Random, within_s: float, start: Callable[..., "subprocess.Popen[Any]"] = subprocess.Popen
+) -> str:
     """Start a run on several devices and kill one of its processes, or all of them; return which."""
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from pathlib import Path; from plainres.launch.devices import launch;",
-    ]
-    command[-1] += "from plainres.runs.record import Run; launch(Run.read(Path(sys.argv[1])))"
+    program = "import sys; from pathlib import Path; from plainres.launch.devices import launch;"
+    program += "from plainres.runs.record import Run; launch(Run.read(Path(sys.argv[1])))"
     run.prepare()
-    starter = subprocess.Popen([*command, str(run.folder)], stderr=subprocess.DEVNULL)
+    starter = start([sys.executable, "-c", program, str(run.folder)], stderr=subprocess.DEVNULL)
     before = run.step
     while run.step == before and not run.finished and starter.poll() is None:
         time.sleep(0.02)  # until it trains

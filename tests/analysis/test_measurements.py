@@ -22,6 +22,7 @@ from plainres.analysis.measurements import Finished, Plan, finished, measure
 from plainres.cli.main import main
 from plainres.files import read_rows
 from plainres.runs.record import Run
+from support import forking
 from support.places import PLAINRES
 
 SMALL = ["model.depth=14", "model.width=4", "optim.epochs=1", "data=synthetic", "data.train=128", "data.shape=[1,8,8]"]
@@ -130,7 +131,7 @@ def test_a_killed_and_interrupted_landscape_goes_on(runs: list[Path], capsys: py
     run, *_ = runs
     file = run / "landscape.csv"
     command = ["landscape", str(run), "--points=300", "--images=128"]
-    process = subprocess.Popen([PLAINRES, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = forking.Popen([PLAINRES, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for_rows(file, 4, process)
     process.kill()
     process.communicate()

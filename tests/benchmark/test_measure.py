@@ -1,7 +1,6 @@
 """`plainres bench`: what it compares do the same work, and what it says follows from what it measured."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +21,8 @@ from plainres.runs.provenance import weights_sha256
 from plainres.runs.record import Run
 from plainres.training import compilation
 from plainres.training.train import train
-from support.places import ROOT
+from support import forking
+from support.places import PLAINRES, ROOT
 from support.training import Recorder
 
 Make = Callable[..., Config]
@@ -154,10 +154,11 @@ def test_how_long_a_run_takes(make_config: Make) -> None:
     )
 
 
-def test_a_study_is_measured_network_by_network(capfd: pytest.CaptureFixture[str], tmp_path: Any) -> None:
+def test_a_study_is_measured_network_by_network(tmp_path: Any) -> None:
     options = ["-m", "model/shortcut=plain,identity", "seed=0,1", *SMALL, "optim.epochs=2", f"runs={tmp_path / 'runs'}"]
-    assert main(["bench", *options, "--rounds", "2", "--seconds", "0.2", "--json"]) == 0
-    found = json.loads(capfd.readouterr().out)
+    done = forking.run([PLAINRES, "bench", *options, "--rounds", "2", "--seconds", "0.2", "--json"])
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
     assert [one["network"].partition(",")[0] for one in found["measured"]] == ["plain", "identity"]
     for one in found["measured"]:
         assert one["batch_size"] == one["settings"]["optim.batch_size"] == 64
@@ -172,7 +173,8 @@ def test_a_study_is_measured_network_by_network(capfd: pytest.CaptureFixture[str
 def test_seeds_stacked_into_one_network_have_the_weights_of_their_separate_runs(shortcut: str) -> None:
     script = ROOT / "experiments" / "throughput" / "stacked.py"
     options = ["model.depth=14", "model.width=4", f"model/shortcut={shortcut}", "--rounds=0"]
-    done = subprocess.run([sys.executable, script, *options], capture_output=True, text=True, check=True)
+    done = forking.run([sys.executable, script, *options])
+    assert done.returncode == 0, done.stderr
     worst = float(done.stdout.split("at most ")[1].split(" apart", maxsplit=1)[0])
     assert 0 < worst < 1e-9
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from plainres.cli.main import main
+from support import forking
 from support.places import CONF, PLAINRES, ROOT
 
 SMALL = ["model.depth=8", "model.width=4", "optim.epochs=2", "data=synthetic", "data.train=128", "data.shape=[1,8,8]"]
@@ -26,9 +27,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [PLAINRES, *arguments], capture_output=True, text=True, check=False, env=os.environ | environment
-    )
+    return forking.run([PLAINRES, *arguments], env=os.environ | environment)
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -60,7 +59,8 @@ def test_hydras_own_options_work(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_one_run_prints_its_folder_last_and_the_second_time_trains_nothing(tmp_path: Path) -> None:
-    first = run("train", *SMALL)
+    command = [PLAINRES, "train", *SMALL]
+    first = subprocess.run(command, capture_output=True, text=True, check=False)  # an interpreter of its own
     assert first.returncode == 0, first.stderr
     folder = tmp_path / first.stdout.splitlines()[-1]
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -240,7 +240,7 @@ def test_other_mistakes(arguments: list[str], message: str, capfd: pytest.Captur
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_stopped_says_how_to_go_on(how: signal.Signals, tmp_path: Path) -> None:
     command = [PLAINRES, "train", *SMALL, "optim.epochs=10000"]
-    stopped = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    stopped = forking.Popen(command, stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.glob("runs/default/*/metrics.csv")):
         assert stopped.poll() is None
         time.sleep(0.1)

@@ -1,7 +1,6 @@
 """`plainres status`: every state that a run can be in, as a person sees it."""
 
 import json
-import os
 import re
 import subprocess
 import time
@@ -17,6 +16,7 @@ from plainres.config.schema import Config
 from plainres.launch.status import watch
 from plainres.runs.record import Run
 from plainres.training.train import train
+from support import forking
 from support.places import PLAINRES
 
 Make = Callable[..., Config]
@@ -135,16 +135,14 @@ def test_watching_ends_where_nothing_goes_on(make_config: Make, monkeypatch: pyt
 def test_a_run_in_training_tells_how_fast_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     options = ["model.depth=8", "model.width=4", "data=synthetic", "data.shape=[1,8,8]", "optim.epochs=100000"]
-    process = subprocess.Popen([PLAINRES, "train", *options], stderr=subprocess.DEVNULL)
+    process = forking.Popen([PLAINRES, "train", *options], stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + 90
         while not list(tmp_path.glob("runs/default/*/progress.json")):
             assert process.poll() is None
             assert time.monotonic() < end, "waited in vain"
             time.sleep(0.2)
-        said = subprocess.run(
-            [PLAINRES, "status", "runs/default"], capture_output=True, text=True, check=True, env=os.environ
-        ).stdout
+        said = forking.run([PLAINRES, "status", "runs/default"]).stdout
         assert re.search(r"running +\d+ of 1600000 .* % +[\d.]+ % +[\d,]+ +\d", said), said
         process.terminate()
         process.wait(timeout=40)

@@ -20,6 +20,7 @@ from plainres.launch import sweep as sweep_module
 from plainres.launch.preflight import preflight, slots
 from plainres.launch.sweep import sweep, train_quietly
 from plainres.runs.record import Run
+from support import forking
 from support.places import PLAINRES, TESTS
 
 Make = Callable[..., Config]
@@ -109,7 +110,8 @@ def _wait_until(condition: Callable[[], object], seconds: float) -> None:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_sweep_that_is_stopped_leaves_no_process_behind(tmp_path: Path, how: signal.Signals) -> None:
     command = ["train", "-m", "data=synthetic", "data.train=1000", "optim.epochs=1000", "seed=0,1,2", "study=long"]
-    sweep = subprocess.Popen(
+    start = subprocess.Popen if how is signal.SIGTERM else forking.Popen
+    sweep = start(
         [PLAINRES, *command],
         cwd=tmp_path,
         start_new_session=True,
@@ -171,7 +173,7 @@ RECORDED += ["model._target_=support.recording.Recording", "checkpoint.every_n_s
 
 def _plainres(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     environment = {"PYTHONPATH": str(TESTS), "RECORD": str(folder / "record")}
-    return subprocess.Popen(
+    return forking.Popen(
         [PLAINRES, *arguments],
         cwd=folder,
         env=os.environ | environment,

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 from torch import Tensor, nn
 
@@ -14,7 +15,8 @@ from plainres.models.shortcuts import ShortcutFactory
 class Recording(CifarNet):
     """Appends a line for each training step to the file $RECORD-<rank>: width, processes, the images' first pixels.
 
-    The first process gets SIGTERM after $RECORD_STOP steps; the second fails if the width is $RECORD_FAIL.
+    The first process gets SIGTERM after $RECORD_STOP steps; the second fails if the width is $RECORD_FAIL. A step takes
+    $RECORD_PAUSE seconds more: a run that others are to meet in training need not be a long one.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Recording(CifarNet):
             pixels = " ".join(map(repr, images[:, 0, 0, 0].tolist()))
             with open(f"{os.environ['RECORD']}-{rank}", "a") as file:  # noqa: PTH123
                 file.write(f"{self.width} {size} {pixels}\n")
+            time.sleep(float(os.environ.get("RECORD_PAUSE", "0")))
             self.steps += 1
             if str(self.steps) == os.environ.get("RECORD_STOP") and rank == "0":
                 signal.raise_signal(signal.SIGTERM)

@@ -32,6 +32,7 @@ from plainres.tracking import wandb_logger
 from plainres.tracking.wandb_files import STEP, Attempt, attempts, read
 from plainres.tracking.wandb_sync import sync
 from plainres.training.train import train
+from support import forking
 from support.places import TESTS
 from support.study import a_run, finish
 from support.wandb_server import ServerRun, WandbServer
@@ -539,7 +540,7 @@ def test_a_run_on_two_devices_is_one_of_w_and_bs_also_when_the_second_fails(
     monkeypatch.setenv("RECORD_FAIL", "5")
     failed = Run.of(replace(config, model={**model, "width": 5}, trainer=trainer))
     with pytest.raises(RunFailedError, match="on purpose"):
-        launch(failed)
+        forking.call(launch, failed)
     (session,) = attempts(failed.folder)
     assert session.exit_code not in (0, None)
 

@@ -22,6 +22,7 @@ from plainres.runs.record import Run
 from plainres.training import compilation
 from plainres.training.compilation import PAYS_FROM, pays
 from plainres.training.train import train
+from support import forking
 from support.places import PLAINRES
 
 Make = Callable[..., Config]
@@ -136,7 +137,7 @@ def test_ctrl_c_while_it_compiles(tmp_path: Path) -> None:
     """The compiler gets the signal, too; that is no failure of the run."""
     options = ["data=synthetic", "model.depth=14", "model.width=8", "optim.epochs=null", "optim.steps=1000000000"]
     command = [PLAINRES, "train", *options, f"runs={tmp_path}"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with forking.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stderr is not None
         assert "a long run: torch.compile" in process.stderr.readline()
         os.killpg(process.pid, signal.SIGINT)

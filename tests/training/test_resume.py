@@ -26,6 +26,7 @@ from plainres.processes.signals import StopSignals
 from plainres.randomness import order
 from plainres.runs.record import Run
 from plainres.training.train import train
+from support import forking
 from support.places import CIFAR10, PLAINRES, TESTS
 
 Make = Callable[..., Config]
@@ -62,7 +63,7 @@ def test_what_a_shortcut_draws_is_the_same_on_two_processes(make_config: Make, t
     train(alone)
     trainer = Devices(accelerator="cpu", devices=2, threads=1, sync_batch_norm=True)
     both = Run.of(replace(alone.config, runs=str(tmp_path / "both"), trainer=trainer))
-    launch(both)
+    forking.call(launch, both)
     states = [torch.load(run.checkpoints / "step-000000010.ckpt", weights_only=True) for run in (alone, both)]
     for key, tensor in states[0]["state_dict"].items():
         torch.testing.assert_close(tensor, states[1]["state_dict"][key], atol=1e-9, rtol=0)
@@ -70,12 +71,15 @@ def test_what_a_shortcut_draws_is_the_same_on_two_processes(make_config: Make, t
 
 def test_one_of_two_processes_is_killed_then_both(tmp_path: Path) -> None:
     whole = digits(tmp_path / "whole", 10**6, devices=2)
-    launch(whole)
+    forking.call(launch, whole)
     run = elsewhere(whole, tmp_path / "killed", 1)
-    killed = [kill_processes(run, random.Random(seed), 0.3) for seed in (1, 0)]
+    killed = [
+        kill_processes(run, random.Random(seed), 0.3, start)
+        for seed, start in ((1, subprocess.Popen), (0, forking.Popen))
+    ]
     assert killed == ["one", "all"]
     assert not run.failure
-    launch(run)
+    forking.call(launch, run)
     assert ending(run) == ending(whole)
 
 
@@ -95,9 +99,11 @@ def test_real_images_with_augmentation_killed_in_mid_epoch(tmp_path: Path) -> No
 
 
 @contextmanager
-def _started(tmp_path: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], Callable[[], Run]]]:
+def _started(
+    tmp_path: Path, *options: str, start: Callable[..., subprocess.Popen[str]] = forking.Popen
+) -> Iterator[tuple[subprocess.Popen[str], Callable[[], Run]]]:
     """A run in a process of its own, that has begun to train; how to find it."""
-    process = subprocess.Popen(
+    process = start(
         [PLAINRES, *LONG, f"runs={tmp_path / 'runs'}", *options],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
@@ -122,7 +128,8 @@ def _started(tmp_path: Path, *options: str) -> Iterator[tuple[subprocess.Popen[s
     [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGUSR1, 1), (signal.SIGTERM, 2), (signal.SIGINT, 2)],
 )
 def test_a_signal_saves_the_run_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals, devices: int) -> None:
-    with _started(tmp_path, f"trainer.devices={devices}") as (process, run):
+    start = subprocess.Popen if number == signal.SIGTERM else forking.Popen
+    with _started(tmp_path, f"trainer.devices={devices}", start=start) as (process, run):
         process.send_signal(number)
         _, said = process.communicate(timeout=40)
         assert process.returncode == 128 + number, said
@@ -164,9 +171,7 @@ def test_signals_wait_or_stop_at_once() -> None:
 
 def test_two_processes_never_train_one_run(tmp_path: Path) -> None:
     with _started(tmp_path) as (process, run):
-        other = subprocess.run(
-            [PLAINRES, *LONG, "runs=runs"], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
+        other = forking.run([PLAINRES, *LONG, "runs=runs"], cwd=tmp_path)
         assert other.returncode == 2
         assert f"is being trained by process {process.pid} on " in other.stderr
         assert other.stderr.count("\n") == 1
@@ -300,7 +305,7 @@ def test_on_two_then_one_then_two_then_four_processes(
         monkeypatch.setenv("RECORD_STOP", str(steps))
         trainer = Devices(accelerator="cpu", devices=devices, threads=1, sync_batch_norm=True)
         with pytest.raises(StoppedError) if steps else nullcontext():
-            launch(Run(replace(run.config, trainer=trainer), run.folder))
+            forking.call(launch, Run(replace(run.config, trainer=trainer), run.folder))
         ranks = [recorded(f"part{part}-{rank}") for rank in range(devices)]
         batches += [[pixel for line in lines for pixel in line.split()[2:]] for lines in zip(*ranks, strict=True)]
     wanted = [line.split()[2:] for line in recorded("alone-0")]

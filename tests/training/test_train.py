@@ -23,6 +23,7 @@ from plainres.runs.record import Run
 from plainres.training.checkpoints import AtomicCheckpointIO
 from plainres.training.classifier import full_precision
 from plainres.training.train import train
+from support import forking
 from support.places import TESTS
 
 Make = Callable[..., Config]
@@ -225,7 +226,7 @@ def test_two_processes_share_every_batch(make_config: Make, tmp_path: Path, monk
     optim = {"epochs": None, "steps": 8, "lr": 0.01}
     alone = trained(linear(make_config(optim=optim)))
     run = Run.of(linear(make_config(optim=optim, devices=2, runs=str(tmp_path / "ddp"))))
-    launch(run)
+    forking.call(launch, run)
     assert run.name == alone.name
     assert run.result["devices"] == 2
     assert [row["step"] for row in run.curve()] == [3, 6, 8]
@@ -240,14 +241,14 @@ def test_two_processes_share_every_batch(make_config: Make, tmp_path: Path, monk
 
 def test_two_processes_with_batch_normalisation(make_config: Make) -> None:
     run = Run.of(make_config(devices=2, optim={"warmup_lr": 0.01}))
-    launch(run)
+    forking.call(launch, run)
     assert run.finished
 
 
 def test_a_process_of_several_that_fails(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
     run = Run.of(make_config(devices=2, optim={"batch_size": 200}))
     with pytest.raises(InputError, match="there are only 100 training images"):
-        launch(run)
+        forking.call(launch, run)
     assert "Traceback" not in capfd.readouterr().err
     assert not run.finished
 
