@@ -33,7 +33,7 @@ import tqdm.std
 
 from plainres.errors import StoppedError
 from plainres.launch.sweep import PRELOADED, PRELOADED_FOR_WANDB
-from plainres.processes.workers import forkserver
+from plainres.processes.forkserver import forkserver
 from support.places import PLAINRES, ROOT
 
 EVERYTHING = [
