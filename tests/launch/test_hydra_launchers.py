@@ -13,7 +13,6 @@ import pytest
 from filelock import FileLock
 
 from plainres.cli.main import main
-from plainres.processes.world import World
 from plainres.runs.record import Run
 from support import forking
 from support.places import PLAINRES, TESTS
@@ -201,19 +200,6 @@ def test_torchrun_on_two_machines_survives_a_killed_worker(tmp_path: Path, monke
         Run.read(Path("whole/default") / folder.name).result["weights_sha256"]
         == (Run.read(folder).result["weights_sha256"])
     )
-
-
-def test_the_place_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [*os.environ]:
-        if name.startswith(("SLURM_", "TORCHELASTIC_")):
-            monkeypatch.delenv(name)
-    assert World.current() == World()
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    monkeypatch.setenv("SLURM_PROCID", "3")
-    assert World.current() == World(3, 4, "srun")
-    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "2"}.items():
-        monkeypatch.setenv(name, value)
-    assert World.current() == World(1, 2, "torchrun")
 
 
 @pytest.mark.parametrize(

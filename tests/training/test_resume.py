@@ -22,7 +22,6 @@ from plainres.config.instantiate import source_of
 from plainres.config.schema import Config, Devices
 from plainres.errors import InputError, LockedError, RunFailedError, StoppedError
 from plainres.launch.devices import launch
-from plainres.processes.signals import StopSignals
 from plainres.randomness import order
 from plainres.runs.record import Run
 from plainres.training.train import train
@@ -152,21 +151,6 @@ def test_a_signal_to_one_process_of_two_stops_both(tmp_path: Path) -> None:
         _, said = process.communicate(timeout=40)
         assert process.returncode == 128 + signal.SIGTERM, said
         assert next(run().checkpoints.iterdir()).stat().st_mtime > before
-
-
-def test_signals_wait_or_stop_at_once() -> None:
-    previous = signal.getsignal(signal.SIGUSR1)
-    with StopSignals() as signals, pytest.raises(StoppedError) as stop:
-        signal.raise_signal(signal.SIGUSR1)
-    assert (signals.received, stop.value.code) == (signal.SIGUSR1, 128 + signal.SIGUSR1)
-    with StopSignals() as signals:
-        signals.deferring = True
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)
-        assert signals.received == signal.SIGTERM
-        with pytest.raises(StoppedError, match="stopped at once"):
-            signal.raise_signal(signal.SIGINT)  # the second Ctrl-C, or the first after another signal
-    assert signal.getsignal(signal.SIGUSR1) is previous
 
 
 def test_two_processes_never_train_one_run(tmp_path: Path) -> None:

@@ -353,17 +353,3 @@ def test_the_configuration_on_disk_is_plain(make_config: Make) -> None:
     text = (run.folder / "config.yaml").read_text()
     assert "!!" not in text
     assert json.dumps(run.config.model["shortcut"]["_target_"]).strip('"') in text
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems look twice a second, which needs Python's lock")
-def test_a_process_ends_with_its_parent_even_if_it_keeps_pythons_lock() -> None:
-    child = (
-        "import ctypes, os, sys; from plainres.processes.world import exit_with_parent; exit_with_parent(os.getppid());"
-    )
-    child += "print(os.getpid(), flush=True); ctypes.PyDLL(None).sleep(100)"
-    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline()
-        process.kill()
-        process.communicate(timeout=30)  # until the child, too, has closed its output

@@ -1,0 +1,21 @@
+import signal
+
+import pytest
+
+from plainres.errors import StoppedError
+from plainres.processes.signals import StopSignals
+
+
+def test_signals_wait_or_stop_at_once() -> None:
+    previous = signal.getsignal(signal.SIGUSR1)
+    with StopSignals() as signals, pytest.raises(StoppedError) as stop:
+        signal.raise_signal(signal.SIGUSR1)
+    assert (signals.received, stop.value.code) == (signal.SIGUSR1, 128 + signal.SIGUSR1)
+    with StopSignals() as signals:
+        signals.deferring = True
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.received == signal.SIGTERM
+        with pytest.raises(StoppedError, match="stopped at once"):
+            signal.raise_signal(signal.SIGINT)  # the second Ctrl-C, or the first after another signal
+    assert signal.getsignal(signal.SIGUSR1) is previous
