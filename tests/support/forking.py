@@ -356,8 +356,8 @@ def _forget_other_processes() -> None:
 
 def _forget_bars() -> None:
     """Leave the parent's bars to it, and their lock, which processes share: it may die with the one that holds it."""
-    bars: Any = tqdm.std.tqdm
-    lock: Any = tqdm.std.TqdmDefaultWriteLock
+    std: Any = tqdm.std
+    bars, lock = std.tqdm, std.TqdmDefaultWriteLock
     bars._instances, bars.monitor, lock.th_lock = weakref.WeakSet(), None, threading.RLock()
     for owner, name in ((bars, "_lock"), (lock, "mp_lock")):
         if name in vars(owner):
