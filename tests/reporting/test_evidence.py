@@ -54,6 +54,7 @@ def test_a_report_on_evidence_is_the_report_on_the_runs(study: Path, tmp_path: P
     assert 'href="../plain-8' in pages[0]
     assert 'href="../plain-8' not in pages[1]  # there is no such folder
     assert "plain-8-w8-s0-" in pages[1]
+    assert "Several runs on one scale" not in pages[1]
 
 
 def test_curves_are_thinned_to_their_last_row(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,6 +199,8 @@ def _pictures(study: Study) -> dict[str, list[tuple[Family | None, Run | None, l
     """What has been drawn of finished runs after their training, by what it shows: that of several side by side, then
     each run's, with where the files are, seen from the report: SVG and, if there is one, PNG."""
     found: dict[str, list[tuple[Family | None, Run | None, list[str]]]] = {}
+    if evidence.is_evidence(study.folder):  # whose figures are those of its report
+        return found
     for family, run, folder in [(None, None, study.folder), *((family, run, run.folder) for family, run in study.runs)]:
         for file in sorted(folder.glob("*.svg")):
             files = [file.with_suffix(kind) for kind in (".svg", ".png")]
