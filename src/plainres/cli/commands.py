@@ -220,7 +220,7 @@ def evaluate(arguments: list[str]) -> int:
         "target", type=Path, nargs="?", metavar="RUN|WEIGHTS", help="folder of a run, or file of weights"
     )
     given, overrides = parser.parse_known_args(arguments)
-    if given.target is None or "=" in given.target.parts[0]:
+    if given.target is None or "=" in str(given.target).partition("/")[0]:
         raise InputError("plainres eval needs the folder of a run or a file of weights first; see plainres eval --help")
     from plainres.analysis.evaluation import predict, the_one, trained, with_overrides
     from plainres.config.instantiate import check, network_of, source_of
