@@ -32,7 +32,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from choices import evaluation
+from cpu_options import evaluation
 
 from plainres.benchmark.baselines import BareLoop
 from plainres.benchmark.measure import OURS, PRELOADED, bench, measure, side_by_side

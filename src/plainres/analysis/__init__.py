@@ -1,1 +1,1 @@
-"""What trained networks reveal."""
+"""Measurements on trained networks."""

@@ -1,1 +1,1 @@
-"""How fast training is on this machine."""
+"""The speed of training on this machine."""

@@ -1,1 +1,1 @@
-"""What can be chosen, and the objects made of it."""
+"""The configuration: its options, its schema, and the objects made of it."""

@@ -1,7 +1,7 @@
 """A sweep by one of Hydra's launchers: joblib, SLURM, and whatever else there is a plugin for.
 
-Each job trains one run, wherever the launcher starts it, and is told by its run's folder, which is where this process
-sees how far it is.
+A launcher with a plugin needs no code here: `hydra/launcher=NAME` chooses it, and conf/hydra/launcher/ holds settings
+for some. Each job trains one run, wherever the launcher starts it; this process follows the runs by their folders.
 """
 
 import os

@@ -1,1 +1,1 @@
-"""From runs to evidence: tables, intervals, verdicts, figures, pages."""
+"""Reports: families of runs, statistics, figures, evidence, the page."""

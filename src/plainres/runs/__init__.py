@@ -1,1 +1,1 @@
-"""What a run is: its identity, its record on disk, its provenance."""
+"""A run: its identity, its record on disk, its provenance."""

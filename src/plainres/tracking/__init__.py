@@ -1,1 +1,1 @@
-"""Where the curves of a run go."""
+"""Loggers of the curves of a run."""

@@ -1,7 +1,7 @@
-"""What the choices are worth on the CPU: memory format, fused SGD, torch.compile; steps of a bare loop in turns. Then
+"""The gains of options on the CPU: memory format, fused SGD, torch.compile; steps of a bare loop in turns. Then
 the number of images that are evaluated at a time.
 
-python experiments/throughput/choices.py [OVERRIDES] [--steps 5] [--rounds 5]
+python experiments/throughput/cpu_options.py [OVERRIDES] [--steps 5] [--rounds 5]
 """
 
 import argparse
@@ -20,19 +20,19 @@ from plainres.config.schema import Config
 
 CPU = torch.device("cpu")
 EVALUATED_AT_A_TIME = (64, 128, 256, 512)  # images
-CHOICES = ("as it is", "contiguous", "fused SGD", "compiled")  # the first: channels_last, eager
+OPTIONS = ("as it is", "contiguous", "fused SGD", "compiled")  # the first: channels_last, eager
 
 
 class Steps:
     """Steps of one network on one batch."""
 
-    def __init__(self, config: Config, choice: str) -> None:
+    def __init__(self, config: Config, option: str) -> None:
         source, recipe = source_of(config), config.optim
-        layout = torch.contiguous_format if choice == "contiguous" else torch.channels_last
+        layout = torch.contiguous_format if option == "contiguous" else torch.channels_last
         self.network = network_of(config, source).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
         forward = self.network.forward
-        self.logits_of = torch.compile(forward, dynamic=False) if choice == "compiled" else forward
-        fused = choice == "fused SGD" or None
+        self.logits_of = torch.compile(forward, dynamic=False) if option == "compiled" else forward
+        fused = option == "fused SGD" or None
         momentum, decay = recipe.momentum, recipe.weight_decay
         self.optimizer = SGD(self.network.parameters(), recipe.lr, momentum, weight_decay=decay, fused=fused)
         generator = torch.Generator().manual_seed(0)
@@ -78,17 +78,17 @@ def main() -> None:
     given, overrides = parser.parse_known_args()
     config = compose(overrides)[0]
     torch.set_num_threads(config.trainer.threads)
-    sides = {choice: Steps(config, choice) for choice in CHOICES}
-    first = {choice: 2 * side.run(2) for choice, side in sides.items()}
-    times: dict[str, list[float]] = {choice: [] for choice in CHOICES}
+    contenders = {option: Steps(config, option) for option in OPTIONS}
+    first = {option: 2 * contender.run(2) for option, contender in contenders.items()}
+    times: dict[str, list[float]] = {option: [] for option in OPTIONS}
     for _ in range(given.rounds):
-        for choice, side in sides.items():
-            times[choice].append(side.run(given.steps))
-    for choice in CHOICES:
-        ratios = sorted(base / own for base, own in zip(times[CHOICES[0]], times[choice], strict=True))
+        for option, contender in contenders.items():
+            times[option].append(contender.run(given.steps))
+    for option in OPTIONS:
+        ratios = sorted(base / own for base, own in zip(times[OPTIONS[0]], times[option], strict=True))
         print(
-            f"{choice:12} {1000 * median(times[choice]):8.1f} ms/step, {median(ratios):.2f} times as fast as it is "
-            f"({ratios[0]:.2f} .. {ratios[-1]:.2f}); the first two steps {first[choice]:.1f} s"
+            f"{option:12} {1000 * median(times[option]):8.1f} ms/step, {median(ratios):.2f} times as fast as it is "
+            f"({ratios[0]:.2f} .. {ratios[-1]:.2f}); the first two steps {first[option]:.1f} s"
         )
     for size, found in evaluation(config, given.rounds).items():
         print(
