@@ -25,14 +25,15 @@ from plainres.runs.record import Run
 CONFIGS, RESULTS, CURVES = "configs.yaml", "results.csv", "curves.csv"
 ROWS = 1000  # of a run's curves
 DIGITS = 6  # significant ones of a number in the curves
-ELSEWHERE = {"path": None, "cache": "~/.cache/plainres"}  # in place of where the images of a run were found
+# in place of where the images and the first weights of a run were found
+ELSEWHERE = {"data": {"path": None, "cache": "~/.cache/plainres"}, "model": {"weights": None}}
 COLUMNS = (  # of results.csv
     *("folder", "study", "family", "shortcut", "depth", "width", "seed"),
     *("train_error_eval", "train_loss_eval", "train_error", "train_loss", "test_error", "test_loss"),
     *("best_test_error", "best_test_error_epoch"),
     *("steps", "epochs", "batch_size", "parameters", "multiply_adds"),
     *("wall_time_s", "peak_memory_mib", "device", "devices", "threads", "compile", "sync_batch_norm", "precision"),
-    *("git_commit", "weights_sha256", "data_sha256", "versions"),
+    *("attempts", "git_commit", "weights_sha256", "data_sha256", "versions"),
 )
 
 
@@ -144,7 +145,7 @@ def results(runs: Iterable[tuple[str, Run]]) -> list[dict[str, Any]]:
     for label, run in runs:
         versions = "; ".join(f"{name} {version}" for name, version in run.result.get("versions", {}).items())
         record = run.result | {"folder": run.name, "family": label, "versions": versions}
-        record["precision"] = run.config.precision
+        record |= {"precision": run.config.precision, "attempts": json.dumps(run.result.get("attempts"))}
         rows.append({column: record.get(column) for column in COLUMNS})
     return rows
 
@@ -164,7 +165,8 @@ def _rounded(row: Mapping[str, float]) -> dict[str, str]:
 def _portable(config: Config) -> dict[str, Any]:
     """Return a configuration as nested values, without the places of one machine."""
     values = asdict(config)
-    values["data"] |= {key: value for key, value in ELSEWHERE.items() if key in values["data"]}
+    for group, places in ELSEWHERE.items():
+        values[group] |= {key: place for key, place in places.items() if key in values[group]}
     return values | {"runs": "runs"}
 
 
