@@ -58,7 +58,7 @@ def test_several_devices_inside_a_sweep(
     """Every process of every run has its run's configuration; one that fails in its second process costs it alone."""
     environment = request.getfixturevalue("cluster") if launcher == "slurm" else {}
     monkeypatch.chdir(tmp_path)
-    widths = [4, 5] if launcher == "slurm" else [4, 5, 6]  # each of SLURM's jobs does all the imports
+    widths = [4, 5, 6]
     sound = [width for width in widths if width != 5]
     environment |= {"PYTHONPATH": str(TESTS), "RECORD": str(tmp_path / "record"), "RECORD_FAIL": "5"}
     options = [
