@@ -1,4 +1,4 @@
-"""What a trained network makes of each image of a test set."""
+"""Predictions of a trained network on a test set, image by image."""
 
 import sys
 from collections.abc import Sequence
@@ -143,7 +143,7 @@ def trained(run: Run) -> nn.Module:
 
 
 def predict(network: nn.Module, config: Config) -> Predictions:
-    """What a network makes of the test set of `config`, on its device and in its precision.
+    """Predict the test set of `config`, on its device and in its precision.
 
     Raises:
         InputError: the images cannot be had, or the network is not made for such.

@@ -1,4 +1,4 @@
-"""What is left of a trained network without some of its blocks, or with its blocks in another order.
+"""Errors of a trained network without some of its blocks, or with its blocks in another order.
 
 Veit, Wilber & Belongie 2016 (Residual Networks Behave Like Ensembles of Relatively Shallow Networks): deleting any one
 block of a residual network hardly matters, but for those where the shape changes, deleting a layer of a VGG net brings
