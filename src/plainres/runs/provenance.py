@@ -1,5 +1,6 @@
-"""Where a result comes from: versions, commit, device, weights."""
+"""Where a result comes from: versions, commit, source code, device, weights."""
 
+import ast
 import hashlib
 import platform
 import resource
@@ -9,9 +10,14 @@ from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+
+from plainres.config.schema import Devices
+
+TRAINS = ("config", "data", "models", "training", "randomness.py")  # the parts of plainres that compute a result
 
 
 @cache
@@ -41,7 +47,49 @@ def _git_commit() -> str | None:
         return None
 
 
-GIT_COMMIT = _git_commit()  # now, for the files may change while what was imported trains
+def _source_sha256() -> str:
+    """Return a digest of the code that computes a result, comments and docstrings aside.
+
+    It tells two commits, or two changed checkouts, that train alike from two that may not. Python's own version is part
+    of it, for it writes the syntax trees that are digested.
+    """
+    digest = hashlib.sha256()
+    package = Path(__file__).parent.parent
+    for part in TRAINS:
+        for file in sorted([package / part] if part.endswith(".py") else (package / part).rglob("*.py")):
+            tree = ast.parse(file.read_bytes())
+            for node in ast.walk(tree):
+                documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+                if documented and ast.get_docstring(node, clean=False) is not None:
+                    del node.body[0]
+            digest.update(f"{file.relative_to(package).as_posix()}\n{ast.dump(tree)}\n".encode())
+    return digest.hexdigest()
+
+
+# now, for the files may change while what was imported trains
+GIT_COMMIT = _git_commit()
+SOURCE_SHA256 = _source_sha256()
+
+
+def conditions(trainer: Devices, devices: int) -> dict[str, Any]:
+    """Return everything beside its identity that an attempt at a run may round by, and so its result depends on.
+
+    Args:
+        trainer: the options of the run.
+        devices: the number of processes, one for each device.
+    """
+    return {
+        "device": device_name(trainer.accelerator),
+        "devices": devices,
+        "threads": trainer.threads,
+        "compile": False,  # until the network has been compiled
+        "cuda_graph": trainer.cuda_graph,
+        "deterministic": trainer.deterministic,
+        "sync_batch_norm": trainer.sync_batch_norm,
+        "versions": versions(),
+        "git_commit": GIT_COMMIT,
+        "source_sha256": SOURCE_SHA256,
+    }
 
 
 def device_name(accelerator: str) -> str:

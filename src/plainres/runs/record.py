@@ -52,7 +52,7 @@ class Saved:
     path: Path | None = None
     step: int = 0
     elapsed_s: float = 0.0  # of training and evaluation, all attempts together
-    attempts: list[dict[str, Any]] = field(default_factory=list)  # from which step on which devices
+    attempts: list[dict[str, Any]] = field(default_factory=list)  # from which step, and their conditions
     rows: list[dict[str, float]] = field(default_factory=list)  # the curves up to here
 
 

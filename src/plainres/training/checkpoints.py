@@ -70,14 +70,14 @@ class Checkpoints(Checkpoint):
         times: when to save.
         signals: those that this process receives.
         saved: where the run goes on.
-        attempt: the devices of this attempt.
+        attempt: the conditions of this attempt (see `plainres.runs.provenance.conditions`).
     """
 
     def __init__(
         self, run: Run, times: CheckpointTimes, signals: StopSignals, saved: Saved, attempt: dict[str, Any]
     ) -> None:
         self.run, self.times, self.signals = run, times, signals
-        self.before, self.attempts = saved.elapsed_s, [*saved.attempts, {"from_step": saved.step, **attempt}]
+        self.resumed, self.attempt = saved, attempt
         self.saved_step = saved.step
         self.started = self.saved_at = time.monotonic()
         self.group: Any = None  # the processes of the run, if there are several
@@ -85,7 +85,12 @@ class Checkpoints(Checkpoint):
     @property
     def elapsed_s(self) -> float:
         """Seconds of this and all earlier attempts up to their last checkpoint."""
-        return self.before + time.monotonic() - self.started
+        return self.resumed.elapsed_s + time.monotonic() - self.started
+
+    @property
+    def attempts(self) -> list[dict[str, Any]]:
+        """The conditions of all attempts, each with the step from which it trained."""
+        return [*self.resumed.attempts, {"from_step": self.resumed.step, **self.attempt}]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on a signal waits for the end of a step."""

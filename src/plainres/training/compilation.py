@@ -2,6 +2,7 @@
 
 import sys
 import time
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -44,11 +45,12 @@ class Compilation(Callback):
         wanted: true, false, or auto: if it pays, and can be done.
         pays: whether it does.
         signals: stop it at once.
+        attempt: the conditions of this attempt; takes whether its network is compiled.
     """
 
-    def __init__(self, wanted: bool | str, pays: bool, signals: StopSignals) -> None:
-        self.wanted, self.signals = wanted, signals
-        self.compiled = wanted is True or (wanted == AUTO and pays)
+    def __init__(self, wanted: bool | str, pays: bool, signals: StopSignals, attempt: dict[str, Any]) -> None:
+        self.wanted, self.signals, self.attempt = wanted, signals, attempt
+        self.attempt["compile"] = wanted is True or (wanted == AUTO and pays)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compile.
@@ -57,7 +59,7 @@ class Compilation(Callback):
             InputError: it was asked for, and cannot be done.
             StoppedError: a signal came.
         """
-        if not self.compiled:
+        if not self.attempt["compile"]:
             return
         assert isinstance(pl_module, Classifier)
         if trainer.world_size == 1:
@@ -76,7 +78,7 @@ class Compilation(Callback):
             reason = f"torch.compile fails here: {type(error).__name__}: {first_line(error)}"
             if self.wanted is True:
                 raise InputError(f"{reason}; trainer.compile=false trains without it") from error
-            self.compiled, pl_module.logits_of = False, eager
+            self.attempt["compile"], pl_module.logits_of = False, eager
             _say(trainer, f"{reason}; the run goes on without it")
         else:
             _say(trainer, f"compiled in {time.monotonic() - started:.0f} s")

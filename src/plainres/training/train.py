@@ -22,7 +22,7 @@ from plainres.models.normalisation import synchronise
 from plainres.models.summary import Description, describe
 from plainres.processes.signals import StopSignals
 from plainres.processes.world import World
-from plainres.runs.provenance import GIT_COMMIT, device_name, peak_memory_mib, versions, weights_sha256
+from plainres.runs.provenance import conditions, peak_memory_mib, weights_sha256
 from plainres.runs.record import Run
 from plainres.tracking.loggers import CsvLogger, RunLogger, TensorBoardLogger
 from plainres.training.callbacks import Probes, Progress
@@ -81,7 +81,8 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
     data = ImageBatches(source.load(), source, config.optim.batch_size, config.seed)
     steps = config.optim.length(data.steps_per_epoch)
     capturable = config.trainer.cuda_graph
-    compilation = Compilation(config.trainer.compile, pays(config, description.multiply_adds, steps), signals)
+    attempt = conditions(config.trainer, world.size)
+    compilation = Compilation(config.trainer.compile, pays(config, description.multiply_adds, steps), signals, attempt)
     classifier = Classifier(network, config.optim, steps, data.steps_per_epoch, capturable=capturable)
     if world.rank == 0:
         run.prepare()
@@ -92,7 +93,6 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
         if world.rank == 0:
             (run.folder / "failed.json").unlink(missing_ok=True)
         loggers = stack.enter_context(open_loggers(run, saved.rows)) if world.rank == 0 else []
-        attempt = {"devices": world.size, "device": device_name(config.trainer.accelerator)}
         checkpoints = Checkpoints(run, config.checkpoint, signals, saved, attempt)
         found = probes_of(config)
         probes = [Probes(found, run.folder / "probes", steps)] if found else []
@@ -130,8 +130,7 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
             loaders = [data.val_dataloader(), data.evaluation_of_training_set()]
             trainer.validate(classifier, loaders, verbose=False)
         if world.rank == 0:
-            result = _result(run, classifier, data, description, checkpoints)
-            run.finish(result | {"compile": compilation.compiled})
+            run.finish(_result(run, classifier, data, description, checkpoints) | attempt)
         if world.size > 1:
             dist.destroy_process_group()  # its threads may abort a process that ends before them
 
@@ -198,12 +197,5 @@ def _result(
         "data_sha256": data.images.sha256(),
         "wall_time_s": round(checkpoints.elapsed_s, 3),
         "peak_memory_mib": round(peak_memory_mib(config.trainer.accelerator), 1),
-        "device": device_name(config.trainer.accelerator),
-        "devices": config.trainer.processes,
-        "threads": config.trainer.threads,
-        "sync_batch_norm": config.trainer.sync_batch_norm,
-        "cuda_graph": config.trainer.cuda_graph,
         "attempts": checkpoints.attempts,
-        "versions": versions(),
-        "git_commit": GIT_COMMIT,
     }

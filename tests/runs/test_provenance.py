@@ -1,0 +1,51 @@
+"""Which code, and under which conditions, a result comes from."""
+
+from pathlib import Path
+
+import pytest
+
+from plainres.config.schema import Devices
+from plainres.runs import provenance
+
+CODE = '"""A module."""\n\n\ndef double(x):\n    """Double it."""\n    return 2 * x  # why\n'
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package whose `models` compute something, where plainres would lie."""
+    for folder in ("runs", "models", "reporting"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "randomness.py").write_text("")
+    (tmp_path / "models" / "twice.py").write_text(CODE)
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "runs" / "provenance.py"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "same"),
+    [
+        ("models/twice.py", CODE.replace("Double it.", "Return twice the value.").replace("# why", "# because"), True),
+        ("models/twice.py", CODE.replace("2 * x", "3 * x"), False),
+        ("models/twice.py", CODE.replace('    """Double it."""\n', ""), True),
+        ("models/another.py", "x = 1\n", False),
+        ("reporting/table.py", "x = 1\n", True),
+        ("randomness.py", "x = 1\n", False),
+    ],
+)
+def test_the_digest_is_that_of_the_code_that_trains(package: Path, file: str, text: str, same: bool) -> None:
+    before = provenance._source_sha256()
+    (package / file).write_text(text)
+    assert (provenance._source_sha256() == before) == same
+
+
+def test_the_digest_covers_parts_that_exist() -> None:
+    package = Path(provenance.__file__).parent.parent
+    assert all((package / part).exists() for part in provenance.TRAINS)
+
+
+def test_conditions_say_where_and_how_an_attempt_trains() -> None:
+    found = provenance.conditions(Devices(accelerator="cpu", devices=2, threads=3, sync_batch_norm=True), 2)
+    assert found["device"].startswith("cpu ")
+    assert (found["devices"], found["threads"], found["sync_batch_norm"]) == (2, 3, True)
+    assert found["versions"]["torch"]
+    assert found["source_sha256"] == provenance.SOURCE_SHA256
