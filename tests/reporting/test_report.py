@@ -6,13 +6,15 @@ import shutil
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
 
 from plainres.config.schema import Config
 from plainres.errors import InputError
-from plainres.reporting import figures, report
+from plainres.reporting import figures, report, table
+from plainres.reporting.families import SHORTCUT
 from plainres.reporting.published import Published
 from plainres.runs.record import Run
 from support.study import END, a_run, data_of, finish, observe, train
@@ -54,7 +56,7 @@ def rows(file: Path) -> list[dict[str, str]]:
 
 def told(folder: Path) -> str:
     """The terminal text, without writing a report."""
-    return report.text(report.read(folder))
+    return report.text(report.read([folder]))
 
 
 def line(text: str, *words: str) -> str:
@@ -63,14 +65,20 @@ def line(text: str, *words: str) -> str:
 
 
 def test_the_terminal_text_has_table_and_verdict(study: Path):
-    text = report.write(study)
+    text = report.write([study])
     assert line(text, "44", "44,000").split()[:4] == ["44", "3", "43.00", "(12.00)"]
     assert "equal training budget: 230 steps of 64 images" in text
-    assert "degrades: deeper is worse" in line(text, "plain: 56 minus 8", "+59.00", "[+44.10, +73.90]", "3 seeds")
-    assert "no difference that these runs support" in line(text, "identity: 56 minus 8")
+    degrades = line(text, "plain: 56 minus 8", "+59.00", "[+44.10, +73.90]")
+    assert "degrades: deeper is worse by 59.00 points" in degrades
+    assert "  0.003  0.007  " in degrades  # t = 59 / (6 / sqrt(3)); twice that for two comparisons
+    assert "3 seeds: +53.00 (s0), +59.00 (s1), +65.00 (s2)" in text
+    assert "inconclusive: 3 seeds leave room for -0.10 to +0.24" in " ".join(text.split())
     assert "equal in every seed" in line(text, "depth 8 ")
-    assert "plain is worse" in line(text, "depth 20", "+0.96")
-    assert "not all of them at once" in text
+    assert "plain is worse by 0.96 points" in line(text, "depth 20", "+0.96")
+    assert "one normal distribution" in text
+    assert "in 42 % of studies of 3 seeds if 10 % fail" in " ".join(text.split())
+    trend = line(text, "L = 165, p <0.001, Holm <0.001")
+    assert "grows with depth, from 0.00 to 59.00 %" in trend
     assert "chosen on the test set" in text
     assert text.endswith(f"Report: {study / 'report' / 'index.html'}\n")
     assert "Missing" not in text
@@ -80,7 +88,7 @@ def test_the_terminal_text_has_table_and_verdict(study: Path):
 
 
 def test_tables_and_figures_are_written(study: Path):
-    report.write(study)
+    report.write([study])
     table = rows(study / "report" / "table.csv")
     assert [(row["family"], row["depth"]) for row in table] == [(f, str(d)) for f in EXPECTED for d in EXPECTED[f]]
     assert float(table[3]["train_error_eval_mean"]) == pytest.approx(43)
@@ -96,7 +104,7 @@ def test_tables_and_figures_are_written(study: Path):
 
 
 def test_the_page_is_self_contained(study: Path):
-    report.write(study)
+    report.write([study])
     page = (study / "report" / "index.html").read_text()
     assert "degrades: deeper is worse" in page
     assert "Student&#39;s 95 % interval" in page
@@ -111,7 +119,7 @@ def test_the_page_is_self_contained(study: Path):
 
 
 def test_every_number_is_linked_to_its_runs(study: Path):
-    report.write(study)
+    report.write([study])
     page = (study / "report" / "index.html").read_text()
     row = page[page.index(">43.00 (12.00)<") :].partition("</tr>")[0]
     linked = re.findall(r'href="\.\./([^"]+)/"', row)
@@ -126,7 +134,7 @@ def test_every_number_is_linked_to_its_runs(study: Path):
 
 
 def test_the_page_draws_what_the_runs_have_written(study: Path):
-    report.write(study)
+    report.write([study])
     data = data_of((study / "report" / "index.html").read_text())
     assert data["families"] == ["plain", "identity"]
     assert data["depths"] == [8, 20, 32, 44, 56]
@@ -145,7 +153,7 @@ def test_the_page_draws_what_the_runs_have_written(study: Path):
 
 def test_long_curves_are_thinned_and_keep_their_ends(folder: Path):
     finish(a_run(folder, "plain", 8, 0, epochs=2500), 5)
-    report.write(folder)
+    report.write([folder])
     (drawn,) = data_of((folder / "report" / "index.html").read_text())["runs"]
     assert len(drawn["step"]) == len(drawn["train"]) == report.POINTS
     assert (drawn["step"][0], drawn["step"][-1]) == (23, 2500 * 23)
@@ -156,7 +164,7 @@ def test_figures_of_runs_have_a_section(few: Path):
     run = Run.read(next(few.glob("identity-8-w8-s1-*")))
     for file in (run.folder / "lesion.svg", run.folder / "lesion.png", run.folder / "mine.svg", few / "lesion.svg"):
         file.write_text("<svg/>")
-    report.write(few)
+    report.write([few])
     page = (few / "report" / "index.html").read_text()
     section = page[page.index('<section id="inside">') :].partition("</section>")[0]
     assert re.findall(r"<h3>(.*)</h3>", section) == ["lesion", "mine"]
@@ -234,21 +242,21 @@ def test_figures_have_the_spread_over_seeds(few: Path):
 def test_what_a_probe_has_left_damaged_is_named_and_not_drawn(few: Path, damage: Callable[[str], str], reason: str):
     runs = [Run.read(path) for path in sorted(few.glob("plain-*"))]
     files = [observe(run) for run in runs]
-    report.write(few)
+    report.write([few])
     whole = (few / "report" / "responses.svg").read_text()
     files[1].write_text(damage(files[1].read_text()))
-    text = " ".join(report.write(few).split())
+    text = " ".join(report.write([few]).split())
     assert re.search(rf"Not used \(1\) {runs[1].folder.name} probes/responses.csv is damaged \(.*({reason})", text)
     page = (few / "report" / "index.html").read_text()
     assert "probes/responses.csv is damaged" in page
     assert "What the probe responses found" in page
     files[1].unlink()
-    report.write(few)
+    report.write([few])
     assert (few / "report" / "responses.svg").read_text() == whole  # all seeds had the same
 
 
 def test_the_questions_are_those_that_the_runs_answer(few: Path):
-    report.write(few)
+    report.write([few])
     page = (few / "report" / "index.html").read_text()
     headings = ["Does depth hurt?", "Does the shortcut help?", "Curves", "What was trained"]
     assert re.findall(r"<h2>(.*)</h2>", page) == headings
@@ -257,7 +265,7 @@ def test_the_questions_are_those_that_the_runs_answer(few: Path):
 def test_the_same_runs_give_the_same_bytes(few: Path):
     files = []
     for _ in range(2):
-        report.write(few)
+        report.write([few])
         files.append({file.name: file.read_bytes() for file in (few / "report").iterdir()})
     assert files[0] == files[1]
     assert len(files[0]) == 9
@@ -271,7 +279,7 @@ def test_an_unfinished_sweep_names_what_is_missing(folder: Path):
     train(interrupted, 4, 20)
     failed = a_run(folder, "identity", 20, 2)
     failed.fail("the run has diverged")
-    text = report.write(folder)
+    text = report.write([folder])
     assert "failed: the run has diverged" in line(text, failed.name)
     page = (folder / "report" / "index.html").read_text()
     assert "at step 92" in line(text, interrupted.name)
@@ -279,7 +287,8 @@ def test_an_unfinished_sweep_names_what_is_missing(folder: Path):
     assert "no run of depth 20" in line(text, "identity, seed 1")
     assert interrupted.name in page
     assert waiting.name in page
-    assert "1 seed (unpaired: 1)" in line(text, "plain: 20 minus 8", "one seed: no interval, no claim")
+    assert "one seed: no interval, no claim" in line(text, "plain: 20 minus 8")
+    assert "1 seed (unpaired: 1): " in text
 
 
 def test_a_torn_curve_of_an_unfinished_run_is_told(few: Path):
@@ -294,7 +303,7 @@ def test_folders_that_are_of_no_use_are_named(few: Path):
     (few / "notes").mkdir()
     (few / "odd & <b>").mkdir()
     (few / "loose.txt").write_text("")
-    text = report.write(few)
+    text = report.write([few])
     page = (few / "report" / "index.html").read_text()
     assert f"the same run as {run.name}" in line(text, "a-copy")
     assert "not the folder of a run: it has no config.yaml" in line(text, "notes")
@@ -322,7 +331,8 @@ def test_a_damaged_record_is_named_and_not_used(few: Path, file: str, content: s
     (run.folder / file).write_text(content)
     text = told(few)
     assert message in line(text, run.name)
-    assert "2 seeds (unpaired: 0)" in line(text, "depth 8", "seeds (")
+    assert "2 seeds (unpaired: 0): -1.00 (s1)" in text or "2 seeds (unpaired: 0): +0.00 (s1)" in text
+    assert "2 seeds: too few to say" in line(text, "  depth 8 ") or "equal in every seed" in line(text, "  depth 8 ")
 
 
 def test_an_error_that_is_no_number_is_damage(few: Path):
@@ -344,7 +354,7 @@ def test_other_differences_make_other_families(folder: Path):
         for width in (8, 16):
             for seed in (0, 1):
                 finish(a_run(folder, shortcut, 20, seed, width=width), width + seed)
-    study = report.read(folder)
+    study = report.read([folder])
     assert [family.label for family in study.families] == [
         *("plain (width 16)", "plain (width 8)"),
         *("identity (width 16)", "identity (width 8)"),
@@ -359,7 +369,7 @@ def test_a_parameter_of_one_shortcut_is_no_difference_to_plain(folder: Path):
     finish(a_run(folder, "plain", 20, 0), 5)
     for rate in (0.1, 0.5):
         finish(a_run(folder, "dropout", 20, 0, rate=rate), 5)
-    study = report.read(folder)
+    study = report.read([folder])
     assert [family.label for family in study.families] == ["plain", "dropout (rate 0.1)", "dropout (rate 0.5)"]
     assert len(study.comparisons) == 2
 
@@ -369,7 +379,7 @@ def test_a_choice_is_told_by_its_name_and_its_values_only_if_they_vary_too(folde
         for norm in ({"norm": "batch"}, {"norm": "group"}, {"norm": "group", "groups": 4}):
             for shortcut in ("plain", "identity"):
                 finish(a_run(folder, shortcut, 20, seed, **norm), 5 + seed)
-    study = report.read(folder)
+    study = report.read([folder])
     settings = ["norm batch", "norm group, groups 4", "norm group, groups 8"]
     assert [family.label for family in study.families] == [
         f"{shortcut} ({setting})" for shortcut in ("plain", "identity") for setting in settings
@@ -384,10 +394,10 @@ def test_a_study_may_have_another_reference_than_plain_nets(folder: Path):
     for seed in range(3):
         finish(a_run(folder, "identity", 20, seed, **reference), 40 + seed)
         finish(a_run(folder, "identity", 20, seed, norm="group", **reference), 2 * seed)
-    study = report.read(folder)
+    study = report.read([folder])
     assert [family.label for family in study.families] == ["identity (norm batch)", "identity (norm group)"]
     assert list(study.comparisons) == ["Training error, identity (norm batch) minus identity (norm group)"]
-    assert "the reference is worse" in line(told(folder), "depth 20", "3 seeds")
+    assert "the reference is worse" in line(told(folder), "  depth 20 ")
 
 
 def test_published_errors_stand_beside_ours(folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -395,21 +405,23 @@ def test_published_errors_stand_beside_ours(folder: Path, monkeypatch: pytest.Mo
 
     def published(config: Config) -> Published | None:
         found = errors.get((config.shortcut, config.model["depth"]))
-        return Published(*found, "he2015", {}) if found else None
+        return Published(*found, "he2015", {}, "64,000 steps") if found else None
 
-    monkeypatch.setattr("plainres.reporting.study.published", published)
+    monkeypatch.setattr("plainres.reporting.table.published", published)
     finish(a_run(folder, "identity", 20, 0), 5)
     finish(a_run(folder, "identity", 32, 0), 5)
     finish(a_run(folder, "dropout", 20, 0, rate=0.5), 5)
     text = told(folder)
     assert "test, published" in line(text, "depth", "parameters")
-    assert "> 20" in line(text, "20", "> 20")
+    assert "> 20 (64,000 steps)" in line(text, "20", "> 20")
     assert "test, published: by others" in text
+    assert "(...): what their runs had" in " ".join(text.split())
     assert "(Another 2016; Somebody 2015, Table 6)" in " ".join(text.split())
-    report.write(folder)
+    report.write([folder])
     with (folder / "report" / "table.csv").open() as file:
         rows = {(row["family"], row["depth"]): row for row in csv.DictReader(file)}
     assert rows["identity", "20"]["test_error_published"] == "8.75"
+    assert rows["identity", "20"]["published_with"] == "64,000 steps"
     assert rows["identity", "20"]["source"] == "Somebody 2015, Table 6"
     assert rows["identity", "32"]["test_error_published"] == ""
     assert "&gt; 20" in (folder / "report" / "index.html").read_text()
@@ -422,7 +434,7 @@ def test_across_training_budgets_nothing_is_claimed(folder: Path):
     text = told(folder)
     assert "Training budgets differ (230 steps of 64 images, or 460 steps of 64 images)" in text
     assert "All runs are at an equal" not in text
-    assert "unequal training budgets" in line(text, "depth 20", "3 seeds")
+    assert "unequal training budgets" in line(text, "  depth 20 ")
     assert "is worse" not in text
 
 
@@ -431,7 +443,7 @@ def test_across_settings_nothing_is_claimed(folder: Path):
         finish(a_run(folder, "plain", 20, seed, width=8), 40 + seed)
         finish(a_run(folder, "identity", 20, seed, width=16), 2 * seed)
     text = told(folder)
-    assert "settings differ (width 16, width 8): no claim" in line(text, "depth 20", "3 seeds")
+    assert "settings differ (width 16, width 8): no claim" in line(text, "  depth 20 ")
     assert "is worse" not in text
 
 
@@ -441,7 +453,7 @@ def test_on_different_data_nothing_is_claimed(folder: Path):
         finish(a_run(folder, "identity", 20, seed), 2 * seed, data_sha256="ef")
     text = told(folder)
     assert "saw different data" in " ".join(text.split())
-    assert "different training data: no claim" in line(text, "depth 20", "3 seeds")
+    assert "different training data: no claim" in line(text, "  depth 20 ")
 
 
 def test_data_that_one_configuration_saw_differently_are_told_beside_another(folder: Path):
@@ -457,60 +469,156 @@ def test_data_that_one_configuration_saw_differently_are_told_beside_another(fol
     assert "saw different data" in " ".join(told(folder).split())
 
 
-def test_on_different_numbers_of_devices_it_says_so(folder: Path):
+@pytest.mark.parametrize(
+    ("changes", "name", "values"),
+    [
+        ({"device": "cpu B"}, "device", "cpu or cpu B"),
+        ({"threads": 2}, "threads", "1 or 2"),
+        ({"compile": True}, "compile", "False or True"),
+        ({"cuda_graph": True}, "cuda_graph", "False or True"),
+        ({"deterministic": True}, "deterministic", "False or True"),
+        ({"devices": 2}, "number of devices", "1 or 2"),
+        (
+            {"devices": 2, "sync_batch_norm": True},
+            "number of devices",
+            "1 or 2 with synchronised batch normalisation",
+        ),
+        ({"versions": {"torch": "2.14.0"}}, "versions", "torch 2.13.0 or torch 2.14.0"),
+        ({"source_sha256": "0123456789"}, "code", "plainres unknown or source 01234567"),
+        ({"git_commit": "fedcba9876"}, "code", "commit fedcba98 or plainres unknown"),
+        (
+            {"attempts": [{"from_step": 0, "devices": 1}, {"from_step": 40, "devices": 2}]},
+            "number of devices",
+            "1 or 2",
+        ),
+    ],
+)
+def test_under_different_conditions_nothing_is_claimed(
+    folder: Path, changes: dict[str, Any], name: str, values: str
+) -> None:
+    for seed in range(3):
+        finish(a_run(folder, "plain", 20, seed), 40 + seed)
+        finish(a_run(folder, "identity", 20, seed), 2 * seed, **(changes if seed == 2 else {}))
+    text = told(folder)
+    assert f"unequal conditions ({name}): no claim" in line(text, "  depth 20 ")
+    assert f"Conditions of training differ ({name}: {values})" in " ".join(text.split())
+    assert line(text, "   20 ", "3 mixed").split()[3] == "2.00"
+    report.write([folder])
+    (row,) = [row for row in rows(folder / "report" / "table.csv") if row["family"] == "identity"]
+    assert row["conditions_differ"] == name
+
+
+def test_conditions_that_change_no_result_are_no_objection(folder: Path) -> None:
+    for seed in range(3):
+        versions = {"python": f"3.1{seed}", "torch": "2.13.0", "hydra-core": str(seed), "plainres": str(seed)}
+        source = {"source_sha256": "01", "git_commit": f"{seed}-dirty", "versions": versions}
+        finish(a_run(folder, "plain", 20, seed), 40 + seed, **source)
+        finish(a_run(folder, "identity", 20, seed), 2 * seed, **source)
+    text = told(folder)
+    assert "plain is worse by 39.00 points" in line(text, "  depth 20 ")
+    assert "Conditions" not in text
+
+
+def test_two_changed_checkouts_are_never_the_same_code(folder: Path) -> None:
+    for seed in range(3):
+        finish(a_run(folder, "plain", 20, seed), 40 + seed, git_commit="01-dirty")
+        finish(a_run(folder, "identity", 20, seed), 2 * seed, git_commit="01-dirty")
+    assert "unequal conditions (code): no claim" in line(told(folder), "  depth 20 ")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "differs"),
+    [
+        ({"norm": "batch"}, {"norm": "batch", "shortcut_norm": None}, "model.shortcut.norm None"),
+        ({"norm": "batch"}, {"norm": "batch", "shortcut_norm": {"_target_": "somewhere.Group"}}, "somewhere.Group"),
+        ({"norm": "group"}, {"norm": "group", "shortcut_norm": {"_target_": "somewhere.Batch"}}, "somewhere.Batch"),
+        (
+            {"norm": "group"},
+            {"norm": "group", "shortcut_norm": {"_target_": "somewhere.Group", "groups": 2}},
+            "model.shortcut.norm.groups 2",
+        ),
+    ],
+)
+def test_a_shortcuts_normalisation_makes_another_family_unless_it_repeats_the_networks(
+    folder: Path, one: dict[str, Any], other: dict[str, Any], differs: str
+) -> None:
+    repeated = {"batch": {"_target_": "somewhere.Batch"}, "group": {"_target_": "somewhere.Group", "groups": 8}}
     for seed in range(2):
-        finish(a_run(folder, "plain", 20, seed), 40 + seed, devices=4, sync_batch_norm=True)
-        finish(a_run(folder, "identity", 20, seed), 2 * seed)
-    assert "numbers of devices" not in " ".join(told(folder).split())
-    attempts = [{"from_step": 0, "devices": 1}, {"from_step": 40, "devices": 2}]
-    finish(a_run(folder, "identity", 20, 2), 4, devices=2, attempts=attempts)
-    assert "were trained on different numbers of devices" in " ".join(told(folder).split())
+        finish(a_run(folder, "projection_all", 20, seed, **{"shortcut_norm": repeated[one["norm"]], **one}), 10)
+        finish(a_run(folder, "projection_all", 20, seed, **other), 20)
+    study = report.read([folder])
+    assert len(study.families) == 2
+    assert any(differs in family.label for family in study.families)
+    assert [len(row.runs) for family in study.families for row in table.rows(family)] == [2, 2]
+
+
+def test_a_repeated_normalisation_is_no_difference(folder: Path) -> None:
+    for norm, own in (
+        ("batch", {"_target_": "somewhere.Batch"}),
+        ("group", {"_target_": "somewhere.Group", "groups": 8}),
+    ):
+        finish(a_run(folder, "projection_all", 20, 0, norm=norm, shortcut_norm=own), 10)
+        finish(a_run(folder, "identity", 20, 0, norm=norm), 10)
+    labels = {family.label for family in report.read([folder]).families}
+    assert labels == {f"{name} (norm {norm})" for name in ("projection_all", "identity") for norm in ("batch", "group")}
+
+
+def test_two_runs_that_cannot_be_told_apart_are_an_error_that_names_both(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for width in (8, 16):
+        finish(a_run(folder, "plain", 20, 0, width=width), 10)
+    monkeypatch.setattr(
+        "plainres.reporting.study.labelled", lambda runs: {run.name: ("plain", {SHORTCUT: "plain"}) for run in runs}
+    )
+    with pytest.raises(InputError, match=r"plain-20-w16-s0-.* and .*plain-20-w8-s0-.* cannot tell how.* seed 0"):
+        report.read([folder])
 
 
 def test_one_run_is_reported_without_a_claim(folder: Path):
     finish(a_run(folder, "identity", 20, 0, epochs=1), 5)
-    text = report.write(folder)
+    text = report.write([folder])
     assert "1 finished run of identity; depth 20; seed 0." in text
     assert "Nothing to compare" in text
 
 
 def test_no_folder(tmp_path: Path):
     with pytest.raises(InputError, match="is not a folder"):
-        report.write(tmp_path / "nowhere")
+        report.write([tmp_path / "nowhere"])
 
 
 def test_an_empty_folder(tmp_path: Path):
     with pytest.raises(InputError, match="holds no runs; `plainres train` makes some"):
-        report.write(tmp_path)
+        report.write([tmp_path])
 
 
 def test_a_folder_of_other_things(tmp_path: Path):
     (tmp_path / "photos").mkdir()
     with pytest.raises(InputError, match=r"holds no runs \(photos: not the folder of a run: it has no config.yaml\)"):
-        report.write(tmp_path)
+        report.write([tmp_path])
 
 
 def test_a_folder_of_studies(tmp_path: Path):
     a_run(tmp_path / "digits", "plain", 8, 0)
     a_run(tmp_path / "cifar10_quick", "plain", 8, 0)
-    with pytest.raises(InputError, match="holds the studies cifar10_quick, digits: name one of them"):
-        report.write(tmp_path)
+    with pytest.raises(InputError, match="holds the studies cifar10_quick, digits: name them, as in "):
+        report.write([tmp_path])
 
 
 def test_a_single_runs_folder(folder: Path):
     run = a_run(folder, "plain", 8, 0)
     with pytest.raises(InputError, match=f"is a single run; give the folder of its study, {folder}"):
-        report.write(run.folder)
+        report.write([run.folder])
 
 
 def test_nothing_finished(folder: Path):
     run = a_run(folder, "plain", 8, 0)
     with pytest.raises(InputError, match=f"has no finished run; repeat .*{run.name}: not finished"):
-        report.write(folder)
+        report.write([folder])
     assert not (folder / "report").exists()
 
 
 def test_a_report_that_cannot_be_written(few: Path):
     (few / "report").write_text("")
     with pytest.raises(InputError, match="cannot write the report"):
-        report.write(few)
+        report.write([few])

@@ -16,7 +16,7 @@ END = EPOCHS * 23
 
 
 def a_run(folder: Path, shortcut: str, depth: int, seed: int, **changes: Any) -> Run:
-    """A run that has not started; `changes`: width, epochs, norm, reference, shortcut parameters."""
+    """A run that has not started; `changes`: width, epochs, norm, shortcut_norm, reference, shortcut parameters."""
     norm = changes.pop("norm", "batch")
     report = ReportOptions(changes.pop("reference", {}))
     recipe = Recipe(64, changes.pop("epochs", EPOCHS), None, 0.05, 0.9, 1e-4, [0.5, 0.75], 0.1, None, 80.0)
@@ -26,7 +26,8 @@ def a_run(folder: Path, shortcut: str, depth: int, seed: int, **changes: Any) ->
         "_target_": f"somewhere.{norm.title()}",
         **({"groups": changes.pop("groups", 8)} if norm == "group" else {}),
     }
-    model["shortcut"] = {"_target_": f"plainres.models.{shortcut.title()}", "_partial_": True, **changes}
+    own = {"norm": changes.pop("shortcut_norm")} if "shortcut_norm" in changes else {}
+    model["shortcut"] = {"_target_": f"plainres.models.{shortcut.title()}", "_partial_": True, **own, **changes}
     run = Run.of(
         Config(
             model=model,
@@ -90,7 +91,8 @@ def finish(run: Run, error: float, **changes: Any) -> Run:
         "multiply_adds": model["depth"] * 100_000,
     }
     result |= {"weights_sha256": "ab", "data_sha256": "cd", "wall_time_s": 1.5, "peak_memory_mib": 300}
-    result |= {"versions": {"python": "3.12.1", "torch": "2.13.0"}, "git_commit": None, "device": "cpu"}
+    result |= {"versions": {"python": "3.12.1", "torch": "2.13.0"}, "git_commit": None}
+    result |= {"device": "cpu", "devices": 1, "threads": 1}
     run.finish(result | changes)
     return run
 

@@ -5,6 +5,7 @@ What a command needs is imported when it is called: --help must not wait for tor
 
 import json
 import sys
+import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,15 @@ peak memory, and how long the run or the study would take.
 
   plainres bench data=cifar10 optim=he2015 model.depth=20 trainer.threads=2
   plainres bench experiment=cifar10_degradation trainer=gpu precision=bf16-mixed
+"""
+
+REPORT = """\
+Compare the finished runs of a study, or of several: table, verdicts, figures, page. The report of one study is written
+into its folder, report/; that of several beside the first.
+
+  plainres report runs/digits --open
+  plainres report runs/digits runs/digits_wide
+  plainres report runs/digits --format latex
 """
 
 EVAL = """\
@@ -106,23 +116,35 @@ def status(arguments: list[str]) -> int:
 
 def report(arguments: list[str]) -> int:
     """Compare the finished runs of a study."""
-    parser = Arguments("report", "The finished runs of a study compared: table, verdict, figures, page.")
-    parser.add_argument("folder", type=Path, help=STUDY)
+    parser = Arguments("report", REPORT)
+    parser.add_argument("folders", type=Path, nargs="+", metavar="folder", help=STUDY)
     modes = ("offline", "online")
+    parser.add_argument("--format", choices=("markdown", "latex"), help="print the table alone, for a paper")
+    parser.add_argument("--title", help="title of the figures (default: the study and its data)")
+    parser.add_argument(
+        "--width", type=above_zero, metavar="INCHES", help="width of the figures (default: what their panels need)"
+    )
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
     parser.add_argument("--wandb", nargs="?", const="offline", choices=modes, help="show it in W&B; offline: later")
     for position, word in enumerate(arguments[1:], 1):
         if arguments[position - 1] == "--wandb" and word not in modes:
-            arguments[position - 1] = "--wandb=offline"  # the folder stands behind it
+            arguments[position - 1] = "--wandb=offline"  # a folder stands behind it
     given = parser.parse_args(arguments)
-    from plainres.reporting.report import write
+    from plainres.reporting.report import FORMATS, write
+    from plainres.reporting.study import read
+    from plainres.runs.record import REPORT as REPORTED
 
-    print(write(given.folder))
+    if given.format:
+        print(FORMATS[given.format](read(given.folders).families))
+        return 0
+    print(write(given.folders, given.title, given.width))
+    page = read(given.folders).home / REPORTED / "index.html"
+    if given.open and not webbrowser.open(page.resolve().as_uri()):
+        print(f"there is no browser to open {page} with", file=sys.stderr)
     if given.wandb:
-        from plainres.reporting.study import read
         from plainres.reporting.wandb_report import show
-        from plainres.runs.record import REPORT
 
-        print(show(read(given.folder), given.folder / REPORT, given.wandb))
+        print(show(read(given.folders), page.parent, given.wandb))
     return 0
 
 

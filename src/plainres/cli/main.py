@@ -14,7 +14,7 @@ plainres puts one change to a deep network, the shortcut, on a test bench.
 
   plainres train [OVERRIDES]        train one network, or a study: see plainres train --help
   plainres status FOLDER [--watch]  how far the runs of a study are
-  plainres report FOLDER            compare the finished runs of a study: table, verdict, figures, page; --wandb
+  plainres report FOLDER ...        compare the finished runs of studies: table, verdicts, figures, page, LaTeX, W&B
   plainres wandb-sync FOLDER        send what was logged to W&B offline: a run, a study, all of runs/
   plainres describe [OVERRIDES]     a network layer by layer; --json for programs
   plainres bench [OVERRIDES]        images/s here, against a bare loop and a DataLoader; how long a study takes

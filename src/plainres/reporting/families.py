@@ -6,15 +6,49 @@ explain a difference (norm group), and otherwise the values (width 16).
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from plainres.config.schema import Config
-from plainres.runs.identity import settings
+from plainres.errors import InputError
+from plainres.runs.identity import matches, settings
 from plainres.runs.record import Run
 
 SHORTCUT = "model/shortcut"
 ASIDE = ("seed", "model.depth")  # what runs of one family differ by
 REPEATED = "model.shortcut.norm."  # a projection's normalisation, by default the network's once more
+
+
+@dataclass(frozen=True)
+class Family:
+    """Runs that differ by depth and seed only."""
+
+    label: str
+    setting: dict[str, str]  # what tells it from other families, a shortcut's own parameters aside
+    runs: dict[int, dict[int, Run]]  # depth -> seed -> finished run, in ascending order
+
+    def is_like(self, wanted: Mapping[str, Any]) -> bool:
+        """Whether its runs are what a study compares the others with."""
+        return all(matches(run.config, wanted) for by_seed in self.runs.values() for run in by_seed.values())
+
+
+def families(runs: Sequence[Run], labels: Mapping[str, tuple[str, dict[str, str]]]) -> list[Family]:
+    """Sort finished runs into families by their labels (see `labelled`).
+
+    Raises:
+        InputError: two runs have the same family, depth and seed, so that one would hide the other.
+    """
+    found: dict[str, Family] = {}
+    for run in sorted(runs, key=lambda run: (run.config.model["depth"], run.config.seed)):
+        label, setting = labels[run.name]
+        family = found.setdefault(label, Family(label, setting, {}))
+        first = family.runs.setdefault(run.config.model["depth"], {}).setdefault(run.config.seed, run)
+        if first is not run:
+            raise InputError(
+                f"{first.folder} and {run.folder} differ, but the report cannot tell how: both are {label}, depth "
+                f"{run.config.model['depth']}, seed {run.config.seed}; move one of them away"
+            )
+    return list(found.values())
 
 
 def reference(config: Config) -> dict[str, Any]:

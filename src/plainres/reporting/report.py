@@ -4,8 +4,9 @@ Reads config.yaml, metrics.csv and result.json of the runs alone.
 """
 
 import base64
+import os
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -16,41 +17,54 @@ from jinja2 import Environment, StrictUndefined
 from plainres.console import aligned
 from plainres.errors import InputError
 from plainres.files import csv_text, write_atomically
-from plainres.reporting import evidence
-from plainres.reporting.families import SHORTCUT, reference
+from plainres.reporting import evidence, table
+from plainres.reporting.comparisons import COLUMNS, DEEPER, Comparison
+from plainres.reporting.families import SHORTCUT, Family, reference
 from plainres.reporting.figures import COLOURS, save_figures
-from plainres.reporting.study import DEEPER, Family, Study, read
+from plainres.reporting.statistics import CONFIDENCE, COVERAGE, LEVEL
+from plainres.reporting.study import Study, read
 from plainres.runs.record import REPORT, Run
 
-PUBLISHED = "test, published"
-HEAD = (  # of the table that is shown, without what others have published if there is nothing
-    *("depth", "seeds", "train, eval mode", "train, running", "test", "test, best epoch*", PUBLISHED),
-    *("parameters", "multiply-adds"),
-)
 POINTS, ALL_POINTS = 1000, 60_000  # of a curve, and of all curves together, in the page: 2 MB are opened at once
 DIGITS = 3  # of an error in percent in the page: one image of 100,000
 LINE = 110  # characters of the terminal text
 NOTES = (
     "eval mode: a pass over the training set at the end; running: over the last epoch, as the net changes.",
     "* chosen on the test set: shown beside, never the result.",
-    "[...] is Student's 95 % interval, paired over seeds. Each holds by itself, not all of them at once.",
 )
+ASSUMPTIONS = (
+    f"[...]: Student's {100 * CONFIDENCE:.0f} % interval of the mean difference, paired over seeds. It takes the "
+    "differences as draws from one normal distribution. Where runs fail now and then it covers the true mean less "
+    "often: "
+    + ", ".join(f"in {100 * share:.0f} % of studies of {n} seeds if {100 * p:.0f} % fail" for p, n, share in COVERAGE)
+    + ". p: of the same test. Holm: p corrected for all comparisons under one heading; a claim needs less than "
+    f"{LEVEL:.2f}. sign-flip: p of the exact test that assumes no distribution, from 5 seeds on; with n seeds it is at "
+    "least 2/2^n."
+)
+TREND = "Page's test that training error grows along all depths, one-sided, each seed a block"
 NOTHING = "Nothing to compare: neither two depths of one family nor plain runs beside others."
+FORMATS = {"markdown": table.markdown, "latex": table.latex}  # of the table alone
 
 
-def write(folder: Path) -> str:
-    """Report on the runs, or the evidence, in a study's folder: write <folder>/report/, return its text.
+def write(folders: Sequence[Path], title: str | None = None, width: float | None = None) -> str:
+    """Report on the runs, or the evidence, in the folders of one or several studies; return the report's text.
 
-    The report holds the evidence (see `plainres.reporting.evidence`), the figures that are drawn from it, as SVG and
-    PNG, table.csv (a row for each family and depth), and index.html, written last.
+    The report of one study is in its folder, report/; that of A and B beside A, A+B/report/. It holds the evidence (see
+    `plainres.reporting.evidence`), the figures that are drawn from it, as SVG and PNG, table.csv (a row for each family
+    and depth), and index.html, written last.
+
+    Args:
+        folders: of the studies.
+        title: of the figures; None: the study and its data.
+        width: of the figures in inches; None: as wide as their panels need.
 
     Raises:
         InputError: there is no finished run to report on, or the report cannot be written.
     """
-    study = read(folder)
-    report = folder / REPORT
+    study = read(folders)
+    report = study.home / REPORT
     try:
-        report.mkdir(exist_ok=True)
+        report.mkdir(parents=True, exist_ok=True)
         unusable = evidence.write([(family.label, run) for family, run in study.runs], report)
         kept = {run.name: run for run in evidence.read(report)}
         drawn, more = save_figures(
@@ -64,7 +78,7 @@ def write(folder: Path) -> str:
             report,
         )
         study = replace(study, unused=study.unused + unusable + more)
-        write_atomically(report / "table.csv", csv_text(_table(study)))
+        write_atomically(report / "table.csv", csv_text(table.records(study.families)))
         write_atomically(report / "index.html", _page(study, kept, drawn))
     except OSError as error:
         raise InputError(f"cannot write the report {report}: {error.strerror}") from error
@@ -72,62 +86,53 @@ def write(folder: Path) -> str:
 
 
 def text(study: Study) -> str:
-    """The table and the verdict for a terminal, at most 110 columns wide."""
-    table = iter(aligned(_shown(study), right=range(len(HEAD)), indent="  ", width=LINE))
-    lines = [f"Report on {study.folder}", *textwrap.wrap(study.summary, LINE)]
-    lines += ["", "Final errors in %: mean (sample s.d.) over seeds", next(table)]
+    """Return the table and the verdicts for a terminal, at most 110 columns wide."""
+    rows = iter(aligned(table.shown(study.families), right=range(len(table.HEAD)), indent="  ", width=LINE))
+    lines = [f"Report on {study.home}", *textwrap.wrap(study.summary, LINE)]
+    lines += ["", "Final errors in %: mean (sample s.d.) over seeds", next(rows)]
     for family in study.families:
-        lines += [family.label, *(next(table) for _ in family.rows)]
-    lines += ["", *NOTES[:2], *textwrap.wrap(_published_note(study), LINE), "", *textwrap.wrap(study.budget, LINE)]
-    lines.append(NOTES[2] if study.comparisons else NOTHING)
-    cells = [comparison.cells for group in study.comparisons.values() for comparison in group]
-    comparisons = iter(aligned(cells, indent="  ", width=LINE) if cells else ())
-    for heading, group in study.comparisons.items():
-        lines += ["", f"{heading} (percentage points)", *(next(comparisons) for _ in group)]
-    missing = study.unfinished + study.absent
-    for heading, found in (("Missing runs", missing), ("Not used", study.unused)):
-        if found:
-            lines += ["", f"{heading} ({len(found)})", *aligned(found, indent="  ", width=LINE)]
+        lines += [family.label, *(next(rows) for _ in family.runs)]
+    lines += ["", *NOTES, *textwrap.wrap(_published_note(study), LINE), "", *textwrap.wrap(study.fairness, LINE)]
+    lines += _comparisons(study.comparisons) if study.comparisons else [NOTHING]
+    if study.trends:
+        cells = [(trend.label, trend.text, trend.verdict) for trend in study.trends]
+        lines += ["", TREND, *aligned(cells, indent="  ", width=LINE)]
+    for heading, rest in (("Missing runs", study.unfinished + study.absent), ("Not used", study.unused)):
+        if rest:
+            lines += ["", f"{heading} ({len(rest)})", *aligned(rest, indent="  ", width=LINE)]
     return "\n".join(lines)
 
 
-def _shown(study: Study) -> list[list[str]]:
-    """The table as it is shown: HEAD and a row for each family and depth, without columns that nobody needs."""
-    rows = [list(HEAD)]
-    for row in [row for family in study.families for row in family.rows]:
-        errors = [
-            f"{summary.mean:.2f}" + ("" if summary.sd is None else f" ({summary.sd:.2f})")
-            for summary in row.errors.values()
-        ]
-        others = row.published.test_error if row.published else ""
-        sizes = f"{row.parameters:,}", f"{row.multiply_adds:,}"
-        rows.append([str(row.depth), str(row.seeds), *errors, others, *sizes])
-    if not study.sources:
-        for row in rows:
-            del row[HEAD.index(PUBLISHED)]
-    return rows
+def _comparisons(groups: Mapping[str, Sequence[Comparison]]) -> list[str]:
+    """Return the comparisons, each with its seeds below it, and what their columns mean."""
+    every = [comparison for group in groups.values() for comparison in group]
+    head = [column for column in comparison_columns(every) if column != "seeds"]  # they have a line of their own
+    body = [[comparison.cells[column] for column in head] for comparison in every]
+    head_line, *rest = aligned([head, *body], right=range(1, len(head) - 1), indent="  ", width=LINE)
+    cells = iter(zip(every, rest, strict=True))
+    lines = [*textwrap.wrap(ASSUMPTIONS, LINE), "", head_line]
+    for heading, group in groups.items():
+        lines += ["", f"{heading} (percentage points)"]
+        for comparison, line in (next(cells) for _ in group):
+            lines += line.splitlines()
+            lines += textwrap.wrap(comparison.seeds, LINE, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return lines
+
+
+def comparison_columns(comparisons: Iterable[Comparison]) -> list[str]:
+    """Return the columns of which some comparison has something."""
+    cells = [comparison.cells for comparison in comparisons]
+    return [column for column in COLUMNS if any(row[column] for row in cells)]
 
 
 def _published_note(study: Study) -> str:
     """Where published errors are from, nothing if there are none."""
-    if not study.sources:
+    if not (sources := table.sources(study.families)):
         return ""
-    return f"{PUBLISHED}: by others, with their implementation and budget ({'; '.join(study.sources)})."
-
-
-def _table(study: Study) -> list[dict[str, Any]]:
-    """A row for each family and depth, errors in percent."""
-    rows = []
-    for family in study.families:
-        for row in family.rows:
-            cells: dict[str, Any] = {"family": family.label, "depth": row.depth, "seeds": row.seeds}
-            for error, summary in row.errors.items():
-                cells |= {f"{error}_mean": summary.mean, f"{error}_sd": summary.sd}
-            if study.sources:
-                cells["test_error_published"] = row.published.test_error if row.published else None
-                cells["source"] = row.published.source if row.published else None
-            rows.append(cells | {"parameters": row.parameters, "multiply_adds": row.multiply_adds})
-    return rows
+    return (
+        f"{table.PUBLISHED}: by others, with their implementation; (...): what their runs had and ours have not "
+        f"({'; '.join(sources)})."
+    )
 
 
 def _page(study: Study, kept: Mapping[str, Run], drawn: Iterable[str]) -> str:
@@ -136,25 +141,29 @@ def _page(study: Study, kept: Mapping[str, Run], drawn: Iterable[str]) -> str:
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     ours = files("plainres.reporting")
     template = environment.from_string(ours.joinpath("report.html").read_text(encoding="utf-8"))
-    head, *rows = _shown(study)
+    head, *rows = table.shown(study.families)
     shown = iter(rows)
     tables = [(family.label, [(next(shown), by_seed) for by_seed in family.runs.values()]) for family in study.families]
     others = {heading: group for heading, group in study.comparisons.items() if heading != DEEPER}
     return template.render(
         study=study,
-        name=study.folder.resolve().name,
+        name=study.name,
         data=_data(study, kept),
         script=ours.joinpath("report.js").read_text(encoding="utf-8"),
-        figures={name: _inlined(study.folder / REPORT / name) for name in ("curves", "depth")},
+        figures={name: _inlined(study.home / REPORT / name) for name in ("curves", "depth")},
         deeper={DEEPER: study.comparisons[DEEPER]} if DEEPER in study.comparisons else {},
         others=others,
         of_shortcuts=SHORTCUT in reference(study.runs[0][1].config),
         pictures=_pictures(study),
-        observed={probe: _inlined(study.folder / REPORT / probe) for probe in drawn},
+        observed={probe: _inlined(study.home / REPORT / probe) for probe in drawn},
         head=head,
         tables=tables,
         published_note=_published_note(study),
         notes=NOTES,
+        assumptions=ASSUMPTIONS,
+        columns=comparison_columns(each for group in study.comparisons.values() for each in group),
+        trend=TREND,
+        relative=lambda path: os.path.relpath(path, study.home / REPORT),
         nothing=NOTHING,
     )
 
@@ -187,7 +196,7 @@ def _data(study: Study, kept: Mapping[str, Run]) -> dict[str, Any]:
         )
     depths = sorted({run["depth"] for run in runs})
     return {
-        "study": study.folder.resolve().name,
+        "study": study.name,
         "families": labels,
         "depths": depths,
         "colours": COLOURS,
@@ -199,11 +208,11 @@ def _pictures(study: Study) -> dict[str, list[tuple[Family | None, Run | None, l
     """What has been drawn of finished runs after their training, by what it shows: that of several side by side, then
     each run's, with where the files are, seen from the report: SVG and, if there is one, PNG."""
     found: dict[str, list[tuple[Family | None, Run | None, list[str]]]] = {}
-    if evidence.is_evidence(study.folder):  # whose figures are those of its report
-        return found
-    for family, run, folder in [(None, None, study.folder), *((family, run, run.folder) for family, run in study.runs)]:
+    for family, run, folder in [(None, None, study.home), *((family, run, run.folder) for family, run in study.runs)]:
+        if evidence.is_evidence(folder) or not folder.is_dir():  # its figures are those of the report
+            continue
         for file in sorted(folder.glob("*.svg")):
             files = [file.with_suffix(kind) for kind in (".svg", ".png")]
-            seen = [f"../{each.relative_to(study.folder).as_posix()}" for each in files if each.exists()]
+            seen = [os.path.relpath(each, study.home / REPORT) for each in files if each.exists()]
             found.setdefault(file.stem, []).append((family, run, seen))
     return found

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from plainres.errors import InputError, first_line
-from plainres.reporting.families import SHORTCUT
+from plainres.reporting.comparisons import COLUMNS
+from plainres.reporting.families import SHORTCUT, Family
 from plainres.reporting.figures import mean_curve
-from plainres.reporting.study import Family, Study
+from plainres.reporting.study import Study
+from plainres.reporting.table import rows
 from plainres.tracking.wandb_files import STEP, attempts
 from plainres.tracking.wandb_logger import abandon, finish_sent, start
 
 CURVES = {"train/error": "Training error (%), running", "test/error": "Test error (%)"}
-
-VERDICT = ("question", "what", "percentage points", "95 % interval", "seeds", "what the runs support")
 
 
 def show(study: Study, report: Path, mode: str) -> str:
@@ -42,7 +42,8 @@ def show(study: Study, report: Path, mode: str) -> str:
     try:
         session = start(report, mode, name=f"{group}: report", group=group, job_type="study", tags=["study"], **place)
         session.log(_panels(study, report))
-        session.summary["verdict"] = [f"{c.what}: {c.verdict}" for those in study.comparisons.values() for c in those]
+        verdicts = [f"{each.what}: {each.verdict}" for group in study.comparisons.values() for each in group]
+        session.summary["verdict"] = verdicts + [f"{trend.label}: {trend.verdict}" for trend in study.trends]
         session.summary["finished_runs"] = len(study.runs)
         if mode == "offline":
             session.finish()
@@ -80,8 +81,8 @@ def _panels(study: Study, report: Path) -> dict[str, Any]:
             steps, errors = zip(*lines.values(), strict=True)
             panels[_key(part, column)] = line_series(steps, errors, list(lines), _title(part, title), "iteration")
     panels["depth"] = line_series(
-        [[row.depth for row in family.rows] for family in study.families],
-        [[row.errors["train_error_eval"].mean for row in family.rows] for family in study.families],
+        [[row.depth for row in rows(family)] for family in study.families],
+        [[row.errors["train_error_eval"].mean for row in rows(family)] for family in study.families],
         [family.label for family in study.families],
         "Final training error (%)",
         "depth",
@@ -90,15 +91,15 @@ def _panels(study: Study, report: Path) -> dict[str, Any]:
         panels[f"figures/{figure}"] = wandb.Image(str(report / f"{figure}.png"))
     panels["report"] = wandb.Html(str(report / "index.html"))
     head: list[Any]
-    head, *rows = csv.reader((report / "table.csv").read_text().splitlines())
+    head, *body = csv.reader((report / "table.csv").read_text().splitlines())
     # what others have published may be "> 20", and a column of W&B's is either numbers or text
     data: Any = [
         [cell if name == "test_error_published" else _number(cell) for name, cell in zip(head, row, strict=True)]
-        for row in rows
+        for row in body
     ]
     panels["table"] = wandb.Table(columns=head, data=data)
-    verdict: list[Any] = [[heading, *c.cells] for heading, those in study.comparisons.items() for c in those]
-    panels["verdict"] = wandb.Table(columns=[*VERDICT], data=verdict)
+    verdict: list[Any] = [[heading, *c.cells.values()] for heading, those in study.comparisons.items() for c in those]
+    panels["verdict"] = wandb.Table(columns=["question", *COLUMNS], data=verdict)
     return panels
 
 

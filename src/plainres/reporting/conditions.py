@@ -1,0 +1,58 @@
+"""Conditions of training that runs must share to be compared, beside the settings that tell families apart.
+
+Another kind of device, number of threads or devices, version of a library, or a compiled network rounds otherwise, and
+training amplifies rounding: another kind of CPU moved the training error of a plain net of 32 layers from 15 to 9 %.
+Another version of the code may compute something else.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from plainres.runs.record import Run
+
+# Of these another version changes no result: the configuration and the digest of the data, which are compared, would
+# show what the last two did.
+IMMATERIAL = ("python", "hydra-core", "scikit-learn", "plainres")
+
+
+def conditions(run: Run) -> dict[str, frozenset[str]]:
+    """Return the conditions of a finished run by name, each with its values in all attempts."""
+    attempts = [_of_attempt(run, run.result | attempt) for attempt in run.result.get("attempts") or [{}]]
+    return {name: frozenset(attempt[name] for attempt in attempts) for name in attempts[0]}
+
+
+def differing(runs: Iterable[Run]) -> dict[str, list[str]]:
+    """Return the conditions that are not the same in all attempts at all runs, by name, with their values."""
+    found: dict[str, set[str]] = {}
+    for run in runs:
+        for name, values in conditions(run).items():
+            found.setdefault(name, set()).update(values)
+    return {name: sorted(values) for name, values in found.items() if len(values) > 1}
+
+
+def _of_attempt(run: Run, record: Mapping[str, Any]) -> dict[str, str]:
+    device, devices = str(record["device"]), record.get("devices", 1)
+    on_cpu = not device or device.startswith("cpu")
+    synchronised = " with synchronised batch normalisation" if devices > 1 and record.get("sync_batch_norm") else ""
+    return {
+        "device": device,
+        "number of devices": f"{devices}{synchronised}",
+        "threads": str(record.get("threads")) if on_cpu else "",  # on a GPU they only feed it
+        "compile": str(bool(record.get("compile"))),
+        "cuda_graph": str(bool(record.get("cuda_graph"))),
+        "deterministic": str(bool(record.get("deterministic"))),
+        "versions": ", ".join(
+            f"{name} {version}" for name, version in record.get("versions", {}).items() if name not in IMMATERIAL
+        ),
+        "code": _code(run, record),
+    }
+
+
+def _code(run: Run, record: Mapping[str, Any]) -> str:
+    """Return what is known of the code that trained: its digest, else its commit, else its version."""
+    if source := record.get("source_sha256"):
+        return f"source {source[:8]}"
+    commit = record.get("git_commit")
+    if commit and commit.endswith("-dirty"):
+        return f"{commit[:8]} with unknown changes ({run.name})"
+    return f"commit {commit[:8]}" if commit else f"plainres {record.get('versions', {}).get('plainres', 'unknown')}"
