@@ -172,6 +172,7 @@ def _result(
 ) -> dict[str, Any]:
     """The record of a finished run; errors in percent."""
     config, evaluated = run.config, classifier.evaluated
+    mean, std = data.images.channel_statistics
     rows = classifier.rows
     best = min(rows, key=lambda row: row["test/error"])
     return {
@@ -196,6 +197,8 @@ def _result(
         "multiply_adds": description.multiply_adds,
         "weights_sha256": weights_sha256(classifier.network),
         "data_sha256": data.images.sha256(),
+        "channel_mean": mean.tolist(),  # by which images are normalised, in units of pixel values
+        "channel_std": std.tolist(),
         "wall_time_s": round(checkpoints.elapsed_s, 3),
         "peak_memory_mib": round(peak_memory_mib(config.trainer.accelerator), 1),
         "device": device_name(config.trainer.accelerator),
