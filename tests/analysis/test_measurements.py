@@ -19,6 +19,7 @@ from plainres.analysis.landscape import measured as point
 from plainres.analysis.lesion import measured as lesion
 from plainres.analysis.lesion import wanted
 from plainres.analysis.measurements import Finished, Plan, finished, measure
+from plainres.analysis.sharpness import Estimate
 from plainres.cli.main import main
 from plainres.files import read_rows
 from plainres.runs.record import Run
@@ -168,16 +169,17 @@ def test_sharpness(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None
     for name, run, line in zip(("identity", "plain"), runs, said[1:3], strict=True):
         rows = read_rows(run / "sharpness.csv")
         assert [row["iteration"] for row in rows] == ["1", "2"]
-        value = f"{float(rows[-1]['eigenvalue']):.6g}"
-        assert re.fullmatch(rf"{name}, 14 layers: {re.escape(value)} after 2 iterations, .*; 64 images", line)
+        value, residual = f"{float(rows[-1]['eigenvalue']):.6g}", f"{float(rows[-1]['residual']):.2g}"
+        expected = rf"{name}, 14 layers: {re.escape(value)} after 2 iterations, residual {re.escape(residual)}, .*"
+        assert re.fullmatch(expected + "; 64 images", line)
         assert "NOT converged to 0.001: --iterations is too small" in line
 
 
 def test_a_stopped_sharpness_says_so(
     runs: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(*arguments: object) -> Iterator[float]:
-        yield 1.0
+    def interrupted(*arguments: object) -> Iterator[Estimate]:
+        yield Estimate(1.0, 0.5, converged=False)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(plainres.analysis.sharpness, "estimates", interrupted)

@@ -76,12 +76,15 @@ def sharpness(arguments: list[str]) -> int:
     """The curvature of the loss where finished runs have come to."""
     parser = _OnRuns(
         "sharpness",
-        "The top eigenvalue of the Hessian of the training loss of finished runs, by power iteration. Writes "
+        "The top eigenvalue of the Hessian of the training loss of finished runs, by the Lanczos method. Writes "
         "sharpness.csv, .svg and .png into each run's folder, and a figure of all into the folder above.",
     )
     parser.add_argument("--images", type=whole(1), default=1000, help="the first so many of the training set (1000)")
     parser.add_argument(
-        "--tolerance", type=above_zero, default=1e-3, help="relative change of the value at which it ends (0.001)"
+        "--tolerance",
+        type=above_zero,
+        default=1e-3,
+        help="residual at which it ends, as a share of the eigenvalue (0.001)",
     )
     parser.add_argument("--iterations", type=whole(1), default=100, help="at most (100)")
     given = parser.read(arguments)
