@@ -21,7 +21,9 @@ from plainres.analysis.lesion import wanted
 from plainres.analysis.measurements import Finished, Plan, finished, measure
 from plainres.analysis.sharpness import Estimate
 from plainres.cli.main import main
-from plainres.files import read_rows
+from plainres.config.instantiate import source_of
+from plainres.data.sources import stratified
+from plainres.files import csv_text, read_rows
 from plainres.runs.record import Run
 from support import forking
 from support.places import PLAINRES
@@ -87,7 +89,28 @@ def test_lesions_of_other_test_images_are_other_lesions(tmp_path: Path) -> None:
     assert main(["train", *SMALL, "data.test=200", f"runs={tmp_path}/runs"]) == 0
     (run,) = tmp_path.glob("runs/default/*")
     some, all_of_them = ([*wanted(Finished.read(run, images), 1, 1, 0)[0].items()] for images in (128, None))
-    assert set(some) ^ set(all_of_them) == {("test_images", "128"), ("test_images", "200")}
+    assert set(some) ^ set(all_of_them) == {("test_images", "128 of 200"), ("test_images", "200")}
+
+
+def test_the_first_images_of_an_older_version_are_not_the_sample(runs: list[Path]) -> None:
+    run = runs[0]
+    command = ["landscape", str(run), "--points=2", "--images=64"]
+    assert main(command) == 0
+    rows = read_rows(run / "landscape.csv")
+    assert {row["images"] for row in rows} == {"64 of 128"}
+    old = [row | {"images": "64", "loss": "123.0"} for row in rows]
+    (run / "landscape.csv").write_text(csv_text(old))
+    assert main(command) == 0
+    assert read_rows(run / "landscape.csv") == [*rows, *old]
+
+
+def test_the_sample_is_of_both_sets_by_class(runs: list[Path]) -> None:
+    of = Finished.read(runs[0], 50)
+    images = source_of(of.run.config).load()
+    for batches, split in ((of.training, images.train), (of.test, images.test)):
+        assert torch.equal(batches.pixels.images, split.images[stratified(split.targets, 50)])
+        assert torch.equal(batches.pixels.targets, split.sample(50).targets)
+    assert wanted(of, 1, 1, 0)[0].items() >= {("images", "50 of 128"), ("test_images", "50 of 256")}
 
 
 def threads(of: Finished, row: Mapping[str, str]) -> list[float]:

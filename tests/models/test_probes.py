@@ -15,8 +15,9 @@ from torch.optim import SGD
 from kills import ending
 from plainres.config.instantiate import check, network_of, probes_of, source_of
 from plainres.config.schema import Config
+from plainres.data.sources import Images, Split, Synthetic
 from plainres.errors import InputError
-from plainres.files import read_rows
+from plainres.files import csv_text, read_rows
 from plainres.models.networks import CifarNet
 from plainres.models.probes import OURS, GradientCorrelation, Gradients, Responses, Signals, a_copy, blocks, layers
 from plainres.models.shortcuts import Identity, ProjectionAll
@@ -235,6 +236,38 @@ def test_after_a_resume_no_row_is_doubled_or_missing(make_config: Make, tmp_path
     train(run)
     for name in NAMES:
         assert (run.folder / "probes" / f"{name}.csv").read_text() == found[name]
+
+
+def test_rows_of_another_sample_are_not_continued(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    config = make_config(probes={"responses": nodes(1)["responses"]})
+    config.checkpoint.every_n_steps = 1
+    run = Run.of(config)
+    train(run)
+    file = run.folder / "probes" / "responses.csv"
+    whole = read_rows(file)
+    assert {row["images"] for row in whole} == {"30 of 100"}
+    columns = [column for column in whole[0] if column != "images"]  # as an older version has it, of the first images
+    file.write_text(csv_text([{column: row[column] for column in columns} for row in whole]))
+    (run.folder / "result.json").unlink()
+    (run.checkpoints / "step-000000006.ckpt").unlink()
+    capfd.readouterr()
+    train(run)
+    assert read_rows(file) == [row for row in whole if row["step"] == "6"]
+    assert f"{file}: 48 rows of another sample of images are removed" in capfd.readouterr().err
+
+
+def test_a_probe_looks_at_every_class(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[int]] = []
+
+    def measure(probe: Responses, network: nn.Module, images: Tensor, targets: Tensor, optimizer: SGD) -> list[Any]:
+        seen.append(torch.bincount(targets, minlength=10).tolist())
+        return []
+
+    monkeypatch.setattr(Responses, "measure", measure)
+    monkeypatch.setattr(Synthetic, "load", lambda source: Images(split, split))
+    split = Split(torch.zeros(100, 8, 8, 1, dtype=torch.uint8), torch.arange(10).repeat_interleave(10))
+    train(Run.of(make_config(probes={"responses": nodes()["responses"]})))
+    assert seen == [[3] * 10] * 2
 
 
 def test_a_run_killed_before_its_first_checkpoint_looks_at_its_beginning_once(make_config: Make) -> None:

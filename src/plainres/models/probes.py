@@ -1,8 +1,8 @@
 """What happens inside a network, layer by layer: measured at the beginning of a training, now and then, and at its end.
 
-A probe looks at a copy of the network, on the first images of the training set, not augmented, with the statistics of
-this batch in its normalisations. So none of them changes a bit of the training. What they find is kept beside the run,
-probes/<name>.csv, a row for each layer and step.
+A probe looks at a copy of the network, on a random sample of the training set, by class, not augmented, with the
+statistics of this batch in its normalisations. So none of them changes a bit of the training. What they find is kept
+beside the run, probes/<name>.csv, a row for each layer and step.
 
 A layer is a weighted layer of the backbone, in the order of computation, layers on shortcuts left out.
 """
@@ -30,7 +30,7 @@ class Probe(Protocol):
 
     @property
     def images(self) -> int:
-        """How many images it looks at."""
+        """The size of the sample of images that it looks at."""
         ...
 
     @property
