@@ -182,8 +182,9 @@ def _result(
         "depth": config.model["depth"],
         "width": config.model["width"],
         "seed": config.seed,
-        "train_error": rows[-1]["train/error"],  # running, of the last epoch
+        "train_error": rows[-1]["train/error"],  # running, over the last `train_error_steps` steps
         "train_loss": rows[-1]["train/loss"],
+        "train_error_steps": classifier.averaged_steps,  # an epoch's, and those of a partial epoch behind it
         "train_error_eval": evaluated["train_eval/error"],  # the final weights on the whole training set
         "train_loss_eval": evaluated["train_eval/loss"],
         "test_error": evaluated["test/error"],
