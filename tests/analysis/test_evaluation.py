@@ -128,7 +128,10 @@ def test_a_file_that_records_no_statistics_is_said_to_have_none(run: Run, capsys
     capsys.readouterr()
     assert main(["eval", "mine.pth", *SMALL]) == 0
     said = capsys.readouterr()
-    assert said.err.startswith("mine.pth does not say how images were normalised in its training; ")
+    assert said.err == (
+        "mine.pth does not record the channel means and deviations of its training; those of the training images of "
+        "synthetic normalise images\n"
+    )
     assert f"error {run.result['test_error']:.2f} % of 256 images" in said.out
 
 

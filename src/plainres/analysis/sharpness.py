@@ -52,7 +52,7 @@ class Estimate(NamedTuple):
     """An estimate l of an eigenvalue, with its vector v of length 1."""
 
     eigenvalue: float
-    residual: float  # ||H v - l v||: so close to l is an eigenvalue
+    residual: float  # ||H v - l v||; an eigenvalue lies within it of l
     converged: bool
 
 

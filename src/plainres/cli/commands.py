@@ -246,9 +246,10 @@ def evaluate(arguments: list[str]) -> int:
         network, name, prefix = network_of(config, source_of(config)), target.stem, f"{target.stem}-"
         statistics = None if normalised else statistics_in(target)
         if statistics is None and config.data.get("mean") is None:
+            hint = "; data.mean and data.std set others" if "mean" in config.data else ""
             print(
-                f"{target} does not say how images were normalised in its training; they are normalised by the channel "
-                "means and deviations of the training images here, unless data.mean and data.std are given",
+                f"{target} does not record the channel means and deviations of its training; those of the training "
+                f"images of {config.options['data']} normalise images{hint}",
                 file=sys.stderr,
             )
     predictions = predict(network, config, statistics)
