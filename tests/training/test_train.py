@@ -49,6 +49,7 @@ def test_the_record(make_config: Make, capfd: pytest.CaptureFixture[str]) -> Non
     curve = run.curve()
     assert [row["step"] for row in curve] == [3, 6]
     assert result["train_error"] == curve[-1]["train/error"]
+    assert result["train_error_steps"] == 3
     assert result["test_error"] == curve[-1]["test/error"]
     assert result["best_test_error"] == min(row["test/error"] for row in curve)
     assert 0 <= result["train_error_eval"] <= 100

@@ -19,6 +19,7 @@ from plainres.data.batches import DeviceImages, EvaluationBatches
 from plainres.errors import InputError, first_line
 from plainres.files import atomically
 from plainres.models.weights import load_weights
+from plainres.runs.identity import NOT_IDENTITY
 from plainres.runs.provenance import weights_sha256
 from plainres.runs.record import Run
 
@@ -142,8 +143,36 @@ def trained(run: Run) -> nn.Module:
     return network
 
 
-def predict(network: nn.Module, config: Config) -> Predictions:
+def training_statistics(run: Run, config: Config) -> tuple[Tensor, Tensor]:
+    """Return the mean and standard deviation (C,) by which each channel was normalised in a run's training.
+
+    A finished run has them in its result.json. For any other run, and for one of an older version, they are computed
+    from the run's training images, which are read from where `config` finds them if its data set is the run's.
+
+    Raises:
+        InputError: the run has no record of them, and its training images cannot be read.
+    """
+    if run.finished and "channel_mean" in run.result:
+        return torch.tensor(run.result["channel_mean"]), torch.tensor(run.result["channel_std"])
+    places = NOT_IDENTITY["data"] if config.options == run.config.options else ()
+    data = run.config.data | {key: config.data[key] for key in places if key in config.data}
+    try:
+        return source_of(replace(run.config, data=data)).load().channel_statistics
+    except InputError as error:
+        raise InputError(
+            f"{run.folder} has no record of the channel means of its training, and the images to compute them from "
+            f"cannot be read: {error}"
+        ) from error
+
+
+def predict(network: nn.Module, config: Config, statistics: tuple[Tensor, Tensor] | None = None) -> Predictions:
     """Predict the test set of `config`, on its device and in its precision.
+
+    Args:
+        network: images (N, C, H, W) -> logits (N, classes).
+        config: the data set, the device and the precision.
+        statistics: mean and standard deviation (C,) by which each channel is normalised, in units of pixel values, as
+            in the network's training. None: those of the data set.
 
     Raises:
         InputError: the images cannot be had, or the network is not made for such.
@@ -153,7 +182,14 @@ def predict(network: nn.Module, config: Config) -> Predictions:
     torch.set_num_threads(config.trainer.threads)
     source = source_of(config)
     images = source.load()
-    pixels = DeviceImages(images.test, source, images.channel_statistics, device)
+    statistics = statistics or images.channel_statistics
+    channels = len(statistics[0])
+    if channels != source.shape[0]:
+        raise InputError(
+            f"the network is not made for images of shape {list(source.shape)}: it was trained on images of {channels} "
+            f"channel{'s' * (channels != 1)}"
+        )
+    pixels = DeviceImages(images.test, source, statistics, device)
     network = network.to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
     network.to(torch.float64 if config.precision == "64-true" else torch.float32)
     logits = []

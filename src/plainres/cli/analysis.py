@@ -42,7 +42,7 @@ def lesion(arguments: list[str]) -> int:
     )
     parser.add_argument("--most", type=whole(1), default=10, help="blocks deleted, or pairs swapped, at random (10)")
     parser.add_argument("--draws", type=whole(1), default=5, help="of each number of blocks or pairs (5)")
-    parser.add_argument("--images", type=whole(1), help="of each set, the first so many (all)")
+    parser.add_argument("--images", type=whole(1), help="size of a random sample of each set, by class (all)")
     given = parser.read(arguments)
     from plainres.analysis.lesion import write
 
@@ -63,7 +63,9 @@ def landscape(arguments: list[str]) -> int:
     parser.add_argument(
         "--range", type=above_zero, default=1.0, metavar="R", help="from -R to R, in units of the filters' norms (1)"
     )
-    parser.add_argument("--images", type=whole(1), default=1000, help="the first so many of the training set (1000)")
+    parser.add_argument(
+        "--images", type=whole(1), default=1000, help="size of a random sample of the training set, by class (1000)"
+    )
     given = parser.read(arguments)
     from plainres.analysis.landscape import write
 
@@ -76,12 +78,17 @@ def sharpness(arguments: list[str]) -> int:
     """The curvature of the loss where finished runs have come to."""
     parser = _OnRuns(
         "sharpness",
-        "The top eigenvalue of the Hessian of the training loss of finished runs, by power iteration. Writes "
+        "The top eigenvalue of the Hessian of the training loss of finished runs, by the Lanczos method. Writes "
         "sharpness.csv, .svg and .png into each run's folder, and a figure of all into the folder above.",
     )
-    parser.add_argument("--images", type=whole(1), default=1000, help="the first so many of the training set (1000)")
     parser.add_argument(
-        "--tolerance", type=above_zero, default=1e-3, help="relative change of the value at which it ends (0.001)"
+        "--images", type=whole(1), default=1000, help="size of a random sample of the training set, by class (1000)"
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=above_zero,
+        default=1e-3,
+        help="residual at which it ends, as a share of the eigenvalue (0.001)",
     )
     parser.add_argument("--iterations", type=whole(1), default=100, help="at most (100)")
     given = parser.read(arguments)

@@ -45,6 +45,9 @@ Evaluate a run, by its folder, on its own test set or, with data=..., on another
   plainres eval runs/default/identity-20-w16-s0-a1b2c3d4
   plainres eval resnet50.pth model=imagenet model.depth=50 model/block=bottleneck data=imagenet
 
+Images are normalised by the channel means and deviations of the network's training: a run and an exported file record
+them. For any other file they are data.mean and data.std, by default those of the data's own training images.
+
 Prints loss, error and the error of each class, and writes a row for each image as Parquet: target, prediction, loss,
 logits; of a run into its folder, of a file into this one.
 """
@@ -244,23 +247,34 @@ def evaluate(arguments: list[str]) -> int:
     given, overrides = parser.parse_known_args(arguments)
     if given.target is None or "=" in str(given.target).partition("/")[0]:
         raise InputError("plainres eval needs the folder of a run or a file of weights first; see plainres eval --help")
-    from plainres.analysis.evaluation import predict, the_one, trained, with_overrides
+    from plainres.analysis.evaluation import predict, the_one, trained, training_statistics, with_overrides
     from plainres.config.instantiate import check, network_of, source_of
+    from plainres.models.weights import statistics_in
     from plainres.runs.record import Run
 
     target: Path = given.target
+    normalised = any(override.startswith(("data.mean=", "data.std=")) for override in overrides)
     if not target.exists():
         raise InputError(f"{target}: there is no such file of weights, and no such folder of a run")
     if target.is_dir():
         run = Run.read(target)
         config = with_overrides(run.config, overrides)
         network, name, prefix = trained(run), run.name, f"{target}/"
+        statistics = None if normalised else training_statistics(run, config)
     else:
         config = the_one(overrides)
         config.model["weights"] = str(target)
         check(config)
         network, name, prefix = network_of(config, source_of(config)), target.stem, f"{target.stem}-"
-    predictions = predict(network, config)
+        statistics = None if normalised else statistics_in(target)
+        if statistics is None and config.data.get("mean") is None:
+            hint = "; data.mean and data.std set others" if "mean" in config.data else ""
+            print(
+                f"{target} does not record the channel means and deviations of its training; those of the training "
+                f"images of {config.options['data']} normalise images{hint}",
+                file=sys.stderr,
+            )
+    predictions = predict(network, config, statistics)
     data = config.options["data"]
     file = Path(f"{prefix}predictions-{data}.parquet")
     predictions.save(file)
@@ -281,9 +295,9 @@ def export(arguments: list[str]) -> int:
     from plainres.runs.record import Run
 
     run = Run.read(given.run)
-    from plainres.analysis.evaluation import trained
+    from plainres.analysis.evaluation import trained, training_statistics
     from plainres.models.weights import save_weights
 
-    names = save_weights(trained(run), run.config.model, given.file)
+    names = save_weights(trained(run), run.config.model, training_statistics(run, run.config), given.file)
     print(f"{given.file}: in {names} names")
     return 0

@@ -5,6 +5,7 @@ colour-blind readers can tell apart; within a family, the deeper the darker.
 """
 
 import csv
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -198,7 +199,8 @@ class Observed:
 
     Args:
         layers: their names.
-        values: for each layer, by column, at the beginning (False) and at the end (True), where it has looked then.
+        values: for each layer, by column, at the beginning (False) and at the end (True), where it has looked then. An
+            infinite value is NaN: it has no place in a figure, which leaves a gap.
     """
 
     layers: list[str]
@@ -293,8 +295,14 @@ def _read(run: Run, probe: str) -> Observed | None:
         if step in found:
             rows = [row for row in found[step] if row["name"] in names[0]]
             columns = {panel.column for panels in PROBES[probe] for panel in panels}
-            values[at_end] = {column: [float(row[column]) for row in rows] for column in columns}
+            values[at_end] = {column: [_finite(row[column]) for row in rows] for column in columns}
     return Observed(names[0], values) if values else None
+
+
+def _finite(text: str) -> float:
+    """Read a value; an infinite one is NaN."""
+    value = float(text)
+    return value if math.isfinite(value) else math.nan
 
 
 def _columns(observed: Iterable[Observed], panel: Panel) -> list[tuple[float, ...]]:
