@@ -64,6 +64,23 @@ def test_the_markdown_table_has_a_row_for_each_family_and_depth(
     assert len(lines) == 2 + 4
 
 
+@pytest.mark.parametrize(
+    ("averaged", "note"),
+    [
+        (23, "over the last epoch."),
+        (33, "over the last epoch or, where that is partial, over the last two: 33 steps."),
+        (None, "over the last epoch or, where that is partial, over the last two."),
+    ],
+)
+def test_the_report_says_over_which_steps_the_running_error_is_a_mean(
+    tmp_path: Path, averaged: int | None, note: str
+) -> None:
+    folder = tmp_path / "runs" / "digits"
+    finish(a_run(folder, "plain", 8, 0), 5, **({"train_error_steps": averaged} if averaged else {}))
+    text = " ".join(report.text(report.read([folder])).split())
+    assert f"running: as the net changes, {note}" in text
+
+
 def test_several_studies_are_compared(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = tmp_path / "runs" / "more"
     for seed in (0, 1):

@@ -28,10 +28,7 @@ from plainres.runs.record import REPORT, Run
 POINTS, ALL_POINTS = 1000, 60_000  # of a curve, and of all curves together, in the page: 2 MB are opened at once
 DIGITS = 3  # of an error in percent in the page: one image of 100,000
 LINE = 110  # characters of the terminal text
-NOTES = (
-    "eval mode: a pass over the training set at the end; running: over the last epoch, as the net changes.",
-    "* chosen on the test set: shown beside, never the result.",
-)
+CHOSEN = "* chosen on the test set: shown beside, never the result."
 ASSUMPTIONS = (
     f"[...]: Student's {100 * CONFIDENCE:.0f} % interval of the mean difference, paired over seeds. It takes the "
     "differences as draws from one normal distribution. Where runs fail now and then it covers the true mean less "
@@ -92,7 +89,8 @@ def text(study: Study) -> str:
     lines += ["", "Final errors in %: mean (sample s.d.) over seeds", next(rows)]
     for family in study.families:
         lines += [family.label, *(next(rows) for _ in family.runs)]
-    lines += ["", *NOTES, *textwrap.wrap(_published_note(study), LINE), "", *textwrap.wrap(study.fairness, LINE)]
+    for note in (table.running(study.families), CHOSEN, _published_note(study), study.fairness):
+        lines += ["", *textwrap.wrap(note, LINE)] if note else []
     lines += _comparisons(study.comparisons) if study.comparisons else [NOTHING]
     if study.trends:
         cells = [(trend.label, trend.text, trend.verdict) for trend in study.trends]
@@ -159,7 +157,7 @@ def _page(study: Study, kept: Mapping[str, Run], drawn: Iterable[str]) -> str:
         head=head,
         tables=tables,
         published_note=_published_note(study),
-        notes=NOTES,
+        notes=(table.running(study.families), CHOSEN),
         assumptions=ASSUMPTIONS,
         columns=comparison_columns(each for group in study.comparisons.values() for each in group),
         trend=TREND,
