@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from plainres.analysis.evaluation import Predictions, trained, training_statistics, with_overrides
+from plainres.analysis.evaluation import Predictions, load, load_network, predict, training_statistics, with_overrides
 from plainres.cli.main import main
 from plainres.config.instantiate import source_of
 from plainres.config.schema import CheckpointTimes, Config
@@ -70,11 +70,40 @@ def test_a_run_on_other_data(run: Run, capsys: pytest.CaptureFixture[str]) -> No
     assert config.model == run.config.model
 
 
+def test_a_loaded_network_takes_images_as_the_data_set_keeps_them(run: Run) -> None:
+    images = source_of(run.config).load().test.images
+    network = load(str(run.folder))
+    assert not network.training
+    with torch.inference_mode():
+        logits = network(images)
+        assert torch.equal(network(images.numpy()), logits)
+        assert torch.equal(network(F.pad(images, (0, 0, 2, 2, 1, 1))), logits)  # of a larger image, the middle
+    expected = predict(run.folder).logits
+    torch.testing.assert_close(logits, expected)
+    assert 100 * (logits.argmax(1) != predict(run).targets).double().mean().item() == run.result["test_error"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda images: images.float(),
+        lambda images: images[0],
+        lambda images: images.permute(0, 3, 1, 2),
+        lambda images: images[:, :7],
+        lambda images: images.expand(-1, -1, -1, 3),
+    ],
+)
+def test_a_loaded_network_refuses_other_images(run: Run, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    images = source_of(run.config).load().test.images[:4]
+    with pytest.raises(InputError, match=r"takes torch.uint8 \[N, 8, 8, 1\]"):
+        load(run)(change(images))
+
+
 def expected_logits(run: Run, images: torch.Tensor, statistics: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """The logits of a run's network for images (N, H, W, C), normalised by mean and standard deviation."""
     mean, std = statistics
     with torch.no_grad():
-        return trained(run).eval()(((images.float() - mean) / std).permute(0, 3, 1, 2))
+        return load_network(run).eval()(((images.float() - mean) / std).permute(0, 3, 1, 2))
 
 
 def logits_in(file: Path) -> torch.Tensor:
@@ -124,7 +153,7 @@ def test_fewer_images_of_its_own_data_are_normalised_as_all(run: Run) -> None:
 
 
 def test_a_file_that_records_no_statistics_is_said_to_have_none(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save(trained(run).state_dict(), "mine.pth")
+    torch.save(load_network(run).state_dict(), "mine.pth")
     capsys.readouterr()
     assert main(["eval", "mine.pth", *SMALL]) == 0
     said = capsys.readouterr()

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import nn
 
-from plainres.analysis.evaluation import trained
+from plainres.analysis.evaluation import load_network
 from plainres.config.instantiate import source_of
 from plainres.console import bar
 from plainres.data.batches import Batch, DeviceImages, EvaluationBatches
@@ -66,7 +66,7 @@ class Finished:
         run = Run.read_finished(folder)
         gpu = run.config.trainer.accelerator == "gpu" and torch.cuda.is_available()
         device = torch.device("cuda" if gpu else "cpu")
-        network = trained(run).to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
+        network = load_network(run).to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
         source = source_of(run.config)
         found = source.load()
         training, test = (

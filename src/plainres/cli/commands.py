@@ -237,7 +237,7 @@ def bench(arguments: list[str]) -> int:
     return 0
 
 
-def evaluate(arguments: list[str]) -> int:
+def eval_(arguments: list[str]) -> int:
     """Evaluate a trained network on a test set."""
     parser = Arguments("eval", EVAL)
     parser.usage = "plainres eval RUN|WEIGHTS [OVERRIDES]"
@@ -247,26 +247,24 @@ def evaluate(arguments: list[str]) -> int:
     given, overrides = parser.parse_known_args(arguments)
     if given.target is None or "=" in str(given.target).partition("/")[0]:
         raise InputError("plainres eval needs the folder of a run or a file of weights first; see plainres eval --help")
-    from plainres.analysis.evaluation import predict, the_one, trained, training_statistics, with_overrides
-    from plainres.config.instantiate import check, network_of, source_of
+    from plainres.analysis.evaluation import evaluate, normalises, predict, the_one, with_overrides
+    from plainres.config.instantiate import build_network, check
     from plainres.models.weights import statistics_in
     from plainres.runs.record import Run
 
     target: Path = given.target
-    normalised = any(override.startswith(("data.mean=", "data.std=")) for override in overrides)
     if not target.exists():
         raise InputError(f"{target}: there is no such file of weights, and no such folder of a run")
     if target.is_dir():
         run = Run.read(target)
-        config = with_overrides(run.config, overrides)
-        network, name, prefix = trained(run), run.name, f"{target}/"
-        statistics = None if normalised else training_statistics(run, config)
+        config, name, prefix = with_overrides(run.config, overrides), run.name, f"{target}/"
+        predictions = predict(run, overrides)
     else:
         config = the_one(overrides)
         config.model["weights"] = str(target)
         check(config)
-        network, name, prefix = network_of(config, source_of(config)), target.stem, f"{target.stem}-"
-        statistics = None if normalised else statistics_in(target)
+        name, prefix = target.stem, f"{target.stem}-"
+        statistics = None if normalises(overrides) else statistics_in(target)
         if statistics is None and config.data.get("mean") is None:
             hint = "; data.mean and data.std set others" if "mean" in config.data else ""
             print(
@@ -274,7 +272,7 @@ def evaluate(arguments: list[str]) -> int:
                 f"images of {config.options['data']} normalise images{hint}",
                 file=sys.stderr,
             )
-    predictions = predict(network, config, statistics)
+        predictions = evaluate(build_network(config), config, statistics)
     data = config.options["data"]
     file = Path(f"{prefix}predictions-{data}.parquet")
     predictions.save(file)
@@ -295,9 +293,9 @@ def export(arguments: list[str]) -> int:
     from plainres.runs.record import Run
 
     run = Run.read(given.run)
-    from plainres.analysis.evaluation import trained, training_statistics
+    from plainres.analysis.evaluation import load_network, training_statistics
     from plainres.models.weights import save_weights
 
-    names = save_weights(trained(run), run.config.model, training_statistics(run, run.config), given.file)
+    names = save_weights(load_network(run), run.config.model, training_statistics(run, run.config), given.file)
     print(f"{given.file}: in {names} names")
     return 0

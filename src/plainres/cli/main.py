@@ -36,7 +36,7 @@ COMMANDS = {
     "report": commands.report,
     "describe": commands.describe,
     "bench": commands.bench,
-    "eval": commands.evaluate,
+    "eval": commands.eval_,
     "export": commands.export,
     "lesion": analysis.lesion,
     "landscape": analysis.landscape,

@@ -114,6 +114,15 @@ def check(config: Config, *, devices: bool = True) -> None:
         raise InputError(f"model: gives {list(logits.shape[1:])} for an image; it must give {source.classes} logits")
 
 
+def build_network(config: Config) -> nn.Module:
+    """Return the network of a configuration, with its initial weights.
+
+    Raises:
+        InputError: the configuration describes none.
+    """
+    return network_of(config, source_of(config))
+
+
 def network_of(config: Config, source: Source) -> nn.Module:
     """The network with its initial weights, a function of the seed, or, if it is given one, of a file.
 
