@@ -30,7 +30,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for place in (run.folder, folder):  # by itself, and beside others
         (place / "lesion.svg").write_text(wide)
     observe(run)
-    report.write([folder])
+    report.write_report(folder)
     return folder / "report" / "index.html"
 
 

@@ -77,7 +77,7 @@ def test_the_report_says_over_which_steps_the_running_error_is_a_mean(
 ) -> None:
     folder = tmp_path / "runs" / "digits"
     finish(a_run(folder, "plain", 8, 0), 5, **({"train_error_steps": averaged} if averaged else {}))
-    text = " ".join(report.text(report.read([folder])).split())
+    text = " ".join(report.text(report.read_study(folder)).split())
     assert f"running: as the net changes, {note}" in text
 
 
@@ -102,14 +102,14 @@ def test_several_studies_are_compared(study: Path, tmp_path: Path, capsys: pytes
 
 
 def test_reports_of_evidence_and_runs_are_compared(study: Path, tmp_path: Path) -> None:
-    report.write([study])
+    report.write_report(study)
     kept = tmp_path / "experiments" / "kept"
     (study / "report").rename(tmp_path / "kept")
     kept.parent.mkdir()
     (tmp_path / "kept").rename(kept)
     other = tmp_path / "runs" / "more"
     finish(a_run(other, "identity", 8, 0), 1)
-    families = report.read([kept, other]).families
+    families = report.read_study(kept, other).families
     assert [family.label for family in families] == ["plain", "identity", "projection_all"]
 
 

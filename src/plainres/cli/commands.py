@@ -80,20 +80,13 @@ def train(arguments: list[str]) -> int:
 
 
 def _train_one(run: "Run") -> None:
+    from plainres.launch.devices import train
     from plainres.processes.world import World
 
     if run.finished and run.result:
         print(f"{run.name} is finished already", file=sys.stderr)
-    elif (reason := run.failure) and not run.config.sweep.retry_failed:
-        raise RunFailedError(f"{run.folder} has failed: {reason}; sweep.retry_failed=true tries it again")
-    else:
-        from plainres.config.instantiate import check
-        from plainres.launch.devices import launch
-
-        check(run.config)  # before the seconds that the import of Lightning takes
-        launch(run)
+    result = train(run).result
     if World.current().rank == 0:
-        result = type(run).of(run.config).result
         print(
             f"train error {result['train_error']:.2f} % (running), {result['train_error_eval']:.2f} % (eval); "
             f"test error {result['test_error']:.2f} %"
@@ -133,21 +126,21 @@ def report(arguments: list[str]) -> int:
         if arguments[position - 1] == "--wandb" and word not in modes:
             arguments[position - 1] = "--wandb=offline"  # a folder stands behind it
     given = parser.parse_args(arguments)
-    from plainres.reporting.report import FORMATS, write
-    from plainres.reporting.study import read
+    from plainres.reporting.report import FORMATS, write_report
+    from plainres.reporting.study import read_study
     from plainres.runs.record import REPORT as REPORTED
 
     if given.format:
-        print(FORMATS[given.format](read(given.folders).families))
+        print(FORMATS[given.format](read_study(*given.folders).families))
         return 0
-    print(write(given.folders, given.title, given.width))
-    page = read(given.folders).home / REPORTED / "index.html"
+    print(write_report(*given.folders, title=given.title, width=given.width))
+    page = read_study(*given.folders).home / REPORTED / "index.html"
     if given.open and not webbrowser.open(page.resolve().as_uri()):
         print(f"there is no browser to open {page} with", file=sys.stderr)
     if given.wandb:
         from plainres.reporting.wandb_report import show
 
-        print(show(read(given.folders), page.parent, given.wandb))
+        print(show(read_study(*given.folders), page.parent, given.wandb))
     return 0
 
 

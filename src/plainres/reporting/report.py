@@ -22,7 +22,7 @@ from plainres.reporting.comparisons import COLUMNS, DEEPER, Comparison
 from plainres.reporting.families import SHORTCUT, Family, reference
 from plainres.reporting.figures import COLOURS, save_figures
 from plainres.reporting.statistics import CONFIDENCE, COVERAGE, LEVEL
-from plainres.reporting.study import Study, read
+from plainres.reporting.study import Study, read_study
 from plainres.runs.record import REPORT, Run
 
 POINTS, ALL_POINTS = 1000, 60_000  # of a curve, and of all curves together, in the page: 2 MB are opened at once
@@ -43,7 +43,7 @@ NOTHING = "Nothing to compare: neither two depths of one family nor plain runs b
 FORMATS = {"markdown": table.markdown, "latex": table.latex}  # of the table alone
 
 
-def write(folders: Sequence[Path], title: str | None = None, width: float | None = None) -> str:
+def write_report(*folders: Path | str, title: str | None = None, width: float | None = None) -> str:
     """Report on the runs, or the evidence, in the folders of one or several studies; return the report's text.
 
     The report of one study is in its folder, report/; that of A and B beside A, A+B/report/. It holds the evidence (see
@@ -58,7 +58,7 @@ def write(folders: Sequence[Path], title: str | None = None, width: float | None
     Raises:
         InputError: there is no finished run to report on, or the report cannot be written.
     """
-    study = read(folders)
+    study = read_study(*folders)
     report = study.home / REPORT
     try:
         report.mkdir(parents=True, exist_ok=True)
