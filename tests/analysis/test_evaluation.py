@@ -247,6 +247,14 @@ def test_a_run_becomes_a_file_of_weights_and_begins_another_run(run: Run, capsys
     assert main(["eval", str(folder)]) == 0  # the weights that it began with are not needed again
 
 
+def test_a_run_begins_with_the_weights_of_another_by_its_folder(run: Run) -> None:
+    began = ["optim.lr=1e-30", "optim.weight_decay=0", "study=more"]
+    assert main(["train", *SMALL, f"model.weights={run.folder}", *began]) == 0
+    (folder,) = Path("runs/more").iterdir()
+    more, before = load_network(folder).state_dict(), load_network(run).state_dict()
+    assert all(torch.equal(more[key], before[key]) for key in before if key.endswith("weight"))
+
+
 @pytest.mark.parametrize("command", [["eval"], ["export"]])
 def test_only_the_weights_of_the_result_are_those_of_a_finished_run(
     command: list[str], make_config: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]

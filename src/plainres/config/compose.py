@@ -189,8 +189,10 @@ def typed(composed: DictConfig, options: dict[str, str]) -> Config:
 
 def _sha256(file: Any) -> str:
     """The digest of a file: which weights a run begins with is what it holds, not what it is called."""
+    from plainres.models.weights import weights_file  # with torch
+
     try:
-        with Path(file).open("rb") as opened:
+        with weights_file(Path(file)).open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     except (OSError, TypeError) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else "it cannot be read"

@@ -48,6 +48,12 @@ def torchvision_name(key: str) -> str | None:
     return None
 
 
+def weights_file(path: Path) -> Path:
+    """Return the file of weights that a path names: a file itself, or the newest checkpoint in the folder of a run."""
+    checkpoints = sorted((path / "checkpoints").glob("step-*.ckpt")) if path.is_dir() else []
+    return checkpoints[-1] if checkpoints else path
+
+
 def load_weights(network: nn.Module, file: Path) -> None:
     """Give a network the weights in a file.
 
@@ -63,7 +69,7 @@ def weights_for(network: nn.Module, file: Path) -> dict[str, Tensor]:
     Raises:
         InputError: the file cannot be read as weights (nothing else in it is executed), or they do not fit the network.
     """
-    found = _read(file)
+    found = _read(weights_file(file))
     wanted = network.state_dict()
     if not found.keys() & wanted.keys():  # not ours
         theirs = {torchvision_name(key): key for key in wanted}
