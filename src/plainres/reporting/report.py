@@ -18,7 +18,7 @@ from plainres.errors import InputError
 from plainres.files import csv_text, write_atomically
 from plainres.reporting import evidence
 from plainres.reporting.families import SHORTCUT, reference
-from plainres.reporting.figures import COLOURS, save_figures
+from plainres.reporting.figures import COLOURS, save_figures, study_title
 from plainres.reporting.study import DEEPER, Family, Study, read
 from plainres.runs.record import REPORT, Run
 
@@ -38,17 +38,24 @@ NOTES = (
 NOTHING = "Nothing to compare: neither two depths of one family nor plain runs beside others."
 
 
-def write(folder: Path) -> str:
+def write(folder: Path, *, title: str | None = None, width: float | None = None) -> str:
     """Report on the runs, or the evidence, in a study's folder: write <folder>/report/, return its text.
 
     The report holds the evidence (see `plainres.reporting.evidence`), the figures that are drawn from it, as SVG and
     PNG, table.csv (a row for each family and depth), and index.html, written last.
+
+    Args:
+        folder: of the study.
+        title: of the figures; None: the study and its data.
+        width: of the printed figures in inches; None: as their panels need.
 
     Raises:
         InputError: there is no finished run to report on, or the report cannot be written.
     """
     study = read(folder)
     report = folder / REPORT
+    if title is None:
+        title = study_title(folder.resolve().name, (run.config for _, run in study.runs))
     try:
         report.mkdir(exist_ok=True)
         unusable = evidence.write([(family.label, run) for family, run in study.runs], report)
@@ -62,10 +69,12 @@ def write(folder: Path) -> str:
                 for family in study.families
             },
             report,
+            title=title,
+            width=width,
         )
         study = replace(study, unused=study.unused + unusable + more)
         write_atomically(report / "table.csv", csv_text(_table(study)))
-        write_atomically(report / "index.html", _page(study, kept, drawn))
+        write_atomically(report / "index.html", _page(study, kept, drawn, title))
     except OSError as error:
         raise InputError(f"cannot write the report {report}: {error.strerror}") from error
     return f"{text(study)}\n\nReport: {report / 'index.html'}\n"
@@ -130,7 +139,7 @@ def _table(study: Study) -> list[dict[str, Any]]:
     return rows
 
 
-def _page(study: Study, kept: Mapping[str, Run], drawn: Iterable[str]) -> str:
+def _page(study: Study, kept: Mapping[str, Run], drawn: Iterable[str], title: str) -> str:
     """index.html, with its script, its data and the figures of the report's folder inside, of which probes `drawn`."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
@@ -143,7 +152,7 @@ def _page(study: Study, kept: Mapping[str, Run], drawn: Iterable[str]) -> str:
     return template.render(
         study=study,
         name=study.folder.resolve().name,
-        data=_data(study, kept),
+        data=_data(study, kept, title),
         script=ours.joinpath("report.js").read_text(encoding="utf-8"),
         figures={name: _inlined(study.folder / REPORT / name) for name in ("curves", "depth")},
         deeper={DEEPER: study.comparisons[DEEPER]} if DEEPER in study.comparisons else {},
@@ -166,8 +175,8 @@ def _inlined(figure: Path) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _data(study: Study, kept: Mapping[str, Run]) -> dict[str, Any]:
-    """What the page's script draws: of each run the curves, thinned if they are long, and the final errors."""
+def _data(study: Study, kept: Mapping[str, Run], title: str) -> dict[str, Any]:
+    """Return what the page's script draws: of each run the curves, thinned if they are long, and the final errors."""
     labels = [family.label for family in study.families]
     most = min(POINTS, max(ALL_POINTS // len(study.runs), 2))
     runs = []
@@ -188,6 +197,7 @@ def _data(study: Study, kept: Mapping[str, Run]) -> dict[str, Any]:
     depths = sorted({run["depth"] for run in runs})
     return {
         "study": study.folder.resolve().name,
+        "title": title,
         "families": labels,
         "depths": depths,
         "colours": COLOURS,
