@@ -34,7 +34,7 @@ Families = Mapping[str, Mapping[int, Mapping[int, Run]]]
 
 COLOURS = (
     *("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),  # Okabe and Ito's
-    *("#332288", "#999933", "#882255", "#44AA99", "#8B4513", "#AA4499", "#117733"),
+    *("#800000", "#1A237E", "#BDB76B", "#DC143C", "#2F4F4F", "#117733", "#C71585"),  # far from those, in any sight
 )
 MARKERS = "osD^vPX"
 DATA = {  # names of data sets, by the name or the class in their configuration
