@@ -20,7 +20,7 @@ from plainres.files import csv_text, write_atomically
 from plainres.reporting import evidence, table
 from plainres.reporting.comparisons import COLUMNS, DEEPER, Comparison
 from plainres.reporting.families import SHORTCUT, Family, reference
-from plainres.reporting.figures import COLOURS, save_figures
+from plainres.reporting.figures import COLOURS, save_figures, study_title
 from plainres.reporting.statistics import CONFIDENCE, COVERAGE, LEVEL
 from plainres.reporting.study import Study, read_study
 from plainres.runs.record import REPORT, Run
@@ -60,6 +60,8 @@ def write_report(*folders: Path | str, title: str | None = None, width: float | 
     """
     study = read_study(*folders)
     report = study.home / REPORT
+    if title is None:
+        title = study_title(study.name, (run.config for _, run in study.runs))
     try:
         report.mkdir(parents=True, exist_ok=True)
         unusable = evidence.write([(family.label, run) for family, run in study.runs], report)
@@ -73,10 +75,12 @@ def write_report(*folders: Path | str, title: str | None = None, width: float | 
                 for family in study.families
             },
             report,
+            title=title,
+            width=width,
         )
         study = replace(study, unused=study.unused + unusable + more)
         write_atomically(report / "table.csv", csv_text(table.records(study.families)))
-        write_atomically(report / "index.html", _page(study, kept, drawn))
+        write_atomically(report / "index.html", _page(study, kept, drawn, title))
     except OSError as error:
         raise InputError(f"cannot write the report {report}: {error.strerror}") from error
     return f"{text(study)}\n\nReport: {report / 'index.html'}\n"
@@ -133,7 +137,7 @@ def _published_note(study: Study) -> str:
     )
 
 
-def _page(study: Study, kept: Mapping[str, Run], drawn: Iterable[str]) -> str:
+def _page(study: Study, kept: Mapping[str, Run], drawn: Iterable[str], title: str) -> str:
     """index.html, with its script, its data and the figures of the report's folder inside, of which probes `drawn`."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
@@ -146,7 +150,7 @@ def _page(study: Study, kept: Mapping[str, Run], drawn: Iterable[str]) -> str:
     return template.render(
         study=study,
         name=study.name,
-        data=_data(study, kept),
+        data=_data(study, kept, title),
         script=ours.joinpath("report.js").read_text(encoding="utf-8"),
         figures={name: _inlined(study.home / REPORT / name) for name in ("curves", "depth")},
         deeper={DEEPER: study.comparisons[DEEPER]} if DEEPER in study.comparisons else {},
@@ -173,8 +177,8 @@ def _inlined(figure: Path) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _data(study: Study, kept: Mapping[str, Run]) -> dict[str, Any]:
-    """What the page's script draws: of each run the curves, thinned if they are long, and the final errors."""
+def _data(study: Study, kept: Mapping[str, Run], title: str) -> dict[str, Any]:
+    """Return what the page's script draws: of each run the curves, thinned if they are long, and the final errors."""
     labels = [family.label for family in study.families]
     most = min(POINTS, max(ALL_POINTS // len(study.runs), 2))
     runs = []
@@ -195,6 +199,7 @@ def _data(study: Study, kept: Mapping[str, Run]) -> dict[str, Any]:
     depths = sorted({run["depth"] for run in runs})
     return {
         "study": study.name,
+        "title": title,
         "families": labels,
         "depths": depths,
         "colours": COLOURS,
