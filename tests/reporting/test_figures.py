@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from plainres.reporting import figures
+from plainres.reporting import figures, report
 from plainres.runs.record import Run
-from support.study import a_run, finish, observe
+from support.study import a_run, data_of, finish, observe
 
 Families = dict[str, dict[int, dict[int, Run]]]
 WIDTHS = [None, 3.25, 7.0]
@@ -148,20 +148,20 @@ def test_a_band_that_reaches_zero_is_told(study: Path):
 
 def test_figures_name_the_study_and_its_data(study: Path):
     made = families(study)
-    report = study / "report"
-    report.mkdir()
+    folder = study / "report"
+    folder.mkdir()
     for by_seed in made[next(iter(made))].values():
         observe(by_seed[0])
-    drawn, _ = figures.save_figures(made, report)
+    drawn, _ = figures.save_figures(made, folder)
     for name in ("curves", "depth", *drawn):
-        svg = (report / f"{name}.svg").read_text()
+        svg = (folder / f"{name}.svg").read_text()
         assert ">widths · Digits (scikit-learn)</text>" in svg
         assert not re.search(r"matplotlib v", svg, re.IGNORECASE)
-    figures.save_figures(made, report, title="Depth hurts at $5")
-    assert ">Depth hurts at $5</text>" in (report / "depth.svg").read_text()
-    assert "scikit-learn" not in (report / "depth.svg").read_text()
-    figures.save_figures(made, report, title="")
-    assert "widths" not in (report / "depth.svg").read_text()
+    figures.save_figures(made, folder, title="Depth hurts at $5")
+    assert ">Depth hurts at $5</text>" in (folder / "depth.svg").read_text()
+    assert "scikit-learn" not in (folder / "depth.svg").read_text()
+    figures.save_figures(made, folder, title="")
+    assert "widths" not in (folder / "depth.svg").read_text()
 
 
 def test_data_sets_are_named(study: Path):
@@ -175,14 +175,23 @@ def test_data_sets_are_named(study: Path):
 
 
 def test_a_width_is_kept_and_its_text_readable(study: Path):
-    report = study / "report"
+    folder = study / "report"
     made = families(study)
-    report.mkdir()
-    figures.save_figures(made, report, title="A long title that has to be broken into more than one line", width=3.25)
+    folder.mkdir()
+    figures.save_figures(made, folder, title="A long title that has to be broken into more than one line", width=3.25)
     for name in ("curves", "depth"):
-        svg = (report / f"{name}.svg").read_text()
+        svg = (folder / f"{name}.svg").read_text()
         assert 'width="234pt"' in svg  # 3.25 inches
         sizes = [float(size) for size in re.findall(r"font(?:-size)?:[^;\"]*?([\d.]+)px", svg)]
         assert sizes
         assert min(sizes) >= 6.5
         assert "A long title" in svg
+
+
+def test_a_report_has_a_title_and_a_width_of_its_own(study: Path):
+    families(study, 1)
+    report.write(study, title="Mine <3", width=3.25)
+    folder = study / "report"
+    assert 'width="234pt"' in (folder / "curves.svg").read_text()
+    assert ">Mine &lt;3</text>" in (folder / "depth.svg").read_text()
+    assert data_of((folder / "index.html").read_text())["title"] == "Mine <3"
