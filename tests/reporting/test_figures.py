@@ -190,7 +190,7 @@ def test_a_width_is_kept_and_its_text_readable(study: Path):
 
 def test_a_report_has_a_title_and_a_width_of_its_own(study: Path):
     families(study, 1)
-    report.write(study, title="Mine <3", width=3.25)
+    report.write_report(study, title="Mine <3", width=3.25)
     folder = study / "report"
     assert 'width="234pt"' in (folder / "curves.svg").read_text()
     assert ">Mine &lt;3</text>" in (folder / "depth.svg").read_text()
