@@ -1,6 +1,7 @@
 """The report, from small study folders written here: no network is trained."""
 
 import csv
+import itertools
 import re
 import shutil
 import statistics
@@ -60,8 +61,11 @@ def told(folder: Path) -> str:
 
 
 def line(text: str, *words: str) -> str:
-    """The first line that has all the words."""
-    return next(line for line in text.splitlines() if all(word in line for word in words))
+    """The first line that has all the words, with the lines below that belong to it."""
+    lines = text.splitlines()
+    first = next(i for i, line in enumerate(lines) if all(word in line for word in words))
+    below = itertools.takewhile(lambda line: line.startswith("      "), lines[first + 1 :])
+    return " ".join([lines[first], *map(str.strip, below)])
 
 
 def test_the_terminal_text_has_table_and_verdict(study: Path):
@@ -70,7 +74,7 @@ def test_the_terminal_text_has_table_and_verdict(study: Path):
     assert "equal training budget: 230 steps of 64 images" in text
     degrades = line(text, "plain: 56 minus 8", "+59.00", "[+44.10, +73.90]")
     assert "degrades: deeper is worse by 59.00 points" in degrades
-    assert "  0.003  0.007  " in degrades  # t = 59 / (6 / sqrt(3)); twice that for two comparisons
+    assert "  0.003  0.007 " in degrades  # t = 59 / (6 / sqrt(3)); twice that for two comparisons
     assert "3 seeds: +53.00 (s0), +59.00 (s1), +65.00 (s2)" in text
     assert "inconclusive: 3 seeds leave room for -0.10 to +0.24" in " ".join(text.split())
     assert "equal in every seed" in line(text, "depth 8 ")

@@ -108,16 +108,16 @@ def text(study: Study) -> str:
 def _comparisons(groups: Mapping[str, Sequence[Comparison]]) -> list[str]:
     """Return the comparisons, each with its seeds below it, and what their columns mean."""
     every = [comparison for group in groups.values() for comparison in group]
-    head = [column for column in comparison_columns(every) if column != "seeds"]  # they have a line of their own
+    head = comparison_columns(every)[:-2]  # the seeds and the verdict have a line of their own
     body = [[comparison.cells[column] for column in head] for comparison in every]
-    head_line, *rest = aligned([head, *body], right=range(1, len(head) - 1), indent="  ", width=LINE)
+    head_line, *rest = aligned([head, *body], right=range(1, len(head)), indent="  ")
     cells = iter(zip(every, rest, strict=True))
     lines = [*textwrap.wrap(ASSUMPTIONS, LINE), "", head_line]
     for heading, group in groups.items():
         lines += ["", f"{heading} (percentage points)"]
         for comparison, line in (next(cells) for _ in group):
-            lines += line.splitlines()
-            lines += textwrap.wrap(comparison.seeds, LINE, initial_indent=" " * 6, subsequent_indent=" " * 6)
+            below = f"{comparison.verdict}. {comparison.seeds}"
+            lines += [line, *textwrap.wrap(below, LINE, initial_indent=" " * 6, subsequent_indent=" " * 6)]
     return lines
 
 
