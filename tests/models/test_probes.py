@@ -253,7 +253,7 @@ def test_rows_of_another_sample_are_not_continued(make_config: Make, capfd: pyte
     capfd.readouterr()
     train(run)
     assert read_rows(file) == [row for row in whole if row["step"] == "6"]
-    assert f"{file}: 48 rows of another sample of images are removed" in capfd.readouterr().err
+    assert f"{file}: removed 48 rows of a different sample of images" in capfd.readouterr().err
 
 
 def test_a_probe_looks_at_every_class(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:

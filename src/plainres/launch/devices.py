@@ -117,7 +117,7 @@ def train_in_processes(run: Run) -> None:
         except (OSError, ValueError):
             ended = {"kind": "killed", "message": "its processes were killed"}
     if sent:
-        raise StoppedError(f"{run.name} is saved up to step {run.step}; the same command goes on", sent)
+        raise StoppedError(f"{run.name} is saved up to step {run.step}; run the same command again to resume", sent)
     kind, message = ended["kind"], str(ended["message"])
     if kind == "StoppedError":
         raise StoppedError(message, int(ended["number"]))

@@ -53,4 +53,4 @@ class StopSignals:
         """
         again, self.received = self.received, self.received or number
         if not self.deferring or (again and number == signal.SIGINT):
-            raise StoppedError("stopped at once; the same command goes on", number)
+            raise StoppedError("stopped at once; run the same command again to resume", number)
