@@ -602,7 +602,7 @@ def test_a_study_is_kept_offline_and_sent_with_its_tables(
 ) -> None:
     for _ in range(2):  # the second report replaces the first
         assert main(["report", "--wandb", str(study)]) == 0
-    assert f"plainres wandb-sync {study}/report sends it" in capfd.readouterr().out
+    assert f"run `plainres wandb-sync {study}/report` to upload it" in capfd.readouterr().out
     wandb.teardown()
     (session,) = attempts(study / "report")
     assert (session.name, session.group, session.job_type, session.exit_code) == (
@@ -660,9 +660,9 @@ def test_a_workspace_that_is_not_saved_is_told(
     assert main(["report", str(study), "--wandb", "online"]) == 2
     said = capfd.readouterr().err
     assert "the report is written, and in W&B (http" in said
-    assert "its workspace is not saved: no views today" in said
+    assert "saving its workspace failed: no views today" in said
     assert [session.sent for session in attempts(study / "report")] == [True]
     server.refuses_rows = 403
     monkeypatch.setattr(wandb_logger, "COUNT_TIMEOUT", 1)
     assert main(["report", str(study), "--wandb", "online"]) == 2
-    assert "the report is written, but W&B is not told: the server has 1 of 2 rows" in capfd.readouterr().err
+    assert "the report is written, but logging it to W&B failed: the server has 1 of 2 rows" in capfd.readouterr().err
