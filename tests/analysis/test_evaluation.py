@@ -156,12 +156,12 @@ def test_eval_warns_if_a_file_does_not_record_its_statistics(run: Run, capsys: p
     torch.save(load_network(run).state_dict(), "mine.pth")
     capsys.readouterr()
     assert main(["eval", "mine.pth", *SMALL]) == 0
-    said = capsys.readouterr()
-    assert said.err == (
+    captured = capsys.readouterr()
+    assert captured.err == (
         "mine.pth does not record the channel means and deviations of its training; those of the training images of "
         "synthetic normalise images\n"
     )
-    assert f"error {run.result['test_error']:.2f} % of 256 images" in said.out
+    assert f"error {run.result['test_error']:.2f} % of 256 images" in captured.out
 
 
 def test_an_older_run_whose_images_are_missing_is_rejected(
