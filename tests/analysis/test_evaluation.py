@@ -71,7 +71,7 @@ def test_a_run_on_other_data(run: Run, capsys: pytest.CaptureFixture[str]) -> No
         (["data=cifar11"], "data=cifar11: there is no such option"),
         (["data.classes=7"], "the network tells 10 classes apart, the data have 7"),
         (["data.shape=[3,8,8]"], "the network is not made for images of shape [3, 8, 8]"),
-        (["trainer=gpu"], "the trainer is to use 1 GPUs, but torch finds 0"),
+        (["trainer=gpu"], "trainer.devices is 1, but torch finds 0 GPUs here"),
         (["data.shape=many"], "it must be [channels, height, width]"),
     ],
 )

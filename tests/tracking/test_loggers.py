@@ -42,7 +42,7 @@ def test_loggers_are_chosen_one_or_several_and_are_no_part_of_a_runs_identity() 
         (["logger.mode=online"], "logger.mode is online, but W&B is not chosen: add logger=wandb"),
         (["logger=wandb", "logger.mode=live"], "logger.mode is 'live'; it must be offline or online"),
         (["logger=mlflow"], "logger=mlflow: there is no such option; there are csv, tensorboard, wandb"),
-        (["logger=wandb", "logger.projekt=a"], "there is no option logger.projekt (did you mean project?)"),
+        (["logger=wandb", "logger.projekt=a"], "there is no option logger.projekt; did you mean logger.project=a?"),
     ],
 )
 def test_a_wrong_choice_is_told(options: list[str], message: str) -> None:

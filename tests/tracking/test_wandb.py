@@ -578,7 +578,7 @@ def test_what_cannot_be_sent_is_told(
     assert main(["wandb-sync", str(tmp_path), "--timeout", "4"]) == 1
     first, last = capfd.readouterr().err.splitlines()
     assert first == f"{run.folder}: NOT SENT: no answer within 4 s"
-    assert last == f"plainres: not everything in {tmp_path} was sent; the same command tries again"
+    assert last == f"plainres: not everything in {tmp_path} was uploaded; run the same command again to retry"
     with pytest.raises(InputError, match="holds nothing for W&B"):
         list(sync(tmp_path / "wandb", 1))
 
