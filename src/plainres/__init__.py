@@ -1,1 +1,1 @@
-"""plainres: what shortcut connections do to deep networks, on a test bench."""
+"""Experiments on shortcut connections in deep networks."""
