@@ -172,11 +172,11 @@ def test_a_study_is_measured_network_by_network(tmp_path: Any) -> None:
 def test_the_announcement_counts_windows_and_setup(make_config: Make) -> None:
     one_at_a_time = SweepOptions(runs_per_device=1)
     config = make_config(sweep=one_at_a_time)
-    assert announcement([config], 5, 3.0) == "measuring 1 network, about 55 s: 15 timing windows of 3 s, and setup"
+    assert announcement([config], 5, 3.0) == "measuring 1 network, about 65 s: 15 timing windows of 3 s, and setup"
     compiled = make_config(sweep=one_at_a_time, trainer={"compile": True})
     side_by_side = make_config(sweep=SweepOptions(runs_per_device=2))
     assert announcement([compiled, side_by_side], 5, 3.0) == (
-        "measuring 2 networks, about 2 min: 40 timing windows of 3 s, and setup; "
+        "measuring 2 networks, about 3 min: 40 timing windows of 3 s, and setup; "
         "torch.compile may add a minute per network"
     )
 

@@ -45,7 +45,7 @@ NAMES = {"bare": "bare loop", OURS: "plainres", "dataloader": "DataLoader"}
 WARM_STEPS = 5  # before the first window, because the first steps are slower
 PART_STEPS = 20  # maximum number of steps for timing the parts of a step
 WAIT_S = 600  # timeout when several processes wait for each other
-SETUP_S = 10  # approximate time to start and warm up a network's contenders
+SETUP_S = 20  # approximate time to start and warm up a network's contenders
 PRELOADED = ["plainres.benchmark.measure"]
 
 
