@@ -1,6 +1,8 @@
 """`plainres eval` and `plainres export`, as a user calls them, and what they compute."""
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -8,10 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from plainres.analysis.evaluation import Predictions, with_overrides
+from plainres.analysis.evaluation import Predictions, load, load_network, predict, training_statistics, with_overrides
 from plainres.cli.main import main
+from plainres.config.instantiate import source_of
 from plainres.config.schema import CheckpointTimes, Config
+from plainres.data.hub import HubImages
+from plainres.data.sources import Digits, Images, Synthetic
 from plainres.errors import InputError
+from plainres.models.weights import statistics_in
 from plainres.runs.record import Run
 from plainres.training.train import train
 from support.places import CIFAR10
@@ -64,6 +70,142 @@ def test_a_run_on_other_data(run: Run, capsys: pytest.CaptureFixture[str]) -> No
     assert config.model == run.config.model
 
 
+def test_a_loaded_network_takes_images_as_the_data_set_keeps_them(run: Run) -> None:
+    images = source_of(run.config).load().test.images
+    network = load(str(run.folder))
+    assert not network.training
+    with torch.inference_mode():
+        logits = network(images)
+        assert torch.equal(network(images.numpy()), logits)
+        assert torch.equal(network(F.pad(images, (0, 0, 2, 2, 1, 1))), logits)  # of a larger image, the middle
+    expected = predict(run.folder).logits
+    torch.testing.assert_close(logits, expected)
+    assert 100 * (logits.argmax(1) != predict(run).targets).double().mean().item() == run.result["test_error"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda images: images.float(),
+        lambda images: images[0],
+        lambda images: images.permute(0, 3, 1, 2),
+        lambda images: images[:, :7],
+        lambda images: images.expand(-1, -1, -1, 3),
+    ],
+)
+def test_a_loaded_network_refuses_other_images(run: Run, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    images = source_of(run.config).load().test.images[:4]
+    with pytest.raises(InputError, match=r"takes torch.uint8 \[N, 8, 8, 1\]"):
+        load(run)(change(images))
+
+
+def expected_logits(run: Run, images: torch.Tensor, statistics: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """The logits of a run's network for images (N, H, W, C), normalised by mean and standard deviation."""
+    mean, std = statistics
+    with torch.no_grad():
+        return load_network(run).eval()(((images.float() - mean) / std).permute(0, 3, 1, 2))
+
+
+def logits_in(file: Path) -> torch.Tensor:
+    return torch.tensor(pq.read_table(file)["logits"].to_pylist())
+
+
+def forget_statistics(run: Run) -> None:
+    """Make a run one of an older version, which has no record of its channel statistics."""
+    file = run.folder / "result.json"
+    record = {key: value for key, value in json.loads(file.read_text()).items() if not key.startswith("channel_")}
+    file.write_text(json.dumps(record))
+
+
+def test_images_are_normalised_as_in_the_training_also_those_of_other_data(run: Run) -> None:
+    synthetic, digits = source_of(run.config).load(), Digits(0, False).load()
+    own = synthetic.channel_statistics
+    assert [torch.tensor(run.result[f"channel_{name}"]) for name in ("mean", "std")] == list(own)
+    expected = expected_logits(run, digits.test.images, own)
+    assert not torch.allclose(expected, expected_logits(run, digits.test.images, digits.channel_statistics), atol=0.1)
+    assert main(["export", str(run.folder), "mine.safetensors"]) == 0
+    assert main(["eval", str(run.folder), "data=digits"]) == 0
+    assert main(["eval", "mine.safetensors", *SMALL[:2], "data=digits"]) == 0
+    files = [run.folder / "predictions-digits.parquet", Path("mine-predictions-digits.parquet")]
+    for file in files:
+        torch.testing.assert_close(logits_in(file), expected, rtol=1e-4, atol=1e-5)
+    found = logits_in(files[0])
+    forget_statistics(run)
+    assert main(["eval", str(run.folder), "data=digits"]) == 0
+    assert torch.equal(logits_in(files[0]), found)
+    (run.folder / "result.json").unlink()  # and as in one that is not finished
+    assert main(["eval", str(run.folder), "data=digits"]) == 0
+    assert torch.equal(logits_in(files[0]), found)
+    assert main(["export", str(run.folder), "again.safetensors"]) == 0
+    for file in (Path("mine.safetensors"), Path("again.safetensors")):
+        found = statistics_in(file)
+        assert found is not None
+        assert all(map(torch.equal, found, own))
+
+
+def test_fewer_images_of_its_own_data_are_normalised_as_all(run: Run) -> None:
+    synthetic = source_of(run.config).load()
+    assert main(["eval", str(run.folder), "data.train=9"]) == 0  # after which other test images follow
+    images = Synthetic([1, 8, 8], 10, 9, 256, 0, False).load().test.images
+    expected = expected_logits(run, images, synthetic.channel_statistics)
+    found = logits_in(run.folder / "predictions-synthetic.parquet")
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_that_records_no_statistics_is_said_to_have_none(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(load_network(run).state_dict(), "mine.pth")
+    capsys.readouterr()
+    assert main(["eval", "mine.pth", *SMALL]) == 0
+    said = capsys.readouterr()
+    assert said.err == (
+        "mine.pth does not record the channel means and deviations of its training; those of the training images of "
+        "synthetic normalise images\n"
+    )
+    assert f"error {run.result['test_error']:.2f} % of 256 images" in said.out
+
+
+def test_an_older_run_whose_images_are_gone_is_refused(
+    make_config: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = {"name": "a/b", "image_column": "image", "label_column": "label", "cache": str(tmp_path), "path": "/gone"}
+    shown = {"shape": [1, 8, 8], "classes": 10, "pad": 0, "flip": False}
+    hub = {"_target_": "plainres.data.HubImages", "train_per_class": None, "test_per_class": None, **names, **shown}
+    options = {"data": "cifar10", "model/shortcut": "identity"}
+    run = Run.of(make_config(data=hub, options=options))
+    images = Synthetic([1, 8, 8], 10, 100, 30, 0, False).load()
+
+    def load(source: HubImages) -> Images:
+        loaded.append(source.path)
+        return replace(images, mean=source.mean, std=source.std)
+
+    loaded: list[str | None] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(HubImages, "load", load)
+        train(run)
+        assert main(["eval", str(run.folder), "data.mean=[0.5]", "data.std=[0.25]"]) == 0  # what is asked for is done
+        expected = expected_logits(run, images.test.images, (torch.tensor([127.5]), torch.tensor([63.75])))
+        found = logits_in(run.folder / "predictions-cifar10.parquet")
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        forget_statistics(run)
+        run = Run.read(run.folder)
+        moved = replace(run.config, data=run.config.data | {"path": "/moved", "train_per_class": 3})
+        assert all(map(torch.equal, training_statistics(run, moved), images.channel_statistics))
+        assert loaded == ["/gone", "/gone", "/moved"]
+    for command in (
+        ["export", str(run.folder), str(tmp_path / "x.safetensors")],
+        ["eval", str(run.folder), "data=digits"],
+    ):
+        capsys.readouterr()
+        assert main(command) == 2
+        assert capsys.readouterr().err == (
+            f"plainres: {run.folder} has no record of the channel means of its training, and the images to compute "
+            "them from cannot be read: data.path=/gone: there is no such folder\n"
+        )
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -71,6 +213,7 @@ def test_a_run_on_other_data(run: Run, capsys: pytest.CaptureFixture[str]) -> No
         (["data=cifar11"], "data=cifar11: there is no such option"),
         (["data.classes=7"], "the network tells 10 classes apart, the data have 7"),
         (["data.shape=[3,8,8]"], "the network is not made for images of shape [3, 8, 8]"),
+        (["data.shape=[2,8,8]"], "images of shape [2, 8, 8]: it was trained on images of 1 channel"),
         (["trainer=gpu"], "trainer.devices is 1, but torch finds 0 GPUs here"),
         (["data.shape=many"], "it must be [channels, height, width]"),
     ],
@@ -102,6 +245,14 @@ def test_a_run_becomes_a_file_of_weights_and_begins_another_run(run: Run, capsys
     assert "is finished already" in capsys.readouterr().err  # the same weights, under another name
     Path("moved.safetensors").unlink()
     assert main(["eval", str(folder)]) == 0  # the weights that it began with are not needed again
+
+
+def test_a_run_begins_with_the_weights_of_another_by_its_folder(run: Run) -> None:
+    began = ["optim.lr=1e-30", "optim.weight_decay=0", "study=more"]
+    assert main(["train", *SMALL, f"model.weights={run.folder}", *began]) == 0
+    (folder,) = Path("runs/more").iterdir()
+    more, before = load_network(folder).state_dict(), load_network(run).state_dict()
+    assert all(torch.equal(more[key], before[key]) for key in before if key.endswith("weight"))
 
 
 @pytest.mark.parametrize("command", [["eval"], ["export"]])

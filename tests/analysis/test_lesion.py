@@ -79,7 +79,8 @@ def test_swapped_blocks_come_back() -> None:
 
 def test_what_is_wanted_is_a_function_of_the_seed() -> None:
     net = network(Identity, depth=8, stages=2)  # blocks 1 to 3 and 4 to 6, of which 4 changes the shape
-    of: Any = SimpleNamespace(network=net, training=[(X, None)], test=SimpleNamespace(index=range(7)), key={})
+    test = SimpleNamespace(index=range(7))
+    of: Any = SimpleNamespace(network=net, training=[(X, None)], test=test, test_images=7, key={})
     rows = wanted(of, most=3, draws=2, seed=0)
     assert rows == wanted(of, most=3, draws=2, seed=0)
     assert rows != wanted(of, most=3, draws=2, seed=1)

@@ -19,8 +19,11 @@ from plainres.analysis.landscape import measured as point
 from plainres.analysis.lesion import measured as lesion
 from plainres.analysis.lesion import wanted
 from plainres.analysis.measurements import Finished, Plan, finished, measure
+from plainres.analysis.sharpness import Estimate
 from plainres.cli.main import main
-from plainres.files import read_rows
+from plainres.config.instantiate import source_of
+from plainres.data.sources import stratified
+from plainres.files import csv_text, read_rows
 from plainres.runs.record import Run
 from support import forking
 from support.places import PLAINRES
@@ -86,7 +89,28 @@ def test_lesions_of_other_test_images_are_other_lesions(tmp_path: Path) -> None:
     assert main(["train", *SMALL, "data.test=200", f"runs={tmp_path}/runs"]) == 0
     (run,) = tmp_path.glob("runs/default/*")
     some, all_of_them = ([*wanted(Finished.read(run, images), 1, 1, 0)[0].items()] for images in (128, None))
-    assert set(some) ^ set(all_of_them) == {("test_images", "128"), ("test_images", "200")}
+    assert set(some) ^ set(all_of_them) == {("test_images", "128 of 200"), ("test_images", "200")}
+
+
+def test_the_first_images_of_an_older_version_are_not_the_sample(runs: list[Path]) -> None:
+    run = runs[0]
+    command = ["landscape", str(run), "--points=2", "--images=64"]
+    assert main(command) == 0
+    rows = read_rows(run / "landscape.csv")
+    assert {row["images"] for row in rows} == {"64 of 128"}
+    old = [row | {"images": "64", "loss": "123.0"} for row in rows]
+    (run / "landscape.csv").write_text(csv_text(old))
+    assert main(command) == 0
+    assert read_rows(run / "landscape.csv") == [*rows, *old]
+
+
+def test_the_sample_is_of_both_sets_by_class(runs: list[Path]) -> None:
+    of = Finished.read(runs[0], 50)
+    images = source_of(of.run.config).load()
+    for batches, split in ((of.training, images.train), (of.test, images.test)):
+        assert torch.equal(batches.pixels.images, split.images[stratified(split.targets, 50)])
+        assert torch.equal(batches.pixels.targets, split.sample(50).targets)
+    assert wanted(of, 1, 1, 0)[0].items() >= {("images", "50 of 128"), ("test_images", "50 of 256")}
 
 
 def threads(of: Finished, row: Mapping[str, str]) -> list[float]:
@@ -168,16 +192,17 @@ def test_sharpness(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None
     for name, run, line in zip(("identity", "plain"), runs, said[1:3], strict=True):
         rows = read_rows(run / "sharpness.csv")
         assert [row["iteration"] for row in rows] == ["1", "2"]
-        value = f"{float(rows[-1]['eigenvalue']):.6g}"
-        assert re.fullmatch(rf"{name}, 14 layers: {re.escape(value)} after 2 iterations, .*; 64 images", line)
+        value, residual = f"{float(rows[-1]['eigenvalue']):.6g}", f"{float(rows[-1]['residual']):.2g}"
+        expected = rf"{name}, 14 layers: {re.escape(value)} after 2 iterations, residual {re.escape(residual)}, .*"
+        assert re.fullmatch(expected + "; 64 images", line)
         assert "NOT converged to 0.001: --iterations is too small" in line
 
 
 def test_a_stopped_sharpness_says_so(
     runs: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(*arguments: object) -> Iterator[float]:
-        yield 1.0
+    def interrupted(*arguments: object) -> Iterator[Estimate]:
+        yield Estimate(1.0, 0.5, converged=False)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(plainres.analysis.sharpness, "estimates", interrupted)

@@ -16,6 +16,7 @@ from plainres.errors import InputError
 from plainres.models.blocks import BlockSpec
 from plainres.models.networks import CifarNet
 from plainres.models.shortcuts import Identity
+from plainres.randomness import mix
 
 SOURCE = Synthetic(shape=[1, 8, 8], classes=10, train=600, test=10, pad=0, flip=False)  # more than one batch
 
@@ -86,18 +87,56 @@ ZEROS: Any = AllOfClassZero([(torch.zeros(n, 1), torch.zeros(n).long()) for n in
         ([0.5, 0.1, -4.0], 0.5),
         ([-2.0, -0.5, -1.0], -0.5),
         ([-2.0, -2.0], -2),
+        ([3.0, 2.0, 1.0], 3),
+        ([0.5, -0.5, 0.2], 0.5),  # where power iteration stands still at 0.258
+        ([0.5, -0.5001, 0.2, -0.1], 0.5),
+        ([3.0, 3.0, 1.0, -2.0], 3),
+        ([0.0, -1.0, -6.0], 0),
+        ([0.0, 0.0], 0),
+        ([-7.0], -7),
+        ([*torch.linspace(-1, 1, 60).tolist()], 1),
     ],
 )
-def test_the_largest_eigenvalue_of_a_quadratic(eigenvalues: list[float], top: float) -> None:
-    found, converged = top_eigenvalue(Quadratic(eigenvalues), ZEROS, tolerance=1e-9, most=1000, seed=0)
-    assert converged
-    assert found[-1] == pytest.approx(top, rel=1e-5)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_largest_eigenvalue_of_a_quadratic(eigenvalues: list[float], top: float, seed: int) -> None:
+    found = top_eigenvalue(Quadratic(eigenvalues), ZEROS, tolerance=1e-6, most=1000, seed=seed)
+    assert [estimate.converged for estimate in found] == [False] * (len(found) - 1) + [True]
+    value, residual, _ = found[-1]
+    assert value == pytest.approx(top, rel=1e-5, abs=1e-9)
+    assert 0 <= residual <= max(1e-6 * abs(top), 1e-12 * max(map(abs, eigenvalues)))
+    assert len(found) <= len(set(eigenvalues))  # as many as there are different ones, in exact arithmetic
+    values = [estimate.eigenvalue for estimate in found]
+    assert values == pytest.approx(sorted(values))  # each space has the one before in it
 
 
-def test_the_iterations_are_those_of_both_passes_together() -> None:
-    whole, _ = top_eigenvalue(Quadratic([-5.0, 3.0, 1.0]), ZEROS, tolerance=1e-6, most=1000, seed=0)
+def test_an_eigenvalue_lies_within_each_residual(
+    network: CifarNet, batches: EvaluationBatches, hessian: torch.Tensor
+) -> None:
+    values = torch.linalg.eigvalsh(hessian)
+    for estimate in top_eigenvalue(network, batches, tolerance=1e-9, most=1000, seed=0):
+        assert (values - estimate.eigenvalue).abs().min() <= estimate.residual + 1e-12
+
+
+def test_the_residual_is_that_of_the_vector(
+    network: CifarNet, batches: EvaluationBatches, hessian: torch.Tensor
+) -> None:
+    """The vector is the Ritz vector: its quotient is the eigenvalue, and nothing in its Krylov space does better."""
+    generator = torch.Generator().manual_seed(mix("sharpness", 0))
+    start = torch.cat([torch.randn(w.shape, generator=generator).to(w).flatten() for w in network.parameters()])
+    powers = [start]
+    for found in top_eigenvalue(network, batches, tolerance=1e-9, most=5, seed=0):
+        basis, _ = torch.linalg.qr(torch.stack(powers, 1))
+        values, vectors = torch.linalg.eigh(basis.T @ hessian @ basis)
+        ritz = basis @ vectors[:, -1]
+        assert found.eigenvalue == pytest.approx(values[-1].item(), rel=1e-6)
+        assert found.residual == pytest.approx((hessian @ ritz - values[-1] * ritz).norm().item(), rel=1e-5)
+        powers.append(hessian @ (powers[-1] / powers[-1].norm()))
+
+
+def test_the_estimates_do_not_depend_on_how_many_there_may_be() -> None:
+    whole = top_eigenvalue(Quadratic([-5.0, 3.0, 1.0]), ZEROS, tolerance=1e-6, most=1000, seed=0)
     most = len(whole) - 1
-    assert top_eigenvalue(Quadratic([-5.0, 3.0, 1.0]), ZEROS, tolerance=1e-6, most=most, seed=0) == (whole[:-1], False)
+    assert top_eigenvalue(Quadratic([-5.0, 3.0, 1.0]), ZEROS, tolerance=1e-6, most=most, seed=0) == whole[:-1]
 
 
 @pytest.mark.parametrize("weight", [math.nan, math.inf])
@@ -112,11 +151,12 @@ def test_a_curvature_that_is_not_finite(weight: float) -> None:
 def test_the_top_eigenvalue(network: CifarNet, batches: EvaluationBatches, hessian: torch.Tensor) -> None:
     values = torch.linalg.eigvalsh(hessian)
     top = values.max().item()
-    found, converged = top_eigenvalue(network, batches, tolerance=1e-9, most=1000, seed=0)
-    assert converged
-    assert found[-1] == pytest.approx(top, rel=1e-5)
-    rough, converged = top_eigenvalue(network, batches, tolerance=1e-9, most=3, seed=0)
-    assert not converged
+    found = top_eigenvalue(network, batches, tolerance=1e-9, most=1000, seed=0)
+    assert found[-1].converged
+    assert found[-1].eigenvalue == pytest.approx(top, rel=1e-9)
+    assert found[-1].residual <= 1e-9 * top
+    rough = top_eigenvalue(network, batches, tolerance=1e-9, most=3, seed=0)
+    assert not rough[-1].converged
     assert rough == found[:3]
 
 
@@ -129,4 +169,4 @@ def test_a_loss_without_curvature(batches: EvaluationBatches) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.zeros(len(x), 10) + 0 * self.weight
 
-    assert top_eigenvalue(Constant(), batches, tolerance=1e-3, most=9, seed=0) == ([0.0], True)
+    assert top_eigenvalue(Constant(), batches, tolerance=1e-3, most=9, seed=0) == [(0.0, 0.0, True)]

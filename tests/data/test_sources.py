@@ -10,11 +10,13 @@ import datasets.config as datasets_config
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from plainres.cli.main import main
 from plainres.data.hub import HubImages
-from plainres.data.sources import Digits, Images, Split, Synthetic
+from plainres.data.sources import Digits, Images, Split, Synthetic, stratified
 from plainres.errors import InputError
 from support.places import CIFAR10
 
@@ -105,6 +107,46 @@ def test_channel_statistics_are_those_of_numpy() -> None:
     array = images.train.images.numpy().astype(np.float64)
     np.testing.assert_allclose(mean, array.mean((0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(std, array.std((0, 1, 2)), rtol=1e-6)
+
+
+def sorted_by_class(sizes: list[int]) -> torch.Tensor:
+    return torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=8).filter(any), st.integers(0, 200), st.booleans())
+def test_a_sample_has_each_classs_share(sizes: list[int], count: int, shuffled: bool) -> None:
+    targets = sorted_by_class(sizes)
+    if shuffled:
+        targets = targets[torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))]
+    index = stratified(targets, count)
+    total = len(targets)
+    assert len(index) == min(count, total)
+    assert index.tolist() == sorted(set(index.tolist()))
+    assert torch.equal(index, stratified(targets.clone(), count))
+    found = torch.bincount(targets[index], minlength=len(sizes)).tolist()
+    for n, of_class in zip(sizes, found, strict=True):
+        assert abs(of_class - len(index) * n / total) < 1
+
+
+def test_a_sample_of_a_set_sorted_by_class_is_not_its_beginning() -> None:
+    targets = sorted_by_class([1000, 3000, 1000])
+    index = stratified(targets, 500)
+    assert torch.bincount(targets[index]).tolist() == [100, 300, 100]
+    of_first = index[targets[index] == 0]
+    assert of_first.double().mean() == pytest.approx(500, abs=100)  # from all of the class
+    assert torch.bincount(targets[stratified(targets, 4)]).tolist() == [1, 2, 1]
+    assert torch.bincount(targets[stratified(targets, 6)]).tolist() == [1, 4, 1]  # of 1.2, 3.6, 1.2
+    split = Split(torch.arange(5000).view(-1, 1, 1, 1), targets)
+    sample = split.sample(500)
+    assert torch.equal(sample.images.flatten(), index)
+    assert torch.equal(sample.targets, targets[index])
+    assert split.sample(None) is split.sample(5000) is split
+
+
+def test_the_sample_of_the_digits_stays() -> None:
+    """Measurements of different versions are of the same images."""
+    targets = Digits(0, False).load().train.targets
+    assert stratified(targets, 10).tolist() == [204, 289, 486, 905, 962, 982, 1148, 1316, 1385, 1427]
 
 
 def test_the_digest_sees_every_pixel_and_target() -> None:

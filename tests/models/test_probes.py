@@ -1,5 +1,6 @@
 """Each probe against a direct computation on a network of a few layers, and in trainings."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,14 +8,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.optim import SGD
 
 from kills import ending
 from plainres.config.instantiate import check, network_of, probes_of, source_of
 from plainres.config.schema import Config
+from plainres.data.sources import Images, Split, Synthetic
 from plainres.errors import InputError
-from plainres.files import read_rows
+from plainres.files import csv_text, read_rows
 from plainres.models.networks import CifarNet
 from plainres.models.probes import OURS, GradientCorrelation, Gradients, Responses, Signals, a_copy, blocks, layers
 from plainres.models.shortcuts import Identity, ProjectionAll
@@ -108,6 +111,48 @@ def test_gradients_and_updates(setting: Any) -> None:
     )
 
 
+def test_an_update_of_weights_that_are_0_is_infinite(setting: Any) -> None:
+    network, images, targets, optimizer = setting
+    with torch.no_grad():
+        network.head.linear.weight.zero_()
+    rows = {row["name"]: row for row in Gradients(6, None).measure(a_copy(network), images, targets, optimizer)}
+    assert rows["head.linear"]["weight"] == 0
+    assert rows["head.linear"]["gradient"] != 0
+    assert rows["head.linear"]["update_to_weight"] == math.inf
+    first = rows["first.conv1"]  # which gets no gradient through the zeros behind it
+    assert first["gradient"] == 0
+    assert first["update_to_weight"] == pytest.approx(0.1 * 1e-2)  # what weight decay does
+    with torch.no_grad():
+        network.first.conv1.weight.zero_()
+    first, *_ = Gradients(6, None).measure(a_copy(network), images, targets, optimizer)
+    assert math.isnan(float(first["update_to_weight"]))
+    (row,) = GradientCorrelation(6, None).measure(a_copy(network), images, targets, optimizer)
+    assert math.isnan(float(row["correlation"]))
+    assert math.isnan(float(row["absolute_correlation"]))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30])  # of gradients, which may be small without being alike the less
+def test_a_pair_with_a_gradient_of_0_has_no_correlation(setting: Any, scale: float) -> None:
+    network, images, targets, optimizer = setting
+
+    class Some(nn.Module):
+        """Gives the first image no gradient."""
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            logits = network.eval()(pixels) * scale
+            return torch.cat([logits[:1].detach(), logits[1:]])
+
+    (row,) = GradientCorrelation(6, None).measure(Some(), images, targets, optimizer)
+    pixels = images.double().requires_grad_()
+    (gradient,) = torch.autograd.grad(
+        F.cross_entropy(a_copy(network).double().eval()(pixels) * scale, targets, reduction="sum"), pixels
+    )
+    matrix = torch.corrcoef(gradient[1:].flatten(1))
+    pairs = [matrix[i, j].item() for i in range(5) for j in range(i)]
+    assert row["correlation"] == pytest.approx(sum(pairs) / 10, rel=1e-4)
+    assert row["absolute_correlation"] == pytest.approx(sum(map(abs, pairs)) / 10, rel=1e-4)
+
+
 def test_an_update_has_the_rate_of_its_step(make_config: Make) -> None:
     ratios, rates = {}, {"cold": 0.05, "warm": 0.01}
     for name, warmup_lr in {"cold": None, "warm": 0.01}.items():
@@ -193,6 +238,38 @@ def test_after_a_resume_no_row_is_doubled_or_missing(make_config: Make, tmp_path
         assert (run.folder / "probes" / f"{name}.csv").read_text() == found[name]
 
 
+def test_rows_of_another_sample_are_not_continued(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    config = make_config(probes={"responses": nodes(1)["responses"]})
+    config.checkpoint.every_n_steps = 1
+    run = Run.of(config)
+    train(run)
+    file = run.folder / "probes" / "responses.csv"
+    whole = read_rows(file)
+    assert {row["images"] for row in whole} == {"30 of 100"}
+    columns = [column for column in whole[0] if column != "images"]  # as an older version has it, of the first images
+    file.write_text(csv_text([{column: row[column] for column in columns} for row in whole]))
+    (run.folder / "result.json").unlink()
+    (run.checkpoints / "step-000000006.ckpt").unlink()
+    capfd.readouterr()
+    train(run)
+    assert read_rows(file) == [row for row in whole if row["step"] == "6"]
+    assert f"{file}: 48 rows of another sample of images are removed" in capfd.readouterr().err
+
+
+def test_a_probe_looks_at_every_class(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[int]] = []
+
+    def measure(probe: Responses, network: nn.Module, images: Tensor, targets: Tensor, optimizer: SGD) -> list[Any]:
+        seen.append(torch.bincount(targets, minlength=10).tolist())
+        return []
+
+    monkeypatch.setattr(Responses, "measure", measure)
+    monkeypatch.setattr(Synthetic, "load", lambda source: Images(split, split))
+    split = Split(torch.zeros(100, 8, 8, 1, dtype=torch.uint8), torch.arange(10).repeat_interleave(10))
+    train(Run.of(make_config(probes={"responses": nodes()["responses"]})))
+    assert seen == [[3] * 10] * 2
+
+
 def test_a_run_killed_before_its_first_checkpoint_looks_at_its_beginning_once(make_config: Make) -> None:
     run = Run.of(make_config(probes=nodes(1)))
     train(run)
@@ -221,6 +298,31 @@ def test_the_figures_of_probes(make_config: Make, tmp_path: Path) -> None:
     assert not unusable
     (one,) = observed["plain"][8]
     assert len(one.layers) == len(one.values[True]["std"]) == 7  # not the head, as in the paper
+
+
+def test_a_run_that_begins_with_weights_of_0_is_drawn_with_gaps(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(probes={name: nodes()[name] for name in ("gradients", "gradient_correlation")})
+    order = OmegaConf.to_container(OmegaConf.load(CONF / "model" / "block" / "order" / "fixup.yaml"))
+    config.model |= {
+        "norm": {"_target_": "torch.nn.Identity", "_partial_": True},
+        "block": {"_target_": "plainres.models.BlockSpec", "order": order},
+        "init": {"_target_": "plainres.models.fixup", "_partial_": True},
+    }
+    run = Run.of(config)
+    train(run)
+    rows = read_rows(run.folder / "probes" / "gradients.csv")
+    at_first = {row["name"]: row["update_to_weight"] for row in rows if row["step"] == "0"}
+    assert at_first["head.linear"] == "inf"
+    families = {"fixup": {8: {0: run}}}
+    observed, unusable = observations("gradients", families)
+    assert not unusable
+    (one,) = observed["fixup"][8]
+    by_name = dict(zip(one.layers, one.values[False]["update_to_weight"], strict=True))
+    assert math.isnan(by_name["head.linear"])
+    assert by_name["stem.conv"] == float(at_first["stem.conv"])
+    save_figures(families, tmp_path)
+    (row, _) = read_rows(run.folder / "probes" / "gradient_correlation.csv")
+    assert row["correlation"] == "nan"
 
 
 class Unused(nn.Module):

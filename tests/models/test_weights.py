@@ -16,10 +16,11 @@ from plainres.models.blocks import BlockSpec, LayerOrder
 from plainres.models.networks import CifarNet, ImageNet
 from plainres.models.normalisation import group_norm
 from plainres.models.shortcuts import ExclusiveGating, Identity, Plain, Projection, Scaling
-from plainres.models.weights import is_torchvisions, load_weights, save_weights, torchvision_name
+from plainres.models.weights import is_torchvisions, load_weights, save_weights, statistics_in, torchvision_name
 from support.references import CifarResNet, ImageNetResNet, scrambled
 
 BOTTLENECK = BlockSpec(kernels=[1, 3, 1], expansion=4, stride_in=2)
+STATISTICS = torch.tensor([125.3, 122.95, 113.87]), torch.tensor([62.99, 62.09, 66.7])
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
@@ -80,24 +81,31 @@ def test_every_name_of_akamasters_has_its_place(n: int) -> None:
 def test_what_we_write_is_torchvisions_and_we_read_it_back(tmp_path: Path) -> None:
     ours = scrambled(imagenet(18, classes=7), 64)
     file = tmp_path / "ours.safetensors"
-    assert save_weights(ours, {"depth": 18}, file) == "torchvision's"
+    assert save_weights(ours, {"depth": 18}, STATISTICS, file) == "torchvision's"
     theirs = ImageNetResNet(BLOCKS[18], bottleneck=False, classes=7).eval()
     theirs.load_state_dict(safetensors.torch.load_file(file), strict=True)
     again = imagenet(18, classes=7).eval()
     load_weights(again, file)
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in ours.state_dict().items())
     assert_equal_outputs(ours, theirs, 64)
+    statistics = statistics_in(file)
+    assert statistics is not None
+    assert all(map(torch.equal, statistics, STATISTICS))  # to the last bit
+    safetensors.torch.save_file(theirs.state_dict(), file)
+    assert statistics_in(file) is None
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
+    assert statistics_in(tmp_path / "theirs.pth") is None
 
 
 def test_a_network_that_torchvision_has_no_names_for_keeps_its_own(tmp_path: Path) -> None:
     ours = scrambled(CifarNet(1, 10, 8, 4, ExclusiveGating))
     file = tmp_path / "ours.safetensors"
-    assert save_weights(ours, {"depth": 8}, file) == "plainres's"
+    assert save_weights(ours, {"depth": 8}, STATISTICS, file) == "plainres's"
     again = CifarNet(1, 10, 8, 4, ExclusiveGating)
     load_weights(again, file)
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in ours.state_dict().items())
     with pytest.raises(InputError, match="cannot write"):
-        save_weights(ours, {}, tmp_path / "nowhere" / "ours.safetensors")
+        save_weights(ours, {}, STATISTICS, tmp_path / "nowhere" / "ours.safetensors")
 
 
 @pytest.mark.parametrize(

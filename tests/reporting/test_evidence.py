@@ -7,7 +7,7 @@ import pytest
 
 from plainres.errors import InputError
 from plainres.reporting import evidence, report
-from plainres.reporting.study import read
+from plainres.reporting.study import read_study
 from support.places import ROOT
 from support.study import END, a_run, data_of, finish, observe
 
@@ -30,7 +30,7 @@ def study(tmp_path: Path) -> Path:
 def test_what_is_committed_is_drawn_from_itself(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / folder.name
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("report"))
-    report.write([copy])
+    report.write_report(copy)
     for kept in [*KEPT, *(path.name for path in folder.glob("*.svg"))]:
         assert (copy / "report" / kept).read_bytes() == (folder / kept).read_bytes(), kept
     for file in folder.glob("probes/*.csv"):
@@ -42,10 +42,10 @@ def test_studies_are_committed() -> None:
 
 
 def test_a_report_on_evidence_is_the_report_on_the_runs(study: Path, tmp_path: Path) -> None:
-    text = report.write([study])
+    text = report.write_report(study)
     kept = tmp_path / "experiments" / "digits"
     shutil.copytree(study / "report", kept)
-    assert report.write([kept]).replace(str(kept), "FOLDER") == text.replace(str(study), "FOLDER")
+    assert report.write_report(kept).replace(str(kept), "FOLDER") == text.replace(str(study), "FOLDER")
     for file in (study / "report").glob("*.svg"):
         assert (kept / "report" / file.name).read_bytes() == file.read_bytes()
     assert (kept / "report" / "responses.svg").exists()
@@ -59,17 +59,17 @@ def test_a_report_on_evidence_is_the_report_on_the_runs(study: Path, tmp_path: P
 
 def test_curves_are_thinned_to_their_last_row(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evidence, "ROWS", 4)
-    report.write([study])
+    report.write_report(study)
     for run in evidence.read(study / "report"):
         steps = [row["step"] for row in run.curve()]
         assert len(steps) == 4
         assert steps[-1] == run.result["steps"]
-    (family, *_) = read([study / "report"]).families
+    (family, *_) = read_study(study / "report").families
     assert family.label == "plain"
 
 
 def test_no_place_of_this_machine_is_kept(study: Path) -> None:
-    report.write([study])
+    report.write_report(study)
     text = (study / "report" / evidence.CONFIGS).read_text()
     assert str(study.parent) not in text
     assert len({run.name for run in evidence.read(study / "report")}) == 8
@@ -86,7 +86,7 @@ def test_no_place_of_this_machine_is_kept(study: Path) -> None:
     ],
 )
 def test_damaged_evidence_is_named(study: Path, file: str, change) -> None:
-    report.write([study])
+    report.write_report(study)
     folder = study / "report"
     text = change((folder / file).read_text())
     (folder / file).write_text(text) if text is not None else (folder / file).unlink()

@@ -1,6 +1,7 @@
 """The report, from small study folders written here: no network is trained."""
 
 import csv
+import itertools
 import re
 import shutil
 import statistics
@@ -56,21 +57,24 @@ def rows(file: Path) -> list[dict[str, str]]:
 
 def told(folder: Path) -> str:
     """The terminal text, without writing a report."""
-    return report.text(report.read([folder]))
+    return report.text(report.read_study(folder))
 
 
 def line(text: str, *words: str) -> str:
-    """The first line that has all the words."""
-    return next(line for line in text.splitlines() if all(word in line for word in words))
+    """The first line that has all the words, with the lines below that belong to it."""
+    lines = text.splitlines()
+    first = next(i for i, line in enumerate(lines) if all(word in line for word in words))
+    below = itertools.takewhile(lambda line: line.startswith("      "), lines[first + 1 :])
+    return " ".join([lines[first], *map(str.strip, below)])
 
 
 def test_the_terminal_text_has_table_and_verdict(study: Path):
-    text = report.write([study])
+    text = report.write_report(study)
     assert line(text, "44", "44,000").split()[:4] == ["44", "3", "43.00", "(12.00)"]
     assert "equal training budget: 230 steps of 64 images" in text
     degrades = line(text, "plain: 56 minus 8", "+59.00", "[+44.10, +73.90]")
     assert "degrades: deeper is worse by 59.00 points" in degrades
-    assert "  0.003  0.007  " in degrades  # t = 59 / (6 / sqrt(3)); twice that for two comparisons
+    assert "  0.003  0.007 " in degrades  # t = 59 / (6 / sqrt(3)); twice that for two comparisons
     assert "3 seeds: +53.00 (s0), +59.00 (s1), +65.00 (s2)" in text
     assert "inconclusive: 3 seeds leave room for -0.10 to +0.24" in " ".join(text.split())
     assert "equal in every seed" in line(text, "depth 8 ")
@@ -88,7 +92,7 @@ def test_the_terminal_text_has_table_and_verdict(study: Path):
 
 
 def test_tables_and_figures_are_written(study: Path):
-    report.write([study])
+    report.write_report(study)
     table = rows(study / "report" / "table.csv")
     assert [(row["family"], row["depth"]) for row in table] == [(f, str(d)) for f in EXPECTED for d in EXPECTED[f]]
     assert float(table[3]["train_error_eval_mean"]) == pytest.approx(43)
@@ -104,7 +108,7 @@ def test_tables_and_figures_are_written(study: Path):
 
 
 def test_the_page_is_self_contained(study: Path):
-    report.write([study])
+    report.write_report(study)
     page = (study / "report" / "index.html").read_text()
     assert "degrades: deeper is worse" in page
     assert "Student&#39;s 95 % interval" in page
@@ -119,7 +123,7 @@ def test_the_page_is_self_contained(study: Path):
 
 
 def test_every_number_is_linked_to_its_runs(study: Path):
-    report.write([study])
+    report.write_report(study)
     page = (study / "report" / "index.html").read_text()
     row = page[page.index(">43.00 (12.00)<") :].partition("</tr>")[0]
     linked = re.findall(r'href="\.\./([^"]+)/"', row)
@@ -134,7 +138,7 @@ def test_every_number_is_linked_to_its_runs(study: Path):
 
 
 def test_the_page_draws_what_the_runs_have_written(study: Path):
-    report.write([study])
+    report.write_report(study)
     data = data_of((study / "report" / "index.html").read_text())
     assert data["families"] == ["plain", "identity"]
     assert data["depths"] == [8, 20, 32, 44, 56]
@@ -153,7 +157,7 @@ def test_the_page_draws_what_the_runs_have_written(study: Path):
 
 def test_long_curves_are_thinned_and_keep_their_ends(folder: Path):
     finish(a_run(folder, "plain", 8, 0, epochs=2500), 5)
-    report.write([folder])
+    report.write_report(folder)
     (drawn,) = data_of((folder / "report" / "index.html").read_text())["runs"]
     assert len(drawn["step"]) == len(drawn["train"]) == report.POINTS
     assert (drawn["step"][0], drawn["step"][-1]) == (23, 2500 * 23)
@@ -164,7 +168,7 @@ def test_figures_of_runs_have_a_section(few: Path):
     run = Run.read(next(few.glob("identity-8-w8-s1-*")))
     for file in (run.folder / "lesion.svg", run.folder / "lesion.png", run.folder / "mine.svg", few / "lesion.svg"):
         file.write_text("<svg/>")
-    report.write([few])
+    report.write_report(few)
     page = (few / "report" / "index.html").read_text()
     section = page[page.index('<section id="inside">') :].partition("</section>")[0]
     assert re.findall(r"<h3>(.*)</h3>", section) == ["lesion", "mine"]
@@ -242,21 +246,21 @@ def test_figures_have_the_spread_over_seeds(few: Path):
 def test_what_a_probe_has_left_damaged_is_named_and_not_drawn(few: Path, damage: Callable[[str], str], reason: str):
     runs = [Run.read(path) for path in sorted(few.glob("plain-*"))]
     files = [observe(run) for run in runs]
-    report.write([few])
+    report.write_report(few)
     whole = (few / "report" / "responses.svg").read_text()
     files[1].write_text(damage(files[1].read_text()))
-    text = " ".join(report.write([few]).split())
+    text = " ".join(report.write_report(few).split())
     assert re.search(rf"Not used \(1\) {runs[1].folder.name} probes/responses.csv is damaged \(.*({reason})", text)
     page = (few / "report" / "index.html").read_text()
     assert "probes/responses.csv is damaged" in page
     assert "What the probe responses found" in page
     files[1].unlink()
-    report.write([few])
+    report.write_report(few)
     assert (few / "report" / "responses.svg").read_text() == whole  # all seeds had the same
 
 
 def test_the_questions_are_those_that_the_runs_answer(few: Path):
-    report.write([few])
+    report.write_report(few)
     page = (few / "report" / "index.html").read_text()
     headings = ["Does depth hurt?", "Does the shortcut help?", "Curves", "What was trained"]
     assert re.findall(r"<h2>(.*)</h2>", page) == headings
@@ -265,7 +269,7 @@ def test_the_questions_are_those_that_the_runs_answer(few: Path):
 def test_the_same_runs_give_the_same_bytes(few: Path):
     files = []
     for _ in range(2):
-        report.write([few])
+        report.write_report(few)
         files.append({file.name: file.read_bytes() for file in (few / "report").iterdir()})
     assert files[0] == files[1]
     assert len(files[0]) == 9
@@ -279,7 +283,7 @@ def test_an_unfinished_sweep_names_what_is_missing(folder: Path):
     train(interrupted, 4, 20)
     failed = a_run(folder, "identity", 20, 2)
     failed.fail("the run has diverged")
-    text = report.write([folder])
+    text = report.write_report(folder)
     assert "failed: the run has diverged" in line(text, failed.name)
     page = (folder / "report" / "index.html").read_text()
     assert "at step 92" in line(text, interrupted.name)
@@ -303,7 +307,7 @@ def test_folders_that_are_of_no_use_are_named(few: Path):
     (few / "notes").mkdir()
     (few / "odd & <b>").mkdir()
     (few / "loose.txt").write_text("")
-    text = report.write([few])
+    text = report.write_report(few)
     page = (few / "report" / "index.html").read_text()
     assert f"the same run as {run.name}" in line(text, "a-copy")
     assert "not the folder of a run: it has no config.yaml" in line(text, "notes")
@@ -354,7 +358,7 @@ def test_other_differences_make_other_families(folder: Path):
         for width in (8, 16):
             for seed in (0, 1):
                 finish(a_run(folder, shortcut, 20, seed, width=width), width + seed)
-    study = report.read([folder])
+    study = report.read_study(folder)
     assert [family.label for family in study.families] == [
         *("plain (width 16)", "plain (width 8)"),
         *("identity (width 16)", "identity (width 8)"),
@@ -369,7 +373,7 @@ def test_a_parameter_of_one_shortcut_is_no_difference_to_plain(folder: Path):
     finish(a_run(folder, "plain", 20, 0), 5)
     for rate in (0.1, 0.5):
         finish(a_run(folder, "dropout", 20, 0, rate=rate), 5)
-    study = report.read([folder])
+    study = report.read_study(folder)
     assert [family.label for family in study.families] == ["plain", "dropout (rate 0.1)", "dropout (rate 0.5)"]
     assert len(study.comparisons) == 2
 
@@ -379,7 +383,7 @@ def test_a_choice_is_told_by_its_name_and_its_values_only_if_they_vary_too(folde
         for norm in ({"norm": "batch"}, {"norm": "group"}, {"norm": "group", "groups": 4}):
             for shortcut in ("plain", "identity"):
                 finish(a_run(folder, shortcut, 20, seed, **norm), 5 + seed)
-    study = report.read([folder])
+    study = report.read_study(folder)
     settings = ["norm batch", "norm group, groups 4", "norm group, groups 8"]
     assert [family.label for family in study.families] == [
         f"{shortcut} ({setting})" for shortcut in ("plain", "identity") for setting in settings
@@ -394,7 +398,7 @@ def test_a_study_may_have_another_reference_than_plain_nets(folder: Path):
     for seed in range(3):
         finish(a_run(folder, "identity", 20, seed, **reference), 40 + seed)
         finish(a_run(folder, "identity", 20, seed, norm="group", **reference), 2 * seed)
-    study = report.read([folder])
+    study = report.read_study(folder)
     assert [family.label for family in study.families] == ["identity (norm batch)", "identity (norm group)"]
     assert list(study.comparisons) == ["Training error, identity (norm batch) minus identity (norm group)"]
     assert "the reference is worse" in line(told(folder), "  depth 20 ")
@@ -417,7 +421,7 @@ def test_published_errors_stand_beside_ours(folder: Path, monkeypatch: pytest.Mo
     assert "test, published: by others" in text
     assert "(...): what their runs had" in " ".join(text.split())
     assert "(Another 2016; Somebody 2015, Table 6)" in " ".join(text.split())
-    report.write([folder])
+    report.write_report(folder)
     with (folder / "report" / "table.csv").open() as file:
         rows = {(row["family"], row["depth"]): row for row in csv.DictReader(file)}
     assert rows["identity", "20"]["test_error_published"] == "8.75"
@@ -503,7 +507,7 @@ def test_under_different_conditions_nothing_is_claimed(
     assert f"unequal conditions ({name}): no claim" in line(text, "  depth 20 ")
     assert f"Conditions of training differ ({name}: {values})" in " ".join(text.split())
     assert line(text, "   20 ", "3 mixed").split()[3] == "2.00"
-    report.write([folder])
+    report.write_report(folder)
     (row,) = [row for row in rows(folder / "report" / "table.csv") if row["family"] == "identity"]
     assert row["conditions_differ"] == name
 
@@ -546,7 +550,7 @@ def test_a_shortcuts_normalisation_makes_another_family_unless_it_repeats_the_ne
     for seed in range(2):
         finish(a_run(folder, "projection_all", 20, seed, **{"shortcut_norm": repeated[one["norm"]], **one}), 10)
         finish(a_run(folder, "projection_all", 20, seed, **other), 20)
-    study = report.read([folder])
+    study = report.read_study(folder)
     assert len(study.families) == 2
     assert any(differs in family.label for family in study.families)
     assert [len(row.runs) for family in study.families for row in table.rows(family)] == [2, 2]
@@ -559,7 +563,7 @@ def test_a_repeated_normalisation_is_no_difference(folder: Path) -> None:
     ):
         finish(a_run(folder, "projection_all", 20, 0, norm=norm, shortcut_norm=own), 10)
         finish(a_run(folder, "identity", 20, 0, norm=norm), 10)
-    labels = {family.label for family in report.read([folder]).families}
+    labels = {family.label for family in report.read_study(folder).families}
     assert labels == {f"{name} (norm {norm})" for name in ("projection_all", "identity") for norm in ("batch", "group")}
 
 
@@ -572,53 +576,53 @@ def test_two_runs_that_cannot_be_told_apart_are_an_error_that_names_both(
         "plainres.reporting.study.labelled", lambda runs: {run.name: ("plain", {SHORTCUT: "plain"}) for run in runs}
     )
     with pytest.raises(InputError, match=r"plain-20-w16-s0-.* and .*plain-20-w8-s0-.* cannot tell how.* seed 0"):
-        report.read([folder])
+        report.read_study(folder)
 
 
 def test_one_run_is_reported_without_a_claim(folder: Path):
     finish(a_run(folder, "identity", 20, 0, epochs=1), 5)
-    text = report.write([folder])
+    text = report.write_report(folder)
     assert "1 finished run of identity; depth 20; seed 0." in text
     assert "Nothing to compare" in text
 
 
 def test_no_folder(tmp_path: Path):
     with pytest.raises(InputError, match="is not a folder"):
-        report.write([tmp_path / "nowhere"])
+        report.write_report(tmp_path / "nowhere")
 
 
 def test_an_empty_folder(tmp_path: Path):
     with pytest.raises(InputError, match="holds no runs; `plainres train` makes some"):
-        report.write([tmp_path])
+        report.write_report(tmp_path)
 
 
 def test_a_folder_of_other_things(tmp_path: Path):
     (tmp_path / "photos").mkdir()
     with pytest.raises(InputError, match=r"holds no runs \(photos: not the folder of a run: it has no config.yaml\)"):
-        report.write([tmp_path])
+        report.write_report(tmp_path)
 
 
 def test_a_folder_of_studies(tmp_path: Path):
     a_run(tmp_path / "digits", "plain", 8, 0)
     a_run(tmp_path / "cifar10_quick", "plain", 8, 0)
     with pytest.raises(InputError, match="holds the studies cifar10_quick, digits: name them, as in "):
-        report.write([tmp_path])
+        report.write_report(tmp_path)
 
 
 def test_a_single_runs_folder(folder: Path):
     run = a_run(folder, "plain", 8, 0)
     with pytest.raises(InputError, match=f"is a single run; give the folder of its study, {folder}"):
-        report.write([run.folder])
+        report.write_report(run.folder)
 
 
 def test_nothing_finished(folder: Path):
     run = a_run(folder, "plain", 8, 0)
     with pytest.raises(InputError, match=f"has no finished run; repeat .*{run.name}: not finished"):
-        report.write([folder])
+        report.write_report(folder)
     assert not (folder / "report").exists()
 
 
 def test_a_report_that_cannot_be_written(few: Path):
     (few / "report").write_text("")
     with pytest.raises(InputError, match="cannot write the report"):
-        report.write([few])
+        report.write_report(few)

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for place in (run.folder, folder):  # by itself, and beside others
         (place / "lesion.svg").write_text(wide)
     observe(run)
-    report.write([folder])
+    report.write_report(folder)
     return folder / "report" / "index.html"
 
 
@@ -47,6 +48,15 @@ def page(browser: Page, file: Path) -> Iterator[Page]:
     browser.open(file)
     yield browser
     assert browser.complaints == []
+
+
+def page_of(file: Path, name: str, **changes: Any) -> Path:
+    """Write the page once more, with other data; return its file."""
+    page = file.read_text()
+    start = page.index("{", page.index('id="data">'))
+    other = file.with_name(f"{name}.html")
+    other.write_text(page[:start] + json.dumps(data_of(page) | changes) + page[page.index("</script>", start) :])
+    return other
 
 
 def choose(page: Page, name: str, value: object, figure: str = "curves") -> None:
@@ -156,6 +166,68 @@ def test_the_axis_may_be_logarithmic(page: Page):
     assert max(logarithmic) - logarithmic[small] > 0.1 * spread
 
 
+def test_values_of_zero_on_a_logarithmic_axis_are_told(browser: Page, file: Path):
+    data = data_of(file.read_text())
+    found = "document.querySelector('[data-figure={}] .zeros')?.textContent"
+    zeros = [run["train_final"] for run in data["runs"]].count(0)
+    assert zeros > 1
+    for figure in ("depth", "curves"):
+        browser.open(file)
+        assert browser.run(found.format(figure)) is None
+    choose(browser, "axis", "log", "depth")
+    assert browser.run(found.format("depth")) == f"{zeros} values of 0 stand at the lower edge"
+    choose(browser, "final", "test_final", "depth")
+    assert browser.run(found.format("depth")) is None
+    ended = [run | {"train": [*run["train"][:-1], 0], "train_final": 0} for run in data["runs"][:1]]
+    browser.open(page_of(file, "zero", runs=ended))
+    for figure in ("depth", "curves"):
+        choose(browser, "axis", "log", figure)
+        assert browser.run(found.format(figure)) == "1 value of 0 stands at the lower edge"
+    assert browser.complaints == []
+
+
+@pytest.mark.parametrize(("width", "panels"), [(1200, "apart"), (1200, "one"), (390, "apart")])
+def test_runs_of_different_lengths_fill_their_panels(browser: Page, file: Path, width: int, panels: str):
+    runs = data_of(file.read_text())["runs"]
+    for run in runs:  # the shortest have the largest errors
+        run["step"] = [step * (1 + 9 * run["family"]) for step in run["step"]]
+    browser.open(page_of(file, "mixed", runs=runs), width)
+    choose(browser, "panels", panels)
+    svg = "document.querySelector('[data-figure=curves] .drawing svg')"
+    shown = "(e => ((b) => [b.left, b.top, b.right, b.bottom])(e.getBoundingClientRect()))"
+    whole = browser.run(f"{shown}({svg})")
+    groups = f"[...{svg}.querySelectorAll('g[clip-path]')]"
+    frames = browser.run(f"[...{svg}.querySelectorAll('clipPath rect')].map(r => r.width.baseVal.value - 8)")
+    lines = browser.run(f"{groups}.map(g => [...g.querySelectorAll('.line')].map({shown}))")
+    assert len(lines) == (3 if panels == "apart" else 1)
+    for wide, panel in zip(frames, lines, strict=True):
+        for left, _, right, _ in panel if panels == "apart" else panel[-1:]:
+            assert right - left > 0.85 * wide
+    labels = browser.run(f"[...{svg}.querySelectorAll('.end')].map({shown})")
+    assert len(labels) == 6
+    ends = [(right, bottom) for panel in lines for _, _, right, bottom in panel]
+    for left, top, right, bottom in labels:
+        assert whole[0] <= left
+        assert whole[1] <= top
+        assert right <= whole[2]
+        assert bottom <= whole[3]
+        assert min(abs(left - x) for x, _ in ends) < 12
+        assert min(abs((top + bottom) / 2 - y) for x, y in ends if abs(left - x) < 12) < 25
+    assert browser.complaints == []
+
+
+def test_fourteen_families_are_drawn_differently(browser: Page, file: Path):
+    data = data_of(file.read_text())
+    runs = [data["runs"][0] | {"family": i, "depth": depth} for i in range(14) for depth in data["depths"]]
+    browser.open(page_of(file, "fourteen", families=[f"family {i}" for i in range(14)], runs=runs))
+    for figure in ("depth", "curves"):
+        swatches = f"[...document.querySelectorAll('[data-figure={figure}] [name=family] + .key .marker')]"
+        looks = browser.run(f"{swatches}.map(m => m.getAttribute('d') + m.getAttribute('fill'))")
+        assert len(looks) == len(set(looks)) == 14
+        assert len(set(browser.run(f"{swatches}.map(m => m.getAttribute('fill'))"))) == 14
+    assert browser.complaints == []
+
+
 def test_the_keyboard_reads_out_and_chooses(page: Page):
     page.run("document.querySelector('[data-figure=depth] .canvas').focus()")
     page.press("ArrowRight")
@@ -199,15 +271,12 @@ def test_text_and_curves_are_seen_on_the_page(browser: Page, file: Path, dark: b
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_every_shade_of_every_colour_is_seen(browser: Page, file: Path, dark: bool):
-    page = file.read_text()
-    data = data_of(page)
+    data = data_of(file.read_text())
     depths, families = [8, 20, 56], len(data["colours"])
+    assert families >= 14
     runs = [data["runs"][0] | {"family": i, "depth": depth} for i in range(families) for depth in depths]
-    many = data | {"families": [f"family {i}" for i in range(families)], "depths": depths, "runs": runs}
-    start = page.index("{", page.index('id="data">'))
-    every = file.with_name("every.html")
-    every.write_text(page[:start] + json.dumps(many) + page[page.index("</script>", start) :])
-    browser.open(every, dark=dark)
+    names = [f"family {i}" for i in range(families)]
+    browser.open(page_of(file, "every", families=names, depths=depths, runs=runs), dark=dark)
     choose(browser, "panels", "one")
     choose(browser, "error", "train")
     strokes = browser.run(
@@ -255,21 +324,18 @@ def test_a_figure_is_saved_as_chosen(page: Page, kind: str, tmp_path: Path):
         assert b'xmlns="http://www.w3.org/2000/svg"' in content
         assert content.count(b'class="line"') == 2 * 2 * 2
         assert b"dropout" in content
+        assert "digits · Digits (scikit-learn)".encode() in content
         assert b"plain" not in content
     else:
         assert content.startswith(b"\x89PNG")
 
 
 def test_all_the_points_that_a_page_may_have_are_drawn(browser: Page, file: Path):
-    page = file.read_text()
-    data = data_of(page)
+    data = data_of(file.read_text())
     seeds, points = 60, report.ALL_POINTS // 60
     curve = {"step": list(range(1, points + 1)), "train": [2.5] * points, "test": [5.0] * points}
-    many = data | {"runs": [data["runs"][0] | curve | {"seed": seed} for seed in range(seeds)]}
-    start = page.index("{", page.index('id="data">'))
-    full = file.with_name("full.html")
-    full.write_text(page[:start] + json.dumps(many) + page[page.index("</script>", start) :])
-    browser.open(full)
+    runs = [data["runs"][0] | curve | {"seed": seed} for seed in range(seeds)]
+    browser.open(page_of(file, "full", runs=runs))
     choose(browser, "seeds", "each")
     choose(browser, "axis", "log")
     assert browser.run(LINES) == 2 * seeds

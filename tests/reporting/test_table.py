@@ -64,6 +64,23 @@ def test_the_markdown_table_has_a_row_for_each_family_and_depth(
     assert len(lines) == 2 + 4
 
 
+@pytest.mark.parametrize(
+    ("averaged", "note"),
+    [
+        (23, "over the last epoch."),
+        (33, "over the last epoch or, where that is partial, over the last two: 33 steps."),
+        (None, "over the last epoch or, where that is partial, over the last two."),
+    ],
+)
+def test_the_report_says_over_which_steps_the_running_error_is_a_mean(
+    tmp_path: Path, averaged: int | None, note: str
+) -> None:
+    folder = tmp_path / "runs" / "digits"
+    finish(a_run(folder, "plain", 8, 0), 5, **({"train_error_steps": averaged} if averaged else {}))
+    text = " ".join(report.text(report.read_study(folder)).split())
+    assert f"running: as the net changes, {note}" in text
+
+
 def test_several_studies_are_compared(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = tmp_path / "runs" / "more"
     for seed in (0, 1):
@@ -85,14 +102,14 @@ def test_several_studies_are_compared(study: Path, tmp_path: Path, capsys: pytes
 
 
 def test_reports_of_evidence_and_runs_are_compared(study: Path, tmp_path: Path) -> None:
-    report.write([study])
+    report.write_report(study)
     kept = tmp_path / "experiments" / "kept"
     (study / "report").rename(tmp_path / "kept")
     kept.parent.mkdir()
     (tmp_path / "kept").rename(kept)
     other = tmp_path / "runs" / "more"
     finish(a_run(other, "identity", 8, 0), 1)
-    families = report.read([kept, other]).families
+    families = report.read_study(kept, other).families
     assert [family.label for family in families] == ["plain", "identity", "projection_all"]
 
 

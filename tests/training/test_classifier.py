@@ -49,6 +49,13 @@ def test_a_partial_last_epoch_is_measured_with_the_one_before() -> None:
     assert classifier.running.sums[2] == (4 + 2) * 16
 
 
+@pytest.mark.parametrize(("steps", "averaged"), [(10, 6), (8, 4), (3, 3), (4, 4), (5, 5), (7, 7)])
+def test_how_many_steps_the_last_training_error_averages(steps: int, averaged: int) -> None:
+    classifier, _ = fit(recipe(steps=steps))
+    assert classifier.averaged_steps == averaged
+    assert classifier.running.sums[2] == averaged * 16
+
+
 @given(st.integers(4, 100000), st.lists(st.floats(0.01, 0.99), max_size=4).map(sorted))
 def test_the_learning_rate_drops_after_each_share(steps: int, milestones: list[float]) -> None:
     found = recipe(steps=steps, milestones=milestones)

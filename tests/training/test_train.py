@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from plainres.analysis.evaluation import predict
-from plainres.analysis.evaluation import trained as trained_network
+from plainres.analysis.evaluation import evaluate
+from plainres.analysis.evaluation import load_network as trained_network
 from plainres.config.instantiate import check, network_of, source_of
 from plainres.config.schema import Config, Devices
 from plainres.errors import InputError, RunFailedError
@@ -49,6 +49,7 @@ def test_the_record(make_config: Make, capfd: pytest.CaptureFixture[str]) -> Non
     curve = run.curve()
     assert [row["step"] for row in curve] == [3, 6]
     assert result["train_error"] == curve[-1]["train/error"]
+    assert result["train_error_steps"] == 3
     assert result["test_error"] == curve[-1]["test/error"]
     assert result["best_test_error"] == min(row["test/error"] for row in curve)
     assert 0 <= result["train_error_eval"] <= 100
@@ -64,7 +65,7 @@ def test_the_record(make_config: Make, capfd: pytest.CaptureFixture[str]) -> Non
 def test_in_bf16_losses_and_errors_are_those_of_float32_logits(make_config: Make) -> None:
     """bfloat16 has 8 bits: its log_softmax is off in the third digit, and its ties decide argmax."""
     run = trained(make_config(precision="bf16-mixed", data={**DIGITS}, optim={"batch_size": 64, "epochs": 1}))
-    predictions = predict(trained_network(run), run.config)
+    predictions = evaluate(trained_network(run), run.config)
     assert predictions.logits.dtype == torch.float32
     assert all(row.unique().numel() == 10 for row in predictions.logits)  # no ties, as bfloat16 has
     assert any(row.unique().numel() < 10 for row in predictions.logits.bfloat16())

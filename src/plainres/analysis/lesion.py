@@ -26,6 +26,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Generator, Tensor, nn
 
 from plainres.analysis.measurements import Finished, Plan, Row, draw_runs, finished, labels, loss_and_error, measure
+from plainres.data.sources import sample_size
 from plainres.errors import InputError
 from plainres.models.blocks import Block
 from plainres.models.networks import Stack
@@ -125,7 +126,7 @@ def wanted(of: Finished, most: int, draws: int, seed: int) -> list[Row]:
         text = " ".join(map(str, blocks))
         shape = "changes" if kind == "block" and blocks[0] in change else ""
         return of.key | {
-            "test_images": str(len(of.test.index)),
+            "test_images": sample_size(len(of.test.index), of.test_images),
             **{"kind": kind, "number": str(number), "seed": seeded, "draw": draw},
             **{"blocks": text, "shape": shape, "kendall_tau": f"{tau:.6f}"},
         }

@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import nn
 
-from plainres.analysis.evaluation import trained
+from plainres.analysis.evaluation import load_network
 from plainres.config.instantiate import source_of
 from plainres.console import bar
 from plainres.data.batches import Batch, DeviceImages, EvaluationBatches
-from plainres.data.sources import Split
+from plainres.data.sources import sample_size
 from plainres.errors import InputError, LockedError, RunFailedError
 from plainres.files import csv_text, read_rows, write_atomically
 from plainres.processes.forkserver import begin, forkserver
@@ -43,18 +43,21 @@ PRELOADED = ["plainres.analysis.lesion", "plainres.analysis.landscape", "sklearn
 class Finished:
     """A finished run: its network in evaluation mode, on the run's kind of device, and its images as they are.
 
-    Where there is no GPU, a run that was trained on one is measured on the CPU. The numbers are those of the run's
-    precision, but for bf16-mixed, where they are float32.
+    The images are a sample, by class (`plainres.data.sources.stratified`), of `train_images` and `test_images`. Where
+    there is no GPU, a run that was trained on one is measured on the CPU. The numbers are those of the run's precision,
+    but for bf16-mixed, where they are float32.
     """
 
     run: Run
     network: nn.Module
     training: EvaluationBatches
     test: EvaluationBatches
+    train_images: int
+    test_images: int
 
     @classmethod
     def read(cls, folder: Path, images: int | None = None) -> "Finished":
-        """The run in a folder, with the first `images` of each split, or all.
+        """Return the run in a folder, with a sample of `images` of each split, or all.
 
         Raises:
             InputError: there is no finished run, or it has no checkpoint, or one of other weights than those of its
@@ -63,23 +66,24 @@ class Finished:
         run = Run.read_finished(folder)
         gpu = run.config.trainer.accelerator == "gpu" and torch.cuda.is_available()
         device = torch.device("cuda" if gpu else "cpu")
-        network = trained(run).to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
+        network = load_network(run).to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
         source = source_of(run.config)
         found = source.load()
         training, test = (
-            EvaluationBatches(
-                DeviceImages(
-                    Split(split.images[:images], split.targets[:images]), source, found.channel_statistics, device
-                )
-            )
+            EvaluationBatches(DeviceImages(split.sample(images), source, found.channel_statistics, device))
             for split in (found.train, found.test)
         )
-        return cls(run, network, training, test)
+        return cls(run, network, training, test, len(found.train), len(found.test))
 
     @property
     def key(self) -> Row:
-        """What every measurement depends on: the digest of the weights, and how many images of the training set."""
-        return {"weights": self.run.result["weights_sha256"][:8], "images": str(len(self.training.index))}
+        """What every measurement depends on: the digest of the weights, and how many images of the training set.
+
+        A sample is written as '500 of 1500'. A plain 500 in a file of an older version were the first 500 images, which
+        are not measured again under that name.
+        """
+        images = sample_size(len(self.training.index), self.train_images)
+        return {"weights": self.run.result["weights_sha256"][:8], "images": images}
 
 
 def finished(folders: Sequence[Path], images: int | None = None) -> list[Finished]:
@@ -157,7 +161,7 @@ def measure(plans: Sequence[Plan], values: Sequence[str], work: Work, images: in
         plans: one for each run.
         values: the names of what `work` returns.
         work: the measurement for one row, a function that other processes can import.
-        images: the first of each split, as `Finished.read`.
+        images: the size of the sample of each split, as `Finished.read`.
         unit: what a row is, for the bar.
 
     Raises:

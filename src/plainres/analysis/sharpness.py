@@ -1,17 +1,23 @@
 """How sharp the minimum is that training has found: the largest eigenvalue of the loss's Hessian.
 
-Power iteration (as Yao et al. 2020, PyHessian): v <- H v / ||H v|| from a random v, and the eigenvalue is the Rayleigh
-quotient v' H v / v' v. H is that of the mean cross-entropy over the training images, in all weights, with the network
-in evaluation mode, and H v = d(g' v)/dw, g the gradient, is exact (Pearlmutter 1994). What it finds is the eigenvalue
-of largest magnitude. Should that be negative, it goes on with H - l I, l this eigenvalue: none of that is negative, and
-the order is the same.
+The Lanczos method (Lanczos 1950; Parlett 1998, The Symmetric Eigenvalue Problem, chapter 13): the largest eigenvalue of
+H in the space that v, H v, H H v, ... span, v random, with full reorthogonalisation. It is the algebraically largest,
+whatever negative eigenvalues there are. H is that of the mean cross-entropy over training images, in all weights, with
+the network in evaluation mode, and H v = d(g' v)/dw, g the gradient, is exact (Pearlmutter 1994). Each iteration costs
+one H v and keeps one vector as large as the weights.
+
+Power iteration, as in Yao et al. 2020 (PyHessian), finds the largest magnitude instead, and stands still at a wrong
+value where two eigenvalues of different sign have nearly that magnitude. scipy's eigsh gives no estimate when it has
+not converged, and fails where H is 0.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -42,52 +48,75 @@ def hessian_vector(network: nn.Module, batches: EvaluationBatches, vector: Seque
     return product
 
 
-def estimates(network: nn.Module, batches: EvaluationBatches, seed: int, shift: float = 0.0) -> Iterator[float]:
-    """The eigenvalue of H furthest from `shift` after 1, 2, ... iterations, without end unless (H - shift I) v is 0."""
+class Estimate(NamedTuple):
+    """An estimate l of an eigenvalue, with its vector v of length 1."""
+
+    eigenvalue: float
+    residual: float  # ||H v - l v||; an eigenvalue lies within it of l
+    converged: bool
+
+
+def estimates(network: nn.Module, batches: EvaluationBatches, tolerance: float, seed: int) -> Iterator[Estimate]:
+    """Yield the estimate of the largest eigenvalue of H after 1, 2, ... iterations, until one has converged.
+
+    Converged is a residual of at most `tolerance` times the eigenvalue's magnitude, or of no more than rounding.
+    """
     generator = Generator().manual_seed(mix("sharpness", seed))
     weights = [weight for weight in network.parameters() if weight.requires_grad]
-    vector = [torch.randn(weight.shape, generator=generator).to(weight) for weight in weights]
-    while (size := _dot(vector, vector) ** 0.5) > 0:
-        vector = [part / size for part in vector]
-        product = hessian_vector(network, batches, vector)
-        yield _dot(vector, product)
-        vector = [part - shift * own for part, own in zip(product, vector, strict=True)]
+    sizes = [weight.numel() for weight in weights]
+    precision = 10 * torch.finfo(weights[0].dtype).eps
+    vector = _flat([torch.randn(weight.shape, generator=generator).to(weight) for weight in weights])
+    vector /= _dot(vector, vector) ** 0.5
+    basis: list[Tensor] = []
+    diagonal: list[float] = []  # of H in this basis, which is tridiagonal
+    beside: list[float] = []
+    while True:
+        basis.append(vector)
+        parts = [part.view_as(weight) for part, weight in zip(vector.split(sizes), weights, strict=True)]
+        product = _flat(hessian_vector(network, batches, parts))
+        diagonal.append(_dot(vector, product))
+        for other in [*basis, *basis]:  # once leaves some rounding
+            product -= _dot(other, product) * other
+        size = _dot(product, product) ** 0.5
+        if not math.isfinite(diagonal[-1] + size):
+            yield Estimate(math.nan, math.nan, converged=False)
+            return
+        values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(beside, -1))
+        eigenvalue, residual = float(values[-1]), size * abs(float(vectors[-1, -1]))
+        converged = residual <= max(tolerance * abs(eigenvalue), precision * float(abs(values).max()))
+        converged |= len(basis) == len(vector)
+        yield Estimate(eigenvalue, residual, converged)
+        if converged:
+            return
+        beside.append(size)
+        vector = product / size
 
 
-def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    return sum((x.double() * y.double()).sum().item() for x, y in zip(a, b, strict=True))
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    return (a.double() * b.double()).sum().item()
 
 
 def top_eigenvalue(
     network: nn.Module, batches: EvaluationBatches, *, tolerance: float, most: int, seed: int, name: str = "sharpness"
-) -> tuple[list[float], bool]:
-    """The estimates up to that which differs from the one before by less than a share of `tolerance`, at most `most`.
-
-    Returns:
-        The estimates, the last that of the largest eigenvalue, after those of a negative one that came first; and
-        whether they have converged.
+) -> list[Estimate]:
+    """Return the estimates of the largest eigenvalue, up to the first that has converged, at most `most`.
 
     Raises:
         InputError: an estimate is no finite number.
     """
-    found: list[float] = []
+    found: list[Estimate] = []
     with bar(name, "iteration", most, leave=False) as shown:
-        for shift in (0.0, None):
-            begun, converged = len(found), False
-            for value in estimates(network, batches, seed, found[-1] if shift is None else shift):
-                if not math.isfinite(value):
-                    raise InputError(f"{name}: the loss around the weights has no finite curvature ({value})")
-                found.append(value)
-                shown.update()
-                shown.set_postfix_str(f"{value:.6g}")
-                converged = len(found) > begun + 1 and abs(value - found[-2]) < tolerance * abs(value)
-                if converged or len(found) == most:
-                    break
-            else:
-                converged = True  # H v = 0
-            if not converged or found[-1] >= 0:
-                break
-    return found, converged
+        for estimate in islice(estimates(network, batches, tolerance, seed), most):
+            if not math.isfinite(estimate.eigenvalue):
+                raise InputError(f"{name}: the loss around the weights has no finite curvature ({estimate.eigenvalue})")
+            found.append(estimate)
+            shown.update()
+            shown.set_postfix_str(f"{estimate.eigenvalue:.6g}, residual {estimate.residual:.2g}")
+    return found
 
 
 def write(folders: Sequence[Path], images: int, tolerance: float, most: int, seed: int) -> str:
@@ -101,39 +130,45 @@ def write(folders: Sequence[Path], images: int, tolerance: float, most: int, see
     names = labels(runs)
     curves, lines = [], []
     for one, name in zip(opened, names, strict=True):
-        found, converged = top_eigenvalue(
+        found = top_eigenvalue(
             one.network, one.training, tolerance=tolerance, most=most, seed=seed, name=f"sharpness of {name}"
         )
         _save(one, found, seed)
-        curves.append(found)
-        outcome = "converged" if converged else f"NOT converged to {tolerance:g}: --iterations is too small"
+        curves.append([estimate.eigenvalue for estimate in found])
+        last = found[-1]
+        outcome = "converged" if last.converged else f"NOT converged to {tolerance:g}: --iterations is too small"
         count = f"{len(found)} iteration{'s' * (len(found) != 1)}"
-        lines.append(f"{name}: {found[-1]:.6g} after {count}, {outcome}; {len(one.training.index):,} images")
+        lines.append(
+            f"{name}: {last.eigenvalue:.6g} after {count}, residual {last.residual:.2g}, {outcome}; "
+            f"{len(one.training.index):,} images"
+        )
     figure = draw_runs(
         lambda numbers: draw([names[i] for i in numbers], [curves[i] for i in numbers]), runs, "sharpness"
     )
     return "\n".join(["top eigenvalue of the Hessian of the training loss", *lines, str(figure)])
 
 
-def _save(of: Finished, found: Sequence[float], seed: int) -> None:
+def _save(of: Finished, found: Sequence[Estimate], seed: int) -> None:
     file = of.run.folder / "sharpness.csv"
     rows = [
-        of.key | {"seed": str(seed), "iteration": str(number), "eigenvalue": repr(value)}
-        for number, value in enumerate(found, 1)
+        of.key
+        | {"seed": str(seed), "iteration": str(number)}
+        | {"eigenvalue": repr(estimate.eigenvalue), "residual": repr(estimate.residual)}
+        for number, estimate in enumerate(found, 1)
     ]
     with writing(file):
         write_atomically(file, csv_text(rows))
 
 
 def draw(names: Sequence[str], found: Sequence[Sequence[float]]) -> Figure:
-    """How the power iteration came to its eigenvalue, a curve for each run."""
+    """Draw the estimates of the largest eigenvalue by iteration, a curve for each run."""
     figure = Figure(figsize=(6.4, 4.1))
     axes = figure.subplots()
     for i, (name, values) in enumerate(zip(names, found, strict=True)):
         style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
         axes.plot(range(1, len(values) + 1), values, markersize=4, label=f"{name}: {values[-1]:.4g}", **style)
-    axes.set_xlabel("power iterations")
-    axes.set_ylabel("eigenvalue of the Hessian")
+    axes.set_xlabel("Lanczos iterations")
+    axes.set_ylabel("largest eigenvalue of the Hessian")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="lower right")
     return figure

@@ -47,7 +47,7 @@ def lesion(arguments: list[str]) -> int:
         "--draws", type=integer(1), default=5, help="random draws for each number of blocks or pairs (default: 5)"
     )
     parser.add_argument(
-        "--images", type=integer(1), help="number of images of each set, from its beginning (default: all)"
+        "--images", type=integer(1), help="number of images of each set, sampled by class (default: all)"
     )
     options = parser.read(arguments)
     from plainres.analysis.lesion import write
@@ -78,7 +78,10 @@ def landscape(arguments: list[str]) -> int:
         help="range of the coefficients, -R to R, in units of the filters' norms (default: 1)",
     )
     parser.add_argument(
-        "--images", type=integer(1), default=1000, help="number of training images, from the first (default: 1000)"
+        "--images",
+        type=integer(1),
+        default=1000,
+        help="number of training images, sampled by class (default: 1000)",
     )
     options = parser.read(arguments)
     from plainres.analysis.landscape import write
@@ -92,17 +95,20 @@ def sharpness(arguments: list[str]) -> int:
     """Measure the curvature of the loss at the weights of finished runs."""
     parser = _AnalysisArguments(
         "sharpness",
-        "Measure the top eigenvalue of the Hessian of the training loss of finished runs, by power iteration. Writes "
-        "sharpness.csv, .svg and .png into each run's folder, and a figure of all runs into the parent folder.",
+        "Measure the top eigenvalue of the Hessian of the training loss of finished runs, by the Lanczos method. "
+        "Writes sharpness.csv, .svg and .png into each run's folder, and a figure of all runs into the parent folder.",
     )
     parser.add_argument(
-        "--images", type=integer(1), default=1000, help="number of training images, from the first (default: 1000)"
+        "--images",
+        type=integer(1),
+        default=1000,
+        help="number of training images, sampled by class (default: 1000)",
     )
     parser.add_argument(
         "--tolerance",
         type=positive_number,
         default=1e-3,
-        help="relative change of the eigenvalue below which the iteration stops (default: 0.001)",
+        help="residual relative to the eigenvalue at which the iteration stops (default: 0.001)",
     )
     parser.add_argument("--iterations", type=integer(1), default=100, help="maximum number of steps (default: 100)")
     options = parser.read(arguments)

@@ -91,6 +91,9 @@ Evaluate a run, given by its folder, on its own test set or, with data=..., on a
   plainres eval runs/default/identity-20-w16-s0-a1b2c3d4
   plainres eval resnet50.pth model=imagenet model.depth=50 model/block=bottleneck data=imagenet
 
+Images are normalised by the channel means and deviations of the network's training, which a run and an exported file
+record. For other files, set data.mean and data.std; their default is the statistics of the data's training images.
+
 Prints the loss, the error and the error of each class. Writes a Parquet file with one row for each image: target,
 prediction, loss and logits. It goes into the folder of the run, or for a file of weights into the current folder.
 """
@@ -154,20 +157,13 @@ def _list_runs(runs: Sequence["Run"]) -> None:
 
 
 def _train_one(run: "Run") -> None:
+    from plainres.launch.devices import train
     from plainres.processes.world import World
 
     if run.finished and run.result:
         print(f"{run.name} is finished already", file=sys.stderr)
-    elif (reason := run.failure) and not run.config.sweep.retry_failed:
-        raise RunFailedError(f"{run.folder} has failed: {reason}; add sweep.retry_failed=true to train it again")
-    else:
-        from plainres.config.instantiate import check
-        from plainres.launch.devices import launch
-
-        check(run.config)  # before Lightning, whose import takes seconds
-        launch(run)
+    result = train(run).result
     if World.current().rank == 0:
-        result = type(run).of(run.config).result
         print(
             f"train error {result['train_error']:.2f} % (running), {result['train_error_eval']:.2f} % (eval); "
             f"test error {result['test_error']:.2f} %"
@@ -225,21 +221,21 @@ def report(arguments: list[str]) -> int:
         if arguments[position - 1] == "--wandb" and word not in modes:
             arguments[position - 1] = "--wandb=offline"  # the next word is a folder
     options = parser.parse_args(arguments)
-    from plainres.reporting.report import FORMATS, write
-    from plainres.reporting.study import read
+    from plainres.reporting.report import FORMATS, write_report
+    from plainres.reporting.study import read_study
     from plainres.runs.record import REPORT as REPORTED
 
     if options.format:
-        print(FORMATS[options.format](read(options.folders).families))
+        print(FORMATS[options.format](read_study(*options.folders).families))
         return 0
-    print(write(options.folders, options.title, options.width))
-    page = read(options.folders).home / REPORTED / "index.html"
+    print(write_report(*options.folders, title=options.title, width=options.width))
+    page = read_study(*options.folders).home / REPORTED / "index.html"
     if options.open and not webbrowser.open(page.resolve().as_uri()):
         print(f"there is no browser to open {page} with", file=sys.stderr)
     if options.wandb:
         from plainres.reporting.wandb_report import show
 
-        print(show(read(options.folders), page.parent, options.wandb))
+        print(show(read_study(*options.folders), page.parent, options.wandb))
     return 0
 
 
@@ -330,15 +326,16 @@ def bench(arguments: list[str]) -> int:
     return 0
 
 
-def evaluate(arguments: list[str]) -> int:
+def eval_(arguments: list[str]) -> int:
     """Evaluate a trained network on a test set."""
     parser = Arguments("eval", EVAL, "RUN|WEIGHTS [OVERRIDES]", overrides=True)
     parser.add_argument("target", type=Path, nargs="?", metavar="RUN|WEIGHTS", help="folder of a run, or weights file")
     options, overrides = parser.parse_known_args(arguments)
     if options.target is None or "=" in str(options.target).partition("/")[0]:
         raise InputError("plainres eval needs the folder of a run or a file of weights first; see plainres eval --help")
-    from plainres.analysis.evaluation import predict, the_one, trained, with_overrides
-    from plainres.config.instantiate import check, network_of, source_of
+    from plainres.analysis.evaluation import evaluate, normalises, predict, the_one, with_overrides
+    from plainres.config.instantiate import build_network, check
+    from plainres.models.weights import statistics_in
     from plainres.runs.record import Run
 
     target: Path = options.target
@@ -346,14 +343,22 @@ def evaluate(arguments: list[str]) -> int:
         raise InputError(f"{target}: there is no such file of weights, and no such folder of a run")
     if target.is_dir():
         run = Run.read(target)
-        config = with_overrides(run.config, overrides)
-        network, name, prefix = trained(run), run.name, f"{target}/"
+        config, name, prefix = with_overrides(run.config, overrides), run.name, f"{target}/"
+        predictions = predict(run, overrides)
     else:
         config = the_one(overrides)
         config.model["weights"] = str(target)
         check(config)
-        network, name, prefix = network_of(config, source_of(config)), target.stem, f"{target.stem}-"
-    predictions = predict(network, config)
+        name, prefix = target.stem, f"{target.stem}-"
+        statistics = None if normalises(overrides) else statistics_in(target)
+        if statistics is None and config.data.get("mean") is None:
+            hint = "; set data.mean and data.std to use others" if "mean" in config.data else ""
+            print(
+                f"{target} does not record the channel means and deviations of its training; those of the training "
+                f"images of {config.options['data']} normalise images{hint}",
+                file=sys.stderr,
+            )
+        predictions = evaluate(build_network(config), config, statistics)
     data = config.options["data"]
     file = Path(f"{prefix}predictions-{data}.parquet")
     predictions.save(file)
@@ -377,9 +382,9 @@ def export(arguments: list[str]) -> int:
     from plainres.runs.record import Run
 
     run = Run.read(options.run)
-    from plainres.analysis.evaluation import trained
+    from plainres.analysis.evaluation import load_network, training_statistics
     from plainres.models.weights import save_weights
 
-    names = save_weights(trained(run), run.config.model, options.file)
+    names = save_weights(load_network(run), run.config.model, training_statistics(run, run.config), options.file)
     print(f"{options.file}: in {names} names")
     return 0

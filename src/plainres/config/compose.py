@@ -263,8 +263,10 @@ def _check_length(task: DictConfig, overrides: Sequence[str]) -> None:
 
 def _sha256(file: Any) -> str:
     """Return the digest of a file of weights, by whose content, not name, a run is identified."""
+    from plainres.models.weights import weights_file  # imports torch
+
     try:
-        with Path(file).open("rb") as opened:
+        with weights_file(Path(file)).open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     except (OSError, TypeError) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else "it cannot be read"

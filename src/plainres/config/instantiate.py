@@ -125,6 +125,15 @@ def check(config: Config, *, devices: bool = True) -> None:
         )
 
 
+def build_network(config: Config) -> nn.Module:
+    """Return the network of a configuration, with its initial weights.
+
+    Raises:
+        InputError: the configuration describes none.
+    """
+    return network_of(config, source_of(config))
+
+
 def network_of(config: Config, source: Source) -> nn.Module:
     """Return the network with its initial weights, drawn from the seed or read from the file model.weights.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from plainres.errors import InputError
+from plainres.randomness import mix
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,36 @@ class Split:
             keep.append(torch.nonzero(self.targets == target).flatten()[:count])
         index = torch.cat(keep).sort().values
         return Split(self.images[index], self.targets[index])
+
+    def sample(self, count: int | None) -> "Split":
+        """Return the images of `stratified`, in their order; everything if None or no more than `count`."""
+        if count is None or count >= len(self):
+            return self
+        index = stratified(self.targets, count)
+        return Split(self.images[index], self.targets[index])
+
+
+def stratified(targets: Tensor, count: int) -> Tensor:
+    """Return the indices (min(count, N),), ascending, of a random sample of images with targets (N,), by class.
+
+    Each class has its proportional share, rounded down or up: up where the remainder is largest, and of equal ones
+    where the class comes first. The sample depends on nothing but the targets and the count, so that all runs on a data
+    set have the same one.
+    """
+    total = len(targets)
+    count = min(count, total)
+    sizes = torch.bincount(targets)
+    shares = count * sizes // total
+    largest = (count * sizes % total).argsort(descending=True, stable=True)
+    shares[largest[: count - int(shares.sum())]] += 1
+    shuffled = torch.randperm(total, generator=Generator().manual_seed(mix("sample")))
+    by_class = shuffled[targets[shuffled].argsort(stable=True)].split(sizes.tolist())
+    return torch.cat([images[:share] for images, share in zip(by_class, shares.tolist(), strict=True)]).sort().values
+
+
+def sample_size(count: int, total: int) -> str:
+    """Name a sample of `count` of `total` images, as measurements record it: '500 of 1500', or '1500' for all."""
+    return f"{count}" if count == total else f"{count} of {total}"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from plainres.config.schema import Config
+from plainres.console import say
 from plainres.errors import InputError, LockedError, RunFailedError, StoppedError
+from plainres.launch.hints import hints
 from plainres.processes.signals import StopSignals
 from plainres.processes.world import World
 from plainres.runs.record import Run
@@ -25,6 +28,36 @@ from plainres.runs.record import Run
 # what earlier process groups may have left in the environment
 LEAKY = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
 LEAKY_PREFIXES = ("TORCHELASTIC_", "PL_", "MASTER_PORT", "SLURM_")
+
+
+def train(run: Run | Config) -> Run:
+    """Train one run on the devices of this machine, from its newest checkpoint if it has one.
+
+    Args:
+        run: a run, or its configuration. A finished run is left as it is.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        InputError: the configuration cannot be carried out.
+        LockedError: another process trains the run.
+        RunFailedError: the run has failed, now or before; `sweep.retry_failed=true` trains it again.
+        StoppedError: a signal came; the run is saved.
+    """
+    run = run if isinstance(run, Run) else Run.of(run)
+    if run.finished and run.result:
+        return run
+    if (reason := run.failure) and not run.config.sweep.retry_failed:
+        raise RunFailedError(f"{run.folder} has failed: {reason}; sweep.retry_failed=true tries it again")
+    from plainres.config.instantiate import check
+
+    check(run.config)  # before the seconds that the import of Lightning takes
+    if World.current().rank == 0:
+        for hint in hints([run]):
+            say(hint)
+    launch(run)
+    return Run.of(run.config)
 
 
 def launch(run: Run) -> None:

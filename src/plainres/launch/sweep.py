@@ -22,9 +22,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from plainres.config.schema import Config
 from plainres.console import duration, say
 from plainres.errors import LockedError, StoppedError, first_line
 from plainres.launch.devices import launch
+from plainres.launch.hints import hints
 from plainres.launch.preflight import preflight, slots, urgency
 from plainres.processes.forkserver import begin, call_in_processes, forkserver
 from plainres.processes.signals import StopSignals
@@ -67,14 +69,19 @@ def summarise(failed: Sequence[tuple[Run, str]]) -> int:
     return len(failed)
 
 
-def sweep(runs: Sequence[Run]) -> int:
+def sweep(runs: Sequence[Run | Config]) -> int:
     """Train the runs that are not finished, on this machine; return how many failed.
+
+    Args:
+        runs: runs, or their configurations.
 
     Raises:
         InputError: a run's configuration cannot be carried out; then nothing has been trained.
         StoppedError: a signal came; what was running is saved.
     """
-    missing, failed = to_train(runs)
+    missing, failed = to_train([run if isinstance(run, Run) else Run.of(run) for run in runs])
+    for hint in hints(missing):
+        say(hint)
     if missing:
         wandb = PRELOADED_FOR_WANDB if any(run.config.logger.wandb for run in missing) else []
         context = forkserver([*PRELOADED, *wandb])

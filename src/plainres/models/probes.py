@@ -1,8 +1,8 @@
 """What happens inside a network, layer by layer: measured at the beginning of a training, now and then, and at its end.
 
-A probe looks at a copy of the network, on the first images of the training set, not augmented, with the statistics of
-this batch in its normalisations. So none of them changes a bit of the training. What they find is kept beside the run,
-probes/<name>.csv, a row for each layer and step.
+A probe looks at a copy of the network, on a random sample of the training set, by class, not augmented, with the
+statistics of this batch in its normalisations. So none of them changes a bit of the training. What they find is kept
+beside the run, probes/<name>.csv, a row for each layer and step.
 
 A layer is a weighted layer of the backbone, in the order of computation, layers on shortcuts left out.
 """
@@ -30,7 +30,7 @@ class Probe(Protocol):
 
     @property
     def images(self) -> int:
-        """How many images it looks at."""
+        """The size of the sample of images that it looks at."""
         ...
 
     @property
@@ -87,7 +87,7 @@ class Gradients(_Timed):
 
     The loss is the mean cross-entropy of the images. The update is learning rate times momentum buffer, as the last
     step has left both; before the first step it is what the gradient of the images would make at that step's rate.
-    Costs one forward and backward pass.
+    Relative to weights of norm 0 an update is infinite, or NaN if it is 0, too. Costs one forward and backward pass.
     """
 
     def measure(self, network: nn.Module, images: Tensor, targets: Tensor, optimizer: Optimizer) -> list[Row]:
@@ -103,10 +103,11 @@ class Gradients(_Timed):
             gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad  # None: the loss ignores it
             buffer = optimizer.state[originals[weight]].get("momentum_buffer")
             step = gradient + group["weight_decay"] * weight if buffer is None else buffer
-            norm = weight.norm().item()
+            norm = weight.norm().double()
             # a rate that a captured step reads is a tensor
-            update = float(group["lr"]) * step.norm().item() / norm if norm else 0.0
-            rows.append(_row(index, name, weight=norm, gradient=gradient.norm().item(), update_to_weight=update))
+            ratio = float(group["lr"]) * step.norm().double() / norm
+            values = {"weight": norm, "gradient": gradient.norm(), "update_to_weight": ratio}
+            rows.append(_row(index, name, **{column: value.item() for column, value in values.items()}))
         return rows
 
 
@@ -117,8 +118,9 @@ class GradientCorrelation(_Timed):
     exponentially with depth in plain nets, sublinearly with skip-connections. Here: the gradients of the images' summed
     loss with respect to the pixels of each image, and the correlation coefficients of these gradients for all pairs of
     images: their mean, and the mean of their absolute values (of independent noise about sqrt(2 / (pi D)) for D
-    pixels). Where a normalisation takes its statistics from the batch, the losses of the other images depend on an
-    image's pixels too and have a part in its gradient. Costs one forward and backward pass.
+    pixels). A constant gradient, such as 0, has no correlation with others. The mean leaves out its pairs, and is NaN
+    if no others are left. Where a normalisation takes its statistics from the batch, the losses of the other images
+    depend on an image's pixels too and have a part in its gradient. Costs one forward and backward pass.
     """
 
     looks_at = "pixels"
@@ -130,9 +132,11 @@ class GradientCorrelation(_Timed):
         assert pixels.grad is not None
         gradients = pixels.grad.flatten(1).double()
         gradients -= gradients.mean(1, keepdim=True)
-        gradients = F.normalize(gradients, dim=1)
+        gradients /= gradients.norm(dim=1, keepdim=True)
         pairs = (gradients @ gradients.T)[tuple(torch.triu_indices(len(gradients), len(gradients), 1))]
-        return [_row(0, "pixels", correlation=pairs.mean().item(), absolute_correlation=pairs.abs().mean().item())]
+        return [
+            _row(0, "pixels", correlation=pairs.nanmean().item(), absolute_correlation=pairs.abs().nanmean().item())
+        ]
 
 
 class Signals(_Timed):

@@ -137,7 +137,11 @@ class ProjectionAll(Convolution):
 def Projection(  # noqa: N802
     in_channels: int, out_channels: int, stride: int, norm: NormFactory = nn.BatchNorm2d
 ) -> nn.Module:
-    """A projection where the shape changes, the identity elsewhere: option B of He et al. 2015, section 3.3."""
+    """y = F(x) + BN(W x) where the shape changes, the identity elsewhere: C_in C_out + 2 C_out parameters there.
+
+    He et al. 2015, equation 2 and option B of section 3.3; W is a 1x1 convolution. `norm` is the network's own, batch
+    normalisation unless another is chosen.
+    """
     if _changes(in_channels, out_channels, stride):
         return ProjectionAll(in_channels, out_channels, stride, norm)
     return Identity(in_channels, out_channels, stride)

@@ -32,6 +32,7 @@ TORCHVISION = (
     (re.compile(r"stages\.(\d+)\.(\d+)\.shortcut\.norm\."), r"layer\1.\2.downsample.1."),
     (re.compile(r"head\.linear\."), r"fc."),
 )
+STATISTICS = ("channel_mean", "channel_std")  # in the metadata of our files
 COUNTER = "num_batches_tracked"  # files from before PyTorch 0.4.1 lack it, and no evaluation needs it
 
 
@@ -45,6 +46,12 @@ def torchvision_name(key: str) -> str | None:
                 name = f"layer{int(stage) + 1}.{rest}"
             return name + key[match.end() :]
     return None
+
+
+def weights_file(path: Path) -> Path:
+    """Return the file of weights that a path names: a file itself, or the newest checkpoint in the folder of a run."""
+    checkpoints = sorted((path / "checkpoints").glob("step-*.ckpt")) if path.is_dir() else []
+    return checkpoints[-1] if checkpoints else path
 
 
 def load_weights(network: nn.Module, file: Path) -> None:
@@ -62,7 +69,7 @@ def weights_for(network: nn.Module, file: Path) -> dict[str, Tensor]:
     Raises:
         InputError: the file cannot be read as weights (nothing else in it is executed), or they do not fit the network.
     """
-    found = _read(file)
+    found = _read(weights_file(file))
     wanted = network.state_dict()
     if not found.keys() & wanted.keys():  # not ours
         theirs = {torchvision_name(key): key for key in wanted}
@@ -86,10 +93,11 @@ def weights_for(network: nn.Module, file: Path) -> dict[str, Tensor]:
     return found
 
 
-def save_weights(network: nn.Module, model: Mapping[str, Any], file: Path) -> str:
+def save_weights(network: nn.Module, model: Mapping[str, Any], statistics: tuple[Tensor, Tensor], file: Path) -> str:
     """Write a network's weights as safetensors, in torchvision's names if it has the like; return whose names.
 
-    Its configuration, `model`, stands in the file's metadata.
+    The file's metadata hold the network's configuration, `model`, and the mean and standard deviation (C,) by which
+    each channel was normalised in its training, `statistics`, in units of pixel values.
 
     Raises:
         InputError: the file cannot be written.
@@ -99,12 +107,25 @@ def save_weights(network: nn.Module, model: Mapping[str, Any], file: Path) -> st
         str(torchvision_name(key)) if theirs else key: value.contiguous() for key, value in network.state_dict().items()
     }
     metadata = {"format": "pt", "plainres": json.dumps(model)}
+    metadata |= {key: json.dumps(values.tolist()) for key, values in zip(STATISTICS, statistics, strict=True)}
     try:
         with atomically(file) as out:
             out.write(safetensors.torch.save(tensors, metadata=metadata))
     except OSError as error:
         raise InputError(f"cannot write {file}: {error.strerror}") from error
     return "torchvision's" if theirs else "plainres's"
+
+
+def statistics_in(file: Path) -> tuple[Tensor, Tensor] | None:
+    """Return the channel statistics that `save_weights` has written into a file; None if it has none."""
+    if file.suffix != ".safetensors":
+        return None
+    with safetensors.safe_open(file, "pt") as held:
+        metadata = held.metadata() or {}
+    if not metadata.keys() >= set(STATISTICS):
+        return None
+    mean, std = (torch.tensor(json.loads(metadata[key])) for key in STATISTICS)
+    return mean, std
 
 
 def is_torchvisions(network: nn.Module) -> bool:

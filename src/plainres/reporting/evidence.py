@@ -31,7 +31,7 @@ COLUMNS = (  # of results.csv
     *("folder", "study", "family", "shortcut", "depth", "width", "seed"),
     *("train_error_eval", "train_loss_eval", "train_error", "train_loss", "test_error", "test_loss"),
     *("best_test_error", "best_test_error_epoch"),
-    *("steps", "epochs", "batch_size", "parameters", "multiply_adds"),
+    *("train_error_steps", "steps", "epochs", "batch_size", "parameters", "multiply_adds"),
     *("wall_time_s", "peak_memory_mib", "device", "devices", "threads", "compile", "cuda_graph", "deterministic"),
     *("sync_batch_norm", "precision", "attempts", "git_commit", "source_sha256", "weights_sha256", "data_sha256"),
     "versions",

@@ -1,15 +1,18 @@
 """Figures of a study, as SVG and PNG: curves as in He et al. 2015, Figure 6, and final error by depth.
 
-Runs come as family -> depth (ascending) -> seed -> run. Families have the colours of Okabe and Ito (2008), which
-colour-blind readers can tell apart; within a family, the deeper the darker.
+Runs come as family -> depth (ascending) -> seed -> run. Within a family, the deeper the darker. The first seven
+families have the colours of Okabe and Ito (2008), which colour-blind readers can tell apart; further ones differ in
+marker as well.
 """
 
 import csv
+import math
+import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import cycle, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +24,33 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from plainres.config.schema import Config
 from plainres.reporting.statistics import Summary, summarize
 from plainres.runs.record import Run
 
 Families = Mapping[str, Mapping[int, Mapping[int, Run]]]
 
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = (
+    *("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),  # Okabe and Ito's
+    *("#800000", "#1A237E", "#BDB76B", "#DC143C", "#2F4F4F", "#117733", "#C71585"),  # far from those, in any sight
+)
 MARKERS = "osD^vPX"
+DATA = {  # names of data sets, by the name or the class in their configuration
+    "Digits": "Digits (scikit-learn)",
+    "Synthetic": "random images",
+    "uoft-cs/cifar10": "CIFAR-10",
+    "uoft-cs/cifar100": "CIFAR-100",
+    "ILSVRC/imagenet-1k": "ImageNet",
+}
+PANEL, NARROW = 4.8, 1.6  # inches: the width of a panel, and the least if a figure's width is given
+SCALE = 0.38  # inches of it that its vertical scale takes
 BAND: dict[str, Any] = {"alpha": 0.18, "linewidth": 0}
 SPREAD = Patch(color="#444444", label="s.d. over seeds", **BAND)  # for legends
 STYLE: dict[Any, Any] = {
     "font.size": 10,
+    "savefig.dpi": 150,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
     "axes.spines.top": False,
@@ -41,72 +58,98 @@ STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "grid.color": "#e6e6e6",
     "axes.axisbelow": True,
+    "figure.titlesize": "large",
+    "figure.titleweight": "bold",
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
     "svg.fonttype": "none",
     "svg.hashsalt": "plainres",  # the same runs give the same bytes
 }
+NO_STAMP: dict[str, Any] = {"Date": None, "Creator": None}
+FIXED: dict[Any, Any] = {"font.size": 8, "axes.titlesize": 8, "savefig.dpi": 300}  # for a given width, in a paper
+PLAIN: dict[str, Any] = {"fontweight": "normal", "fontsize": "medium"}  # titles that are sentences
 
 
-def save_figures(families: Families, folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
+def save_figures(
+    families: Families, folder: Path, *, title: str | None = None, width: float | None = None
+) -> tuple[list[str], list[tuple[str, str]]]:
     """Write curves and depth, and a figure for each probe that runs have, as SVG and PNG.
+
+    Args:
+        title: of all figures; None: the study, whose folder is that of `folder`, and its data.
+        width: of all figures in inches; None: as their panels need.
 
     Returns:
         Those probes; the folders of runs that have a file of a probe that is of no use, and why.
     """
-    save(lambda: curves(families), folder / "curves")
-    save(lambda: error_by_depth(families), folder / "depth")
+    if title is None:
+        runs = [run for by_depth in families.values() for by_seed in by_depth.values() for run in by_seed.values()]
+        title = study_title(folder.resolve().parent.name, (run.config for run in runs))
+    save(lambda: curves(families, title, width), folder / "curves", width)
+    save(lambda: error_by_depth(families, title, width), folder / "depth", width)
     drawn, unusable = [], []
     for probe in PROBES:
         found, complaints = observations(probe, families)
         unusable += complaints
         if any(found.values()):
-            save(partial(probe_figure, probe, found), folder / probe)
+            save(partial(probe_figure, probe, found, title, width), folder / probe, width)
             drawn.append(probe)
     return drawn, unusable
 
 
-def save(draw: Callable[[], Figure], file: Path) -> None:
+def save(draw: Callable[[], Figure], file: Path, width: float | None = None) -> None:
     """Draw a figure in the style of all figures; write <file>.svg and <file>.png."""
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(STYLE | (FIXED if width else {})):
         figure = draw()
-        figure.savefig(file.with_name(f"{file.name}.svg"), metadata={"Date": None})
-        figure.savefig(file.with_name(f"{file.name}.png"), dpi=150)
+        figure.savefig(file.with_name(f"{file.name}.svg"), metadata=NO_STAMP)
+        figure.savefig(file.with_name(f"{file.name}.png"))
 
 
-def curves(families: Families) -> Figure:
-    """Running training error (dashed) and test error (bold), means over seeds, with their s.d. shaded: a panel for each
-    family."""
-    columns = min(len(families), 3)
+def study_title(study: str, configs: Iterable[Config]) -> str:
+    """Name a study and the data sets of its runs."""
+    data = (str(config.data.get("name") or config.data["_target_"].rpartition(".")[2]) for config in configs)
+    return f"{study} · {', '.join(dict.fromkeys(DATA.get(name, name) for name in data))}"
+
+
+def look(family: int) -> dict[str, Any]:
+    """Return the colour and the marker of a family, by its number: the first 98 all differ."""
+    again = family // len(MARKERS)
+    return {"color": COLOURS[family % len(COLOURS)], "marker": MARKERS[(family + again) % len(MARKERS)]}
+
+
+def curves(families: Families, title: str = "", width: float | None = None) -> Figure:
+    """Draw running training error (dashed) and test error (bold), means over seeds, with their s.d. shaded.
+
+    Each family has a panel, as long as its longest run.
+    """
+    columns = _columns(min(len(families), 3), width)
     rows = -(-len(families) // columns)
-    figure = Figure(figsize=(max(4.8 * columns, 6), 4.1 * rows))
+    wide = (width or max(PANEL * columns, 6)) / columns
+    depths = sorted({depth for runs in families.values() for depth in runs})
+    ncols = _fitting([f"{depth} layers" for depth in depths], wide, 3)
+    key: dict[str, Any] = {"handlelength": 1.2, "columnspacing": 1, "fontsize": "small", "ncols": ncols}
+    high = 0.58 * wide + 1.3 + 0.17 * ((len(depths) - 1) // ncols)
+    figure = _figure(wide * columns, rows * high, title)
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     panels: list[Axes] = list(grid.flat)
-    depths = sorted({depth for runs in families.values() for depth in runs})
+    size = mpl.rcParams["font.size"]
     late = 0.0  # the largest error of the second half of training
-    for panel, colour, (family, runs) in zip(panels, cycle(COLOURS), families.items(), strict=False):
+    for i, (panel, (family, runs)) in enumerate(zip(panels, families.items(), strict=False)):
         for depth, by_seed in runs.items():
-            shade = _shade(colour, depths.index(depth), len(depths))
-            for column, style, width in (("train/error", "--", 1.0), ("test/error", "-", 2.0)):
+            shade = _shade(look(i)["color"], depths.index(depth), len(depths))
+            for column, style, thickness in (("train/error", "--", 0.1), ("test/error", "-", 0.2)):
                 steps, summaries = _summarized(by_seed.values(), column)
                 errors = [summary.mean for summary in summaries]
                 label = f"{depth} layers" if style == "-" else None
                 dot = "." if len(steps) == 1 else None
-                panel.plot(steps, errors, style, color=shade, linewidth=width, label=label, marker=dot)
+                panel.plot(steps, errors, style, color=shade, linewidth=thickness * size, label=label, marker=dot)
                 _band(panel, steps, summaries, shade)
                 late = max(late, *(error for step, error in zip(steps, errors, strict=True) if 2 * step >= steps[-1]))
-        panel.set_title(family)
+        panel.set_title(_wrapped(family, 0.8 * wide))
         panel.set_xlabel("iterations")
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))
         panel.set_xlim(left=0)
-        panel.legend(
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.15),
-            ncols=6,
-            handlelength=1.2,
-            columnspacing=1,
-            fontsize=8.5,
-        )
+        panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.45 / (0.65 * wide)), **key)
     for panel in panels[len(families) :]:
         panel.set_axis_off()
     top = min(100, max(1.35 * late, 5))
@@ -119,34 +162,70 @@ def curves(families: Families) -> Figure:
     ]
     if any(panel.collections for panel in panels):
         styles.append(SPREAD)
-    figure.legend(handles=styles, loc="outside lower center", ncols=len(styles))
+    _legend(figure, styles)
     return figure
 
 
-def error_by_depth(families: Families) -> Figure:
-    """Final training error (eval-mode pass) against depth: every seed a dot, the mean with its sample s.d."""
-    figure = Figure(figsize=(6.4, 4.2))
+def error_by_depth(families: Families, title: str = "", width: float | None = None) -> Figure:
+    """Draw final training error (eval-mode pass) against depth: every seed a dot, the mean with its sample s.d."""
+    wide = width or 6.4
+    figure = _figure(wide, 0.5 * wide + 1.4, title)
     axes = figure.subplots()
     depths = sorted({depth for runs in families.values() for depth in runs})
     gap = min((b - a for a, b in pairwise(depths)), default=1)
     apart = min(0.02 * max(depths[-1] - depths[0], 1), 0.6 * gap / len(families))  # families beside each other
+    handles: list[Any] = []
+    size = mpl.rcParams["font.size"]
     for i, (family, runs) in enumerate(families.items()):
-        style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+        style = look(i)
         errors = [[run.result["train_error_eval"] for run in by_seed.values()] for by_seed in runs.values()]
         summaries = [summarize(values) for values in errors]
         xs = [depth + apart * (i - (len(families) - 1) / 2) for depth in runs]
         means, sds = [summary.mean for summary in summaries], [summary.sd or 0 for summary in summaries]
-        axes.errorbar(xs, means, yerr=sds, markersize=7, capsize=4, linewidth=1.5, label=family, **style)
+        bars: dict[str, Any] = {"markersize": 0.7 * size, "capsize": 0.4 * size, "linewidth": 0.15 * size}
+        handles.append(axes.errorbar(xs, means, yerr=sds, label=family, **style, **bars))
         for x, values in zip(xs, errors, strict=True):
-            axes.plot(
-                [x] * len(values), values, ".", color=style["color"], mfc="white", mew=0.8, markersize=5, zorder=3
-            )
+            dots: dict[str, Any] = {"marker": ".", "markersize": 0.5 * size, "mfc": "white", "mew": 0.8}
+            axes.plot([x] * len(values), values, linestyle="", zorder=3, **style | dots)
     axes.set_xticks(depths)
     axes.set_xlabel("depth (weighted layers)")
     axes.set_ylabel("final training error (%)")
-    axes.set_title("Mean and s.d. over seeds; small circles: the seeds", fontweight="normal", fontsize=10)
-    axes.legend(loc="upper left")
+    axes.set_title(_wrapped("Mean and s.d. over seeds; small circles: the seeds", wide - SCALE), **PLAIN)
+    _legend(figure, handles)
     return figure
+
+
+def _figure(width: float, height: float, title: str) -> Figure:
+    """Return a figure in inches, higher by its title."""
+    lines = _wrapped(title, 0.8 * width)
+    figure = Figure(figsize=(width, height + 0.25 * bool(title) * (1 + lines.count("\n"))))
+    if title:
+        figure.suptitle(lines, parse_math=False)
+    return figure
+
+
+def _columns(most: int, width: float | None, least: float = NARROW) -> int:
+    """Return the number of panels that fit beside each other, at least so many inches wide."""
+    return most if width is None else max(1, min(most, int(width / least)))
+
+
+def _wrapped(text: str, width: float) -> str:
+    """Break a text into lines of a width in inches."""
+    return textwrap.fill(text, max(int(width * 72 / (0.53 * mpl.rcParams["font.size"])), 10))
+
+
+def _fitting(labels: Sequence[str], width: float, aside: float = 4.5) -> int:
+    """Return the number of a legend's columns that fit into a width in inches, with symbols of so many ems."""
+    size = mpl.rcParams["font.size"] * 0.83
+    return min(len(labels), max(1, int(width * 72 / (size * (aside + 0.55 * max(map(len, labels)))))))
+
+
+def _legend(figure: Figure, handles: Sequence[Any]) -> None:
+    """Put a legend below all panels, where it covers nothing; the figure grows by its lines."""
+    labels = [str(handle.get_label()) for handle in handles]
+    columns = _fitting(labels, figure.get_figwidth())
+    figure.legend(handles=handles, loc="outside lower center", fontsize="small", ncols=columns)
+    figure.set_figheight(figure.get_figheight() + 0.17 * ((len(labels) - 1) // columns))
 
 
 @dataclass(frozen=True)
@@ -198,34 +277,48 @@ class Observed:
 
     Args:
         layers: their names.
-        values: for each layer, by column, at the beginning (False) and at the end (True), where it has looked then.
+        values: for each layer, by column, at the beginning (False) and at the end (True), where it has looked then. An
+            infinite value is NaN: it has no place in a figure, which leaves a gap.
     """
 
     layers: list[str]
     values: dict[bool, dict[str, list[float]]]
 
 
-def probe_figure(probe: str, observed: Mapping[str, Mapping[int, Sequence[Observed]]]) -> Figure:
-    """What a probe has found, by family and depth: a line for each, means over seeds, with their s.d. shaded.
+def probe_figure(
+    probe: str,
+    observed: Mapping[str, Mapping[int, Sequence[Observed]]],
+    title: str = "",
+    width: float | None = None,
+) -> Figure:
+    """Draw what a probe has found, by family and depth: a line for each, means over seeds, with their s.d. shaded.
 
-    Over the layers, or, of a probe that knows one value for the whole net, over depth.
+    The lines run over the layers, or over depth if the probe knows one value for the whole net.
     """
-    figure = Figure(figsize=(10.8, 0.8 + 3.6 * len(PROBES[probe])))
-    grid = figure.subplots(len(PROBES[probe]), 2, sharey="row", squeeze=False)
+    rows = PROBES[probe]
+    columns = _columns(2, width, 2.2)
+    wide = (width or 10.8) / columns
+    figure = _figure(wide * columns, 0.8 + len(rows) * 2 / columns * (0.5 * wide + 0.9), title)
+    grid = figure.subplots(len(rows) * 2 // columns, columns, squeeze=False).reshape(len(rows), 2)
     handles: dict[str, Any] = {}
-    for row, panels in zip(grid, PROBES[probe], strict=True):
-        for axes, panel in zip(row, panels, strict=True):
-            handles |= _draw(axes, panel, observed)
-            axes.set_title(panel.title, fontweight="normal", fontsize=10)
+    for (left, right), panels in zip(grid, rows, strict=True):
+        right.sharey(left)
+        right.tick_params(labelleft=columns == 1)
+        for axes, panel in zip((left, right), panels, strict=True):
+            axes.set_title(_wrapped(panel.title, wide - SCALE), **PLAIN)
             axes.set_xlabel("depth (weighted layers)" if panel.of_net else "block" if probe == "signals" else "layer")
             axes.set_yscale("log" if panel.log else "linear")
+            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+            handles |= _draw(axes, panel, observed)
         if panels[0].log:  # on which a band has no end where the s.d. is as large as the mean
-            seen = [[_columns(seeds, panel) for panel in panels for seeds in of.values()] for of in observed.values()]
+            seen = [[_values(seeds, panel) for panel in panels for seeds in of.values()] for of in observed.values()]
             found = [v for of in seen for columns in of for values in columns for v in values if v > 0]
-            row[0].set_ylim(bottom=max(row[0].get_ylim()[0], min(found, default=0) / 2))
+            left.set_ylim(bottom=max(left.get_ylim()[0], min(found, default=0) / 2))
     if any(isinstance(shaded, PolyCollection) for axes in grid.flat for shaded in axes.collections):
         handles[str(SPREAD.get_label())] = SPREAD
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=5, fontsize=8.5)
+    for label, handle in handles.items():
+        handle.set_label(label)
+    _legend(figure, list(handles.values()))
     return figure
 
 
@@ -233,21 +326,37 @@ def _draw(axes: Axes, panel: Panel, observed: Mapping[str, Mapping[int, Sequence
     """Draw a panel; return its lines by their labels."""
     depths = sorted({depth for by_depth in observed.values() for depth in by_depth})
     handles: dict[str, Any] = {}
-    for colour, marker, (family, by_depth) in zip(cycle(COLOURS), cycle(MARKERS), observed.items(), strict=False):
-        style: dict[str, Any] = {"marker": marker, "markersize": 3, "linewidth": 1.2}
-        columns = {depth: _columns(of_seeds, panel) for depth, of_seeds in by_depth.items()}
+    below: list[float] = []  # without a logarithm
+    open_below = False
+    for i, (family, by_depth) in enumerate(observed.items()):
+        style: dict[str, Any] = {**look(i), "markersize": 3, "linewidth": 1.2}
+        columns = {depth: _values(of_seeds, panel) for depth, of_seeds in by_depth.items()}
         found = {depth: [summarize(values) for values in of_depth] for depth, of_depth in columns.items() if of_depth}
         if panel.of_net and found:
             ends = {depth: summary for depth, summaries in found.items() for summary in summaries}
             means, sds = [one.mean for one in ends.values()], [one.sd or 0 for one in ends.values()]
-            handles[family] = axes.errorbar(list(ends), means, yerr=sds, capsize=4, color=colour, **style)
+            handles[family] = axes.errorbar(list(ends), means, yerr=sds, capsize=4, **style)
             continue
         for depth, summaries in found.items():
-            shade = _shade(colour, depths.index(depth), len(depths))
+            style["color"] = _shade(look(i)["color"], depths.index(depth), len(depths))
             numbers = range(1, len(summaries) + 1)
-            (line,) = axes.plot(numbers, [summary.mean for summary in summaries], color=shade, **style)
-            _band(axes, numbers, summaries, shade)
-            handles[f"{family}, {depth} layers"] = line
+            means = [summary.mean for summary in summaries]
+            low = {number: mean for number, mean in zip(numbers, means, strict=True) if panel.log and mean <= 0}
+            heights = [math.nan if number in low else mean for number, mean in zip(numbers, means, strict=True)]
+            (handles[f"{family}, {depth} layers"],) = axes.plot(numbers, heights, **style)
+            _band(axes, numbers, summaries, style["color"])
+            open_below |= panel.log and any((one.sd or 0) >= one.mean > 0 for one in summaries)
+            if low:
+                edge: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False, "linestyle": ""}
+                axes.plot(list(low), [0] * len(low), **style | edge, mfc="white", zorder=3)
+                below += low.values()
+    notes: list[str] = []
+    if below:
+        what = "0" if not any(below) else "0 or less"
+        notes.append(f"{len(below)} value{'s' * (len(below) > 1)} of {what}: hollow, at the lower edge")
+    if open_below:
+        notes.append("a band that leaves the panel below reaches 0 or less")
+    axes.set_xlabel("\n".join([axes.get_xlabel(), *notes]))
     return handles
 
 
@@ -293,11 +402,17 @@ def _read(run: Run, probe: str) -> Observed | None:
         if step in found:
             rows = [row for row in found[step] if row["name"] in names[0]]
             columns = {panel.column for panels in PROBES[probe] for panel in panels}
-            values[at_end] = {column: [float(row[column]) for row in rows] for column in columns}
+            values[at_end] = {column: [_finite(row[column]) for row in rows] for column in columns}
     return Observed(names[0], values) if values else None
 
 
-def _columns(observed: Iterable[Observed], panel: Panel) -> list[tuple[float, ...]]:
+def _finite(text: str) -> float:
+    """Read a value; an infinite one is NaN."""
+    value = float(text)
+    return value if math.isfinite(value) else math.nan
+
+
+def _values(observed: Iterable[Observed], panel: Panel) -> list[tuple[float, ...]]:
     """What a panel shows of each layer, of each run that has it."""
     found = [one.values[panel.at_end][panel.column] for one in observed if panel.at_end in one.values]
     return list(zip(*(sorted(values, reverse=True) if panel.descending else values for values in found), strict=True))

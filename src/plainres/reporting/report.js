@@ -61,7 +61,7 @@
 
   function marker(x, y, line, theme, size = 1) {
     const at = `translate(${x.toFixed(1)} ${y.toFixed(1)}) scale(${size})`;
-    const path = MARKERS[(line.family + Math.floor(line.family / data.colours.length)) % MARKERS.length];
+    const path = MARKERS[(line.family + Math.floor(line.family / MARKERS.length)) % MARKERS.length];
     const fill = line.dashed ? theme.page : line.colour;
     const style = `fill="${fill}" stroke="${line.colour}" stroke-width="1.2"`;
     return `<path class="marker" d="${path}" transform="${at}" ${style}/>`;
@@ -159,7 +159,7 @@
     return Array.from({ length: Math.floor(top / step + 1e-9) + 1 }, (_, i) => +(i * step).toPrecision(6));
   }
 
-  // The vertical axis. 0 has no logarithm: it stands at the lower edge.
+  // The vertical axis. 0 has no logarithm: it stands at the lower edge, and `zeros` says how many do.
   function vertical(drawing) {
     const lines = drawing.panels.flatMap((panel) => panel.lines);
     const all = lines.flatMap((line) => line.points);
@@ -170,14 +170,16 @@
       const bottom = all.some((p) => p.low <= 0) ? lowest / 3 : lowest / 1.3;
       const factors = top / bottom > 300 ? [1] : [1, 2, 5];
       const ticks = [...Array(12).keys()].flatMap((i) => factors.map((f) => +(f * 10 ** (i - 8)).toPrecision(1)));
+      const values = lines.flatMap((line) => line.points.flatMap((p) => (line.dots ? p.values : [p.y])));
       return {
+        zeros: values.filter((y) => y <= 0).length,
         share: (y) => Math.log(Math.max(y, bottom) / bottom) / Math.log(top / bottom),
         ticks: [...ticks.filter((y) => y >= lowest / 1.3 && y <= top), ...(bottom < lowest / 2 ? [0] : [])],
       };
     }
-    const last = most(all.map((p) => p.x));
+    const late = (line) => line.points.filter((p) => 2 * p.x >= line.points.at(-1).x);
     const seen = drawing.late
-      ? all.filter((p) => 2 * p.x >= last).map((p) => 1.35 * p.high)
+      ? lines.flatMap(late).map((p) => 1.35 * p.high)
       : all.map((p) => 1.05 * Math.max(p.high, p.y + p.sd));
     const top = Math.min(100, Math.max(most(seen), drawing.late ? 5 : 0.1));
     return { share: (y) => (y + 0.01 * top) / (1.01 * top), ticks: linearTicks(top, 5) };
@@ -191,9 +193,6 @@
     const height = panels.length > 1 ? 250 : Math.max(280, Math.min(430, width * 0.5));
     const margin = { left: 46, right: drawing.ticks ? 14 : 26, top: panels.length > 1 ? 38 : 14, bottom: 46 };
     const axis = vertical(drawing);
-    const xs = panels.flatMap((panel) => panel.lines.flatMap((line) => line.points.map((p) => p.x)));
-    const [from, to] = [drawing.ticks ? least(xs) : 0, most(xs)];
-    const pad = drawing.ticks ? Math.max((to - from) * 0.04, 1) : 0;
     const text = (x, y, what, more = "") =>
       `<text x="${x}" y="${y}" fill="${theme.soft}" ${more}>${escape(what)}</text>`;
     let svg = "";
@@ -202,6 +201,9 @@
       const top = Math.floor(i / columns) * height + margin.top;
       const wide = cell - margin.left - margin.right;
       const high = height - margin.top - margin.bottom;
+      const xs = lines.flatMap((line) => line.points.map((p) => p.x));
+      const [from, to] = [drawing.ticks ? least(xs) : 0, most(xs)]; // as long as the panel's longest run
+      const pad = drawing.ticks ? Math.max((to - from) * 0.04, 1) : 0;
       const nextTo = Math.min(5 * lines.length, 0.06 * wide); // families beside each other at one depth
       const perUnit = wide / (to - from + 2 * pad || 1);
       const toX = (x, line) => left + (x - from + pad) * perUnit + nextTo * (line?.aside || 0);
@@ -257,18 +259,27 @@
         });
       }
       svg += "</g>";
-      let above = top + high + 16;
-      const ends = lines.filter((line) => line.end).map((line) => ({ line, y: toY(line.points.at(-1).y) }));
-      ends.sort((a, b) => b.y - a.y);
-      for (const { line, y } of ends.length <= 14 ? ends : []) {
-        above = Math.min(y + 4, above - 11);
-        const at = `x="${left + wide + 7}" y="${above.toFixed(1)}" font-size="10.5"`;
-        svg += `<text ${at} fill="${line.colour}">${line.end}</text>`;
+      const ends = lines.filter((line) => line.end).map((line) => {
+        const last = line.points.at(-1);
+        return { line, x: toX(last.x) + 7, y: toY(last.y) + 4 };
+      });
+      ends.sort((a, b) => a.x - b.x || b.y - a.y);
+      ends.forEach((end, j) => { // upwards, if it would cover the one before
+        if (j && end.x === ends[j - 1].x) end.y = Math.min(end.y, ends[j - 1].y - 11);
+      });
+      for (const { line, x, y } of ends.length <= 14 ? ends : []) {
+        const at = `x="${x.toFixed(1)}" y="${y.toFixed(1)}" font-size="10.5"`;
+        svg += `<text class="end" ${at} fill="${line.colour}">${line.end}</text>`;
       }
       const steps = [...new Set(lines.flatMap((line) => line.points.map((p) => p.x)))].sort((a, b) => a - b);
       return { title, left, top, wide, high, toX, toY, lines, steps };
     });
     let tall = Math.ceil(panels.length / columns) * height;
+    if (axis.zeros) {
+      const values = axis.zeros === 1 ? "1 value of 0 stands" : `${axis.zeros.toLocaleString("en")} values of 0 stand`;
+      svg += text(margin.left, tall + 8, `${values} at the lower edge`, 'class="zeros"');
+      tall += 20;
+    }
     if (legend) {
       let x = margin.left;
       for (const line of legend) {
@@ -278,6 +289,11 @@
         x += needs;
       }
       tall += 24;
+      if (data.title) {
+        const bold = `font-weight="600" font-size="${Math.min(15, 1500 / data.title.length)}"`;
+        svg = `${text(margin.left, 22, data.title, bold)}<g transform="translate(0 28)">${svg}</g>`;
+        tall += 28;
+      }
       svg = `<rect width="${width}" height="${tall}" fill="${theme.page}"/>${svg}`;
     }
     const size = `width="${width}" height="${tall}" viewBox="0 0 ${width} ${tall}"`;

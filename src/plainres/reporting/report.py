@@ -20,18 +20,15 @@ from plainres.files import csv_text, write_atomically
 from plainres.reporting import evidence, table
 from plainres.reporting.comparisons import COLUMNS, DEEPER, Comparison
 from plainres.reporting.families import SHORTCUT, Family, reference
-from plainres.reporting.figures import COLOURS, save_figures
+from plainres.reporting.figures import COLOURS, save_figures, study_title
 from plainres.reporting.statistics import CONFIDENCE, COVERAGE, LEVEL
-from plainres.reporting.study import Study, read
+from plainres.reporting.study import Study, read_study
 from plainres.runs.record import REPORT, Run
 
 POINTS, ALL_POINTS = 1000, 60_000  # of a curve, and of all curves together, in the page: 2 MB are opened at once
 DIGITS = 3  # of an error in percent in the page: one image of 100,000
 LINE = 110  # characters of the terminal text
-NOTES = (
-    "eval mode: a pass over the training set at the end; running: over the last epoch, as the net changes.",
-    "* chosen on the test set: shown beside, never the result.",
-)
+CHOSEN = "* chosen on the test set: shown beside, never the result."
 ASSUMPTIONS = (
     f"[...]: Student's {100 * CONFIDENCE:.0f} % interval of the mean difference, paired over seeds. It takes the "
     "differences as draws from one normal distribution. Where runs fail now and then it covers the true mean less "
@@ -46,7 +43,7 @@ NOTHING = "Nothing to compare: neither two depths of one family nor plain runs b
 FORMATS = {"markdown": table.markdown, "latex": table.latex}  # of the table alone
 
 
-def write(folders: Sequence[Path], title: str | None = None, width: float | None = None) -> str:
+def write_report(*folders: Path | str, title: str | None = None, width: float | None = None) -> str:
     """Report on the runs, or the evidence, in the folders of one or several studies; return the report's text.
 
     The report of one study is in its folder, report/; that of A and B beside A, A+B/report/. It holds the evidence (see
@@ -61,8 +58,10 @@ def write(folders: Sequence[Path], title: str | None = None, width: float | None
     Raises:
         InputError: there is no finished run to report on, or the report cannot be written.
     """
-    study = read(folders)
+    study = read_study(*folders)
     report = study.home / REPORT
+    if title is None:
+        title = study_title(study.name, (run.config for _, run in study.runs))
     try:
         report.mkdir(parents=True, exist_ok=True)
         unusable = evidence.write([(family.label, run) for family, run in study.runs], report)
@@ -76,10 +75,12 @@ def write(folders: Sequence[Path], title: str | None = None, width: float | None
                 for family in study.families
             },
             report,
+            title=title,
+            width=width,
         )
         study = replace(study, unused=study.unused + unusable + more)
         write_atomically(report / "table.csv", csv_text(table.records(study.families)))
-        write_atomically(report / "index.html", _page(study, kept, drawn))
+        write_atomically(report / "index.html", _page(study, kept, drawn, title))
     except OSError as error:
         raise InputError(f"cannot write the report {report}: {error.strerror}") from error
     return f"{text(study)}\n\nReport: {report / 'index.html'}\n"
@@ -92,7 +93,8 @@ def text(study: Study) -> str:
     lines += ["", "Final errors in %: mean (sample s.d.) over seeds", next(rows)]
     for family in study.families:
         lines += [family.label, *(next(rows) for _ in family.runs)]
-    lines += ["", *NOTES, *textwrap.wrap(_published_note(study), LINE), "", *textwrap.wrap(study.fairness, LINE)]
+    for note in (table.running(study.families), CHOSEN, _published_note(study), study.fairness):
+        lines += ["", *textwrap.wrap(note, LINE)] if note else []
     lines += _comparisons(study.comparisons) if study.comparisons else [NOTHING]
     if study.trends:
         cells = [(trend.label, trend.text, trend.verdict) for trend in study.trends]
@@ -106,16 +108,16 @@ def text(study: Study) -> str:
 def _comparisons(groups: Mapping[str, Sequence[Comparison]]) -> list[str]:
     """Return the comparisons, each with its seeds below it, and what their columns mean."""
     every = [comparison for group in groups.values() for comparison in group]
-    head = [column for column in comparison_columns(every) if column != "seeds"]  # they have a line of their own
+    head = comparison_columns(every)[:-2]  # the seeds and the verdict have a line of their own
     body = [[comparison.cells[column] for column in head] for comparison in every]
-    head_line, *rest = aligned([head, *body], right=range(1, len(head) - 1), indent="  ", width=LINE)
+    head_line, *rest = aligned([head, *body], right=range(1, len(head)), indent="  ")
     cells = iter(zip(every, rest, strict=True))
     lines = [*textwrap.wrap(ASSUMPTIONS, LINE), "", head_line]
     for heading, group in groups.items():
         lines += ["", f"{heading} (percentage points)"]
         for comparison, line in (next(cells) for _ in group):
-            lines += line.splitlines()
-            lines += textwrap.wrap(comparison.seeds, LINE, initial_indent=" " * 6, subsequent_indent=" " * 6)
+            below = f"{comparison.verdict}. {comparison.seeds}"
+            lines += [line, *textwrap.wrap(below, LINE, initial_indent=" " * 6, subsequent_indent=" " * 6)]
     return lines
 
 
@@ -135,7 +137,7 @@ def _published_note(study: Study) -> str:
     )
 
 
-def _page(study: Study, kept: Mapping[str, Run], drawn: Iterable[str]) -> str:
+def _page(study: Study, kept: Mapping[str, Run], drawn: Iterable[str], title: str) -> str:
     """index.html, with its script, its data and the figures of the report's folder inside, of which probes `drawn`."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
@@ -148,7 +150,7 @@ def _page(study: Study, kept: Mapping[str, Run], drawn: Iterable[str]) -> str:
     return template.render(
         study=study,
         name=study.name,
-        data=_data(study, kept),
+        data=_data(study, kept, title),
         script=ours.joinpath("report.js").read_text(encoding="utf-8"),
         figures={name: _inlined(study.home / REPORT / name) for name in ("curves", "depth")},
         deeper={DEEPER: study.comparisons[DEEPER]} if DEEPER in study.comparisons else {},
@@ -159,7 +161,7 @@ def _page(study: Study, kept: Mapping[str, Run], drawn: Iterable[str]) -> str:
         head=head,
         tables=tables,
         published_note=_published_note(study),
-        notes=NOTES,
+        notes=(table.running(study.families), CHOSEN),
         assumptions=ASSUMPTIONS,
         columns=comparison_columns(each for group in study.comparisons.values() for each in group),
         trend=TREND,
@@ -175,8 +177,8 @@ def _inlined(figure: Path) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _data(study: Study, kept: Mapping[str, Run]) -> dict[str, Any]:
-    """What the page's script draws: of each run the curves, thinned if they are long, and the final errors."""
+def _data(study: Study, kept: Mapping[str, Run], title: str) -> dict[str, Any]:
+    """Return what the page's script draws: of each run the curves, thinned if they are long, and the final errors."""
     labels = [family.label for family in study.families]
     most = min(POINTS, max(ALL_POINTS // len(study.runs), 2))
     runs = []
@@ -197,6 +199,7 @@ def _data(study: Study, kept: Mapping[str, Run]) -> dict[str, Any]:
     depths = sorted({run["depth"] for run in runs})
     return {
         "study": study.name,
+        "title": title,
         "families": labels,
         "depths": depths,
         "colours": COLOURS,

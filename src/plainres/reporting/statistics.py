@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import stdtr, stdtrit  # Student's t; importing scipy.stats takes a second
 
 CONFIDENCE = 0.95
-LEVEL = 1 - CONFIDENCE
+LEVEL = 0.05  # of tests: 1 - CONFIDENCE, exactly
 RESOLUTION = 1e-4  # percentage points, one image of a million: less is rounding, not a difference
 INTERVAL_FROM, SIGNS_FROM = 3, 5  # seeds
 # The share of studies whose interval covers the true mean difference, where of N(5, 2) points each run's difference

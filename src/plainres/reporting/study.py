@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from plainres.errors import InputError
 from plainres.reporting import evidence
@@ -17,6 +18,9 @@ from plainres.reporting.families import Family, families, labelled, reference
 from plainres.reporting.table import ERRORS
 from plainres.runs.identity import identity, settings
 from plainres.runs.record import Run, folders_of
+
+if TYPE_CHECKING:
+    import pandas
 
 SIZES = ("steps", "batch_size", "parameters", "multiply_adds")
 
@@ -37,6 +41,25 @@ class Study:
     def runs(self) -> list[tuple[Family, Run]]:
         """The finished runs, family by family."""
         return [(family, run) for family in self.families for by in family.runs.values() for run in by.values()]
+
+    @property
+    def results(self) -> "pandas.DataFrame":
+        """The records of the finished runs, one a row, as results.csv has them."""
+        import pandas as pd
+
+        return pd.DataFrame(evidence.results([(family.label, run) for family, run in self.runs]))
+
+    @property
+    def curves(self) -> "pandas.DataFrame":
+        """The curves of the finished runs, a row for each epoch, with run, family, depth and seed."""
+        import pandas as pd
+
+        rows = [
+            {"run": run.name, "family": family.label, "depth": run.config.model["depth"], "seed": run.config.seed} | row
+            for family, run in self.runs
+            for row in run.curve()
+        ]
+        return pd.DataFrame(rows).astype({"epoch": int, "step": int})
 
     @property
     def name(self) -> str:
@@ -78,12 +101,26 @@ class Study:
         return sentence
 
 
-def read(folders: Sequence[Path]) -> Study:
+def results(*folders: Path | str) -> "pandas.DataFrame":
+    """Return the records of the finished runs of studies, one a row (see `Study.results`)."""
+    return read_study(*folders).results
+
+
+def curves(*folders: Path | str) -> "pandas.DataFrame":
+    """Return the curves of the finished runs of studies, a row for each epoch (see `Study.curves`)."""
+    return read_study(*folders).curves
+
+
+def read_study(*names: Path | str) -> Study:
     """Read and compare the runs in the folders of one or several studies, or of their evidence.
+
+    Args:
+        names: the folders.
 
     Raises:
         InputError: a folder holds no runs, none of them is finished, or two that differ cannot be told apart.
     """
+    folders = [Path(name) for name in names]
     home = folders[0] if len(folders) == 1 else folders[0].parent / "+".join(each.resolve().name for each in folders)
     runs, unused = _different([_runs_in(folder) for folder in folders], home)
     labels = labelled(runs)

@@ -49,6 +49,19 @@ def rows(family: Family) -> list[Row]:
     return found
 
 
+def running(families: Iterable[Family]) -> str:
+    """Return what the two training errors are, and over which steps the running one is a mean."""
+    results = [run.result for family in families for by_seed in family.runs.values() for run in by_seed.values()]
+    averaged = {result["train_error_steps"]: result for result in results if result.get("train_error_steps")}
+    partial = sorted(n for n, result in averaged.items() if n * result["epochs"] != result["steps"])
+    note = "eval mode: a pass over the training set at the end; running: as the net changes, over the last epoch"
+    if partial:
+        note += f" or, where that is partial, over the last two: {' or '.join(map(str, partial))} steps"
+    elif not averaged:  # records of an older version do not tell
+        note += " or, where that is partial, over the last two"
+    return f"{note}."
+
+
 def sources(families: Iterable[Family]) -> list[str]:
     """Return where the published errors in the table are from."""
     return list(dict.fromkeys(row.published.source for each in families for row in rows(each) if row.published))

@@ -9,9 +9,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
-from plainres.console import bar
+from plainres.console import bar, say
 from plainres.data.datamodule import ImageBatches
+from plainres.data.sources import sample_size, stratified
 from plainres.files import csv_text, read_rows, write_atomically
 from plainres.models.probes import Probe, a_copy
 from plainres.training.classifier import Classifier
@@ -68,6 +70,9 @@ class Progress(Callback):
 class Probes(Callback):
     """Lets the probes of a run look, and keeps what they find: <name>.csv, a row for each layer and step.
 
+    A row says of how many images it is, such as '256 of 1500'. Rows of another sample, or of an older version, which
+    looked at the first images, are not continued.
+
     Args:
         probes: by the name of their file.
         folder: of the files.
@@ -76,17 +81,23 @@ class Probes(Callback):
 
     def __init__(self, probes: Mapping[str, Probe], folder: Path, steps: int) -> None:
         self.probes, self.folder, self.steps = probes, folder, steps
+        self.samples: dict[str, Tensor] = {}  # the indices of the images that each looks at
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take back what was found after the step at which the run goes on; look at the beginning."""
         if not trainer.is_global_zero:
             return
+        targets = self._data(trainer).images.train.targets
+        self.samples = {name: stratified(targets, probe.images) for name, probe in self.probes.items()}
         self.folder.mkdir(exist_ok=True)
         for name in self.probes:
             file = self.folder / f"{name}.csv"
             rows = []
             if trainer.global_step > 0 and file.exists():  # else it looks at the beginning anew
-                rows = [row for row in read_rows(file) if int(row["step"]) <= trainer.global_step]
+                before = [row for row in read_rows(file) if int(row["step"]) <= trainer.global_step]
+                rows = [row for row in before if row.get("images") == self._sample(trainer, name)]
+                if len(rows) < len(before):
+                    say(f"{file}: {len(before) - len(rows)} rows of another sample of images are removed")
             write_atomically(file, csv_text(rows) if rows else "")
         if trainer.global_step == 0:
             self._look(trainer, pl_module, list(self.probes))
@@ -102,9 +113,15 @@ class Probes(Callback):
             if due:
                 self._look(trainer, pl_module, due)
 
-    def _look(self, trainer: pl.Trainer, classifier: pl.LightningModule, names: Sequence[str]) -> None:
+    def _data(self, trainer: pl.Trainer) -> ImageBatches:
         data = getattr(trainer, "datamodule", None)
         assert isinstance(data, ImageBatches)
+        return data
+
+    def _sample(self, trainer: pl.Trainer, name: str) -> str:
+        return sample_size(len(self.samples[name]), len(self._data(trainer).images.train))
+
+    def _look(self, trainer: pl.Trainer, classifier: pl.LightningModule, names: Sequence[str]) -> None:
         assert isinstance(classifier, Classifier)
         (optimizer,) = trainer.optimizers
         (group,) = optimizer.param_groups
@@ -115,8 +132,7 @@ class Probes(Callback):
             group["lr"] = recipe.lr * factor if recipe.warmup_lr is None else recipe.warmup_lr
         for name in names:
             probe = self.probes[name]
-            index = torch.arange(min(probe.images, len(data.training.targets)))
-            images, targets = data.training.batch(index)
+            images, targets = self._data(trainer).training.batch(self.samples[name])
             network = a_copy(classifier.network)
             weight = next(network.parameters())
             # Lightning evaluates its hooks without gradients where it may
@@ -127,7 +143,8 @@ class Probes(Callback):
             if not rows:  # the network never comes by what the probe looks at
                 continue
             file = self.folder / f"{name}.csv"
-            text = csv_text([{"step": trainer.global_step, **row} for row in rows])
+            key = {"step": trainer.global_step, "images": self._sample(trainer, name)}
+            text = csv_text([{**key, **row} for row in rows])
             with file.open("a") as out:
                 out.write(text.partition("\n")[2] if file.stat().st_size else text)
         group["lr"] = rate

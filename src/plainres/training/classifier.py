@@ -69,8 +69,10 @@ class Classifier(pl.LightningModule):
     """Trains a network by a recipe and logs a row of curves after each epoch.
 
     A row is {epoch (1-based), lr (of the last step), train/loss, train/error, test/loss, test/error} at the number of
-    steps done; errors are in percent. The training values are running ones: those of the epoch's batches as they were
-    trained on. A last, partial epoch is measured together with the one before it, for a few steps would say little.
+    steps done; errors are in percent. The training values are running ones: means over the images of the epoch's steps,
+    each as it was trained on. A last, partial epoch is measured together with the one before it, for a few steps would
+    say little: the last row then has the means over all steps of these two epochs (`averaged_steps`), and the row
+    before it those of its own epoch alone.
 
     Args:
         network: images (N, C, H, W) -> logits (N, classes).
@@ -114,6 +116,11 @@ class Classifier(pl.LightningModule):
             weight_decay=recipe.weight_decay,
             fused=self._fused,
         )
+
+    @property
+    def averaged_steps(self) -> int:
+        """The number of steps, up to the last one, over which the last row's training values are means."""
+        return min(self.steps, self.steps_per_epoch + self.steps % self.steps_per_epoch)
 
     @property
     def _fused(self) -> bool | None:

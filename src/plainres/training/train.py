@@ -171,6 +171,7 @@ def _result(
 ) -> dict[str, Any]:
     """The record of a finished run; errors in percent."""
     config, evaluated = run.config, classifier.evaluated
+    mean, std = data.images.channel_statistics
     rows = classifier.rows
     best = min(rows, key=lambda row: row["test/error"])
     return {
@@ -180,8 +181,9 @@ def _result(
         "depth": config.model["depth"],
         "width": config.model["width"],
         "seed": config.seed,
-        "train_error": rows[-1]["train/error"],  # running, of the last epoch
+        "train_error": rows[-1]["train/error"],  # running, over the last `train_error_steps` steps
         "train_loss": rows[-1]["train/loss"],
+        "train_error_steps": classifier.averaged_steps,  # an epoch's, and those of a partial epoch behind it
         "train_error_eval": evaluated["train_eval/error"],  # the final weights on the whole training set
         "train_loss_eval": evaluated["train_eval/loss"],
         "test_error": evaluated["test/error"],
@@ -195,6 +197,8 @@ def _result(
         "multiply_adds": description.multiply_adds,
         "weights_sha256": weights_sha256(classifier.network),
         "data_sha256": data.images.sha256(),
+        "channel_mean": mean.tolist(),  # by which images are normalised, in units of pixel values
+        "channel_std": std.tolist(),
         "wall_time_s": round(checkpoints.elapsed_s, 3),
         "peak_memory_mib": round(peak_memory_mib(config.trainer.accelerator), 1),
         "attempts": checkpoints.attempts,

@@ -1,0 +1,48 @@
+"""Hints about runs that have not begun."""
+
+from pathlib import Path
+
+import pytest
+
+from plainres.config.compose import compose
+from plainres.launch.hints import hints
+from plainres.runs.record import Run
+from support.study import finish
+
+RUN = ["model.depth=8", "model.width=4", "data=synthetic", "data.shape=[1,8,8]"]
+
+
+def runs(folder: Path, *overrides: str) -> list[Run]:
+    return [Run.of(config) for config in compose([*RUN, *overrides, f"runs={folder}"])]
+
+
+def test_a_deep_net_without_warm_up_is_pointed_out(tmp_path: Path) -> None:
+    deep = runs(tmp_path, "-m", "model.depth=8,110,164")
+    assert hints(deep) == ["hint: 110, 164 layers without warm-up; He et al. 2015 warm up with optim.warmup_lr=0.01"]
+    assert hints(runs(tmp_path, "model.depth=110", "optim.warmup_lr=0.01")) == []
+    assert hints(runs(tmp_path, "model.depth=98")) == []
+
+
+def test_another_length_is_another_run(tmp_path: Path) -> None:
+    (first,) = runs(tmp_path, "optim.epochs=6")
+    first.prepare()
+    finish(first, 5)
+    assert hints([first]) == []
+    (longer,) = runs(tmp_path, "optim.epochs=null", "optim.steps=4000")
+    assert hints([longer]) == [
+        f"hint: {first.name} differs from {longer.name} in its length alone (6 epochs, now 4,000 steps); "
+        "another length is another run and begins at step 0"
+    ]
+    several = runs(tmp_path, "-m", "optim.epochs=7,8")
+    (hint,) = hints(several)
+    assert f"{first.name} (and 1 more) differs" in hint
+    assert hints(runs(tmp_path, "optim.epochs=7", "seed=1")) == []
+
+
+@pytest.mark.parametrize("damage", ["", "seed: ["])
+def test_folders_that_are_no_runs_give_no_hint(tmp_path: Path, damage: str) -> None:
+    (run,) = runs(tmp_path)
+    other = run.folder.parent / "notes"
+    other.mkdir(parents=True)
+    (other / "config.yaml").write_text(damage)
+    assert hints([run]) == []
