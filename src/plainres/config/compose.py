@@ -262,7 +262,7 @@ def _check_length(task: DictConfig, overrides: Sequence[str]) -> None:
 
 
 def _sha256(file: Any) -> str:
-    """Return the digest of a file of weights, by whose content, not name, a run is identified."""
+    """Return the digest of a file of weights. It is part of a run's identity; the name of the file is not."""
     from plainres.models.weights import weights_file  # imports torch
 
     try:
