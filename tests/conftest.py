@@ -22,8 +22,8 @@ os.environ.setdefault("COVERAGE_FILE", str(ROOT / ".coverage"))  # of the proces
 # what takes longest, longest first, SLURM's in a row, for they share a cluster
 SLOW = (
     "test_a_sweep_on_slurm",
-    "test_several_devices_inside_a_sweep",
-    "test_one_run_by_srun",
+    "test_a_sweep_of_runs_on_several_devices",
+    "test_srun_starts_a_run_on_two_nodes",
     "test_a_compiled_run_is_the_run",
     "test_a_study_is_measured_network_by_network",
     "test_torchrun_on_two_machines",

@@ -8,7 +8,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-
 # the contents of a progress bar, richest first
 BAR_FORMATS = (
     "{l_bar}{bar}{r_bar}",
@@ -26,20 +25,24 @@ class _Bar(tqdm):  # pyright: ignore[reportMissingTypeArgument]
     """A tqdm bar for narrow terminals: it drops what matters least, where tqdm cuts off the numbers."""
 
     def __str__(self) -> str:
-        values = self.format_dict
-        columns = values["ncols"]
-        if columns is None or values["total"] is None:
+        columns = self.format_dict["ncols"]
+        if columns is None or self.total is None:
             return super().__str__()
-        values["prefix"] = description = str(values["prefix"]).removesuffix(": ")
+        description = str(self.format_dict["prefix"]).removesuffix(": ")
         text = ""
         for number, template in enumerate(BAR_FORMATS):
-            text = self.format_meter(**values | {"ncols": None, "bar_format": template.replace("{bar}", "")})
+            text = self._formatted(prefix=description, ncols=None, bar_format=template.replace("{bar}", ""))
             excess = len(text) + LEAST_BAR * ("{bar}" in template) - columns
             if excess <= 0:
-                return self.format_meter(**values | {"bar_format": template})
+                return self._formatted(prefix=description, bar_format=template)
             if number >= FIRST_CUT and len(description) - excess >= LEAST_DESCRIPTION:
                 return text.replace(description, shortened(description, len(description) - excess), 1)
         return text[:columns]
+
+    def _formatted(self, **changes: Any) -> str:
+        values: dict[str, Any] = dict(self.format_dict)
+        values.update(changes)
+        return self.format_meter(**values)
 
 
 def bar(description: str, unit: str, total: int | None = None, **options: Any) -> "tqdm[Any]":

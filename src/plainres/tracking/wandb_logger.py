@@ -1,8 +1,8 @@
 """The Weights & Biases logger: one W&B run per run, across all of its attempts.
 
 The client writes rows to the run's folder before it uploads them (see `plainres.tracking.wandb_files`). When a run
-resumes offline, it logs the rows that are missing from the logs of earlier attempts. Online, it asks the server how many
-rows it has, which are the first rows of metrics.csv, and logs the remaining ones. No W&B error fails a run.
+resumes offline, it logs the rows that are missing from the logs of earlier attempts. Online, it asks the server for its
+number of rows, which are the first ones of metrics.csv, and logs the rest. No W&B error fails a run.
 """
 
 import os
