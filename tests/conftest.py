@@ -30,7 +30,7 @@ SLOW = (
     "test_one_of_two_processes_is_killed_then_both",
     "test_a_sweep_killed_five_times",
     "test_a_signal_saves_the_run",
-    "test_an_outage_in_mid_training",
+    "test_an_outage_during_training",
     "test_on_two_then_one",
     "test_the_readmes_shortcut",
     "test_killed_at_random_moments",
