@@ -1,6 +1,6 @@
 """What a person reads on the screen: progress bars, lines, tables, durations."""
 
-import shutil
+import os
 import sys
 import textwrap
 from collections.abc import Collection, Sequence
@@ -17,12 +17,12 @@ BAR_FORMATS = (
     "{desc}: {n_fmt}/{total_fmt} [{remaining} left]",
 )
 FIRST_CUT = 2  # the first of the formats in which the description is cut before anything else is dropped
-LEAST_BAR = 5  # columns; a shorter bar tells nothing
+LEAST_BAR = 5  # columns; a shorter bar is dropped
 LEAST_DESCRIPTION = 8  # columns of a description that is cut
 
 
 class _Bar(tqdm):  # pyright: ignore[reportMissingTypeArgument]
-    """A tqdm bar for narrow terminals: it drops what matters least, where tqdm cuts off the numbers."""
+    """A tqdm bar that keeps its numbers in narrow terminals, where tqdm would cut them off."""
 
     def __str__(self) -> str:
         columns = self.format_dict["ncols"]
@@ -70,7 +70,10 @@ def quantity(number: int, singular: str, plural: str | None = None) -> str:
 
 def terminal_columns() -> int | None:
     """Return the width of the terminal on standard error, None if standard error is not a terminal."""
-    return shutil.get_terminal_size().columns if sys.stderr.isatty() else None
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or None
+    except (OSError, ValueError):  # redirected to a file or to an object without a descriptor
+        return None
 
 
 def shortened(text: str, columns: int) -> str:

@@ -13,11 +13,11 @@ MARKER = ".sweep"  # a lock in a study's folder; the operating system frees it w
 
 @contextmanager
 def mark_active(runs: Sequence[Run]) -> Iterator[None]:
-    """Mark the studies of `runs` as being swept, as far as another sweep has not marked them already."""
+    """Mark the studies of `runs` as active, unless another sweep has marked them already."""
     with ExitStack() as stack:
         for folder in sorted({run.folder.parent for run in runs}):
             marker = folder / MARKER
-            with suppress(OSError):  # Timeout, a subclass: another sweep holds the lock
+            with suppress(OSError):  # includes Timeout: another sweep holds the lock
                 stack.enter_context(FileLock(marker, timeout=0.5))  # longer than `is_active` holds it
                 stack.callback(marker.unlink, missing_ok=True)
         yield

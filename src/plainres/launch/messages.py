@@ -1,4 +1,4 @@
-"""Messages of a sweep on the screen: outcomes of runs, upload problems, the closing summary."""
+"""Screen messages of a sweep: outcomes of runs, upload problems and the summary."""
 
 import os
 import shlex
@@ -17,9 +17,9 @@ def print_outcome(
         position: the number of the run among all runs of the sweep.
         run: the run.
         reason: why it failed, None if it finished.
-        elapsed: the time it took.
-        remaining: what is left of the sweep, as versions from the most to the least detailed.
-        name_columns: width of the column of names.
+        elapsed: the duration of the run.
+        remaining: the rest of the sweep, in versions from the most to the least detailed.
+        name_columns: the width of the column of names.
     """
     name, short = run.name, without_hash(run.name)
     if reason is not None:
@@ -58,8 +58,8 @@ def print_summary(runs: Sequence[Run], trained: Sequence[Run], failed: Sequence[
 
     Args:
         runs: all runs of the sweep.
-        trained: those that this command trained.
-        failed: those that failed, each with its reason.
+        trained: the runs that this command trained.
+        failed: the failed runs, each with its reason.
 
     Returns:
         The number of failed runs.

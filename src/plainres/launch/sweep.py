@@ -44,7 +44,7 @@ def select_runs(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, str]]]:
     """Print how many runs of a sweep are in each state, and select those to train.
 
     Returns:
-        selected: the runs to train, which include those that another process is training.
+        selected: the runs to train, including runs that another process is training.
         failed: the failed runs that are not retried, each with its reason.
     """
     states = {run.folder: (run, run.state) for run in runs}
@@ -113,8 +113,8 @@ class _Training:
 class _Pool:
     """Trains one run per slot, by `sweep.priority`, then most expensive first, each in a fresh process.
 
-    For a run that another process is training, the pool waits. If that process exits before the run finishes, the pool
-    trains the run itself.
+    The pool waits for runs that other processes are training. If such a process exits before its run finishes, the pool
+    takes the run over.
 
     Args:
         context: the context of the processes.
@@ -146,7 +146,7 @@ class _Pool:
         self.started = time.monotonic()
 
     def train(self) -> list[tuple[Run, str]]:
-        """Train all runs; return those that failed, each with its reason.
+        """Train all runs; return the failed ones, each with its reason.
 
         Raises:
             StoppedError: a signal arrived and the active runs are saved, or a second Ctrl-C arrived.
@@ -242,9 +242,9 @@ class _Pool:
         )
 
     def _remaining(self) -> list[str]:
-        """Return what is left of the sweep, in versions from the most to the least detailed.
+        """Describe the rest of the sweep, in versions from the most to the least detailed.
 
-        The time left is extrapolated from the cost of what is done.
+        The remaining time is extrapolated from the cost of the work done so far.
         """
         left = self.count - self.outcomes.total()
         if not left:
