@@ -22,6 +22,7 @@ from plainres.errors import InputError
 from plainres.launch import sweep as sweep_module
 from plainres.launch.preflight import preflight, slots
 from plainres.launch.sweep import sweep, train_quietly
+from plainres.processes.signals import StopSignals
 from plainres.runs.record import Run
 from support import forking
 from support.places import PLAINRES, TESTS
@@ -144,6 +145,27 @@ def test_a_sweep_that_is_stopped_leaves_no_process_behind(tmp_path: Path, number
     assert re.search(r"^stopping: saving (1 run|[2-9] runs|\d\d+ runs); press Ctrl-C again", output, re.MULTILINE)
     assert "Traceback" not in output
     assert any(tmp_path.glob("runs/long/*/checkpoints/step-*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "line"),
+    [
+        (None, "4 left; running: {0} 50%, {1}, {2}"),
+        (80, "4 left; running: identity-8-w4-s0 50%, identity-8-w4-s1, identity-8-w4-s2"),
+        (40, "4 left; 3 running"),
+    ],
+)
+def test_the_status_line_fits_into_the_terminal(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch, *, columns: int | None, line: str
+) -> None:
+    nobody: Any = None
+    runs = [Run.of(make_config(seed=seed)) for seed in range(4)]
+    pool = sweep_module._Pool(nobody, runs, [1.0] * 4, [None], StopSignals())
+    pool.running = [sweep_module._Training(run, 1.0, None, nobody, None, 0.0) for run in runs[:3]]
+    monkeypatch.setattr(sweep_module, "terminal_columns", lambda: columns)
+    monkeypatch.setattr(sweep_module, "_progress", lambda run: 0.5 if run is runs[0] else 0.0)
+    monkeypatch.setattr(pool, "_remaining", lambda: ["4 left"])
+    assert pool._status() == line.format(*(run.name for run in runs))
 
 
 def test_cost_follows_multiply_adds_and_images(make_config: Make) -> None:

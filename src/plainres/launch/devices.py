@@ -31,28 +31,28 @@ STALE_PREFIXES = ("TORCHELASTIC_", "PL_", "MASTER_PORT", "SLURM_")
 
 
 def train(run: Run | Config) -> Run:
-    """Train one run on the devices of this machine, from its newest checkpoint if it has one.
+    """Train a run on the devices of this machine; resume from its newest checkpoint if there is one.
 
     Args:
-        run: a run, or its configuration. A finished run is left as it is.
+        run: a run, or its configuration. A finished run is returned unchanged.
 
     Returns:
         The finished run.
 
     Raises:
-        InputError: the configuration cannot be carried out.
-        LockedError: another process trains the run.
-        RunFailedError: the run has failed, now or before; `sweep.retry_failed=true` trains it again.
-        StoppedError: a signal came; the run is saved.
+        InputError: the configuration is invalid.
+        LockedError: another process is training the run.
+        RunFailedError: the run failed, now or earlier; `sweep.retry_failed=true` retries it.
+        StoppedError: a signal arrived; the run is saved.
     """
     run = run if isinstance(run, Run) else Run.of(run)
     if run.finished and run.result:
         return run
     if (reason := run.failure) and not run.config.sweep.retry_failed:
-        raise RunFailedError(f"{run.folder} has failed: {reason}; sweep.retry_failed=true tries it again")
+        raise RunFailedError(f"{run.folder} has failed: {reason}; set sweep.retry_failed=true to retry it")
     from plainres.config.instantiate import check
 
-    check(run.config)  # before the seconds that the import of Lightning takes
+    check(run.config)  # before importing Lightning, which takes seconds
     if World.current().rank == 0:
         for hint in hints([run]):
             say(hint)

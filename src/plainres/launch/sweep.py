@@ -41,7 +41,7 @@ POLL_SECONDS = 0.5  # between two polls of the running processes
 
 
 def select_runs(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, str]]]:
-    """Print how many runs of a sweep are in each state, and select those to train.
+    """Print the number of runs in each state and select the runs to train.
 
     Returns:
         selected: the runs to train, including runs that another process is training.
@@ -113,8 +113,8 @@ class _Training:
 class _Pool:
     """Trains one run per slot, by `sweep.priority`, then most expensive first, each in a fresh process.
 
-    The pool waits for runs that other processes are training. If such a process exits before its run finishes, the pool
-    takes the run over.
+    The pool waits for runs that other processes are training. If one of these exits before its run finishes, the
+    pool takes the run over.
 
     Args:
         context: the context of the processes.
