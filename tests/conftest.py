@@ -22,15 +22,15 @@ os.environ.setdefault("COVERAGE_FILE", str(ROOT / ".coverage"))  # of the proces
 # what takes longest, longest first, SLURM's in a row, for they share a cluster
 SLOW = (
     "test_a_sweep_on_slurm",
-    "test_several_devices_inside_a_sweep",
-    "test_one_run_by_srun",
+    "test_a_sweep_of_runs_on_several_devices",
+    "test_srun_starts_a_run_on_two_nodes",
     "test_a_compiled_run_is_the_run",
     "test_a_study_is_measured_network_by_network",
     "test_torchrun_on_two_machines",
     "test_one_of_two_processes_is_killed_then_both",
     "test_a_sweep_killed_five_times",
     "test_a_signal_saves_the_run",
-    "test_an_outage_in_mid_training",
+    "test_an_outage_during_training",
     "test_on_two_then_one",
     "test_the_readmes_shortcut",
     "test_killed_at_random_moments",

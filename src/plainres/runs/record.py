@@ -39,7 +39,7 @@ class State(Enum):
     """How far a run is."""
 
     FINISHED = "finished"
-    RUNNING = "running elsewhere"
+    RUNNING = "running"
     INTERRUPTED = "interrupted"
     FAILED = "failed"
     MISSING = "missing"
