@@ -1,4 +1,4 @@
-"""What a person reads on the screen: progress bars, lines, tables, durations."""
+"""Console output: progress bars, lines, tables and durations."""
 
 import os
 import sys
@@ -46,20 +46,20 @@ class _Bar(tqdm):  # pyright: ignore[reportMissingTypeArgument]
 
 
 def bar(description: str, unit: str, total: int | None = None, **options: Any) -> "tqdm[Any]":
-    """A bar on standard error; `options` are tqdm's."""
+    """Return a progress bar on standard error. `options` are passed to tqdm."""
     interval = 0.2 if sys.stderr.isatty() else 30  # seconds
     return _Bar(desc=description, unit=unit, total=total, mininterval=interval, dynamic_ncols=True, **options)
 
 
 def duration(seconds: float) -> str:
-    """A duration as people say it."""
+    """Format a duration in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def say(text: str) -> None:
-    """Print a line to standard error, above the bar if there is one."""
+    """Print a line to standard error, above any progress bar."""
     tqdm.write(text, file=sys.stderr)
 
 
@@ -96,13 +96,13 @@ def first_that_fits(lines: Sequence[str], columns: int | None) -> str:
 def aligned(
     rows: Sequence[Sequence[str]], *, right: Collection[int] = (), indent: str = "", width: int | None = None
 ) -> list[str]:
-    """Return a line for each row, its columns aligned two spaces apart.
+    """Return one line for each row, with columns aligned and two spaces apart.
 
     Args:
-        rows: cells. The last cell of a row that is shorter than others may run over the columns behind it.
-        right: the columns whose cells are flush right.
-        indent: what each line begins with.
-        width: of a line in characters; a last cell that does not fit is wrapped. None: nothing is wrapped.
+        rows: cells of each row. In a row that is shorter than others, the last cell may extend over later columns.
+        right: indices of the right-aligned columns.
+        indent: prefix of each line.
+        width: maximum length of a line, at which the last cell is wrapped. None: no wrapping.
     """
     columns = max(map(len, rows))
     widths = [0] * columns
@@ -118,6 +118,6 @@ def aligned(
         if width is None:
             lines.append((start + last).rstrip())
         else:
-            later = " " * min(len(start), width // 2)
-            lines.append(textwrap.fill(last, width, initial_indent=start, subsequent_indent=later))
+            hanging = " " * min(len(start), width // 2)
+            lines.append(textwrap.fill(last, width, initial_indent=start, subsequent_indent=hanging))
     return lines

@@ -214,7 +214,7 @@ def test_an_older_run_whose_images_are_gone_is_refused(
         (["data.classes=7"], "the network tells 10 classes apart, the data have 7"),
         (["data.shape=[3,8,8]"], "the network is not made for images of shape [3, 8, 8]"),
         (["data.shape=[2,8,8]"], "images of shape [2, 8, 8]: it was trained on images of 1 channel"),
-        (["trainer=gpu"], "the trainer is to use 1 GPUs, but torch finds 0"),
+        (["trainer=gpu"], "trainer.devices is 1, but torch finds 0 GPUs here"),
         (["data.shape=many"], "it must be [channels, height, width]"),
     ],
 )

@@ -42,7 +42,7 @@ def test_one_or_several_loggers_can_be_selected_without_changing_the_name_of_a_r
         (["logger.mode=online"], "logger.mode is online, but W&B is not chosen: add logger=wandb"),
         (["logger=wandb", "logger.mode=live"], "logger.mode is 'live'; it must be offline or online"),
         (["logger=mlflow"], "logger=mlflow: there is no such option; there are csv, tensorboard, wandb"),
-        (["logger=wandb", "logger.projekt=a"], "there is no option logger.projekt (did you mean project?)"),
+        (["logger=wandb", "logger.projekt=a"], "there is no option logger.projekt; did you mean logger.project=a?"),
     ],
 )
 def test_an_invalid_selection_is_rejected(options: list[str], message: str) -> None:

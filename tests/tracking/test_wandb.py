@@ -584,7 +584,7 @@ def test_a_failed_upload_is_reported(
     assert main(["wandb-sync", str(tmp_path), "--timeout", "4"]) == 1
     first, last = capfd.readouterr().err.splitlines()
     assert first == f"{run.folder}: not uploaded: no answer within 4 s"
-    assert last == f"plainres: not everything in {tmp_path} was sent; the same command tries again"
+    assert last == f"plainres: not everything in {tmp_path} was uploaded; run the same command again to retry"
     with pytest.raises(InputError, match="contains no W&B data"):
         list(sync(tmp_path / "wandb", 1))
 

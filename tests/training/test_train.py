@@ -183,7 +183,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(make_config: Make, capfd:
     newest_one = run.checkpoints / "step-000000006.ckpt"
     newest_one.write_bytes(newest_one.read_bytes()[:1000])
     assert weights(trained(config)) == digest
-    assert f"{newest_one} is damaged, or no checkpoint of plainres, and passed over" in capfd.readouterr().err
+    assert f"skipping {newest_one}: it is damaged, or not a checkpoint of plainres" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("damage", [b"", b"epoch,step\n1,abc\n", b"\xff\xfe\x00", None])
@@ -265,7 +265,7 @@ def test_a_process_of_several_that_fails(make_config: Make, capfd: pytest.Captur
         ),
         (
             {"data": {"_taget_": "plainres.data.Digits"}},
-            "data has no _target_, which names its class; it has _taget_",
+            "data has only _taget_, pad, flip; it needs _target_, the path of its class",
         ),
         (
             {"data": {"_target_": "plainres.data.Digits", "pad": -1, "flip": False}},
@@ -279,7 +279,7 @@ def test_a_process_of_several_that_fails(make_config: Make, capfd: pytest.Captur
         ({"data": {"_target_": "plainres.data.Digits", "pad": 0}}, "data lacks flip, which Digits needs"),
         (
             {"data": {"_target_": "plainres.data.Digits", "pad": "4", "flip": False}},
-            "data.pad is '4'; it must be a whole number",
+            "data.pad is '4'; it must be an integer",
         ),
         (
             {"data": {"_target_": "plainres.data.Digits", "pad": 0, "flip": 1}},
@@ -296,8 +296,8 @@ def test_what_cannot_be_made_is_named(make_config: Make, changes: dict[str, obje
     ("key", "value", "message"),
     [
         ("depht", 20, "model has no option 'depht'; CifarNet takes in_channels, classes, depth, width, shortcut"),
-        ("depth", "twenty", "model.depth is 'twenty'; it must be a whole number"),
-        ("depth", True, "model.depth is True; it must be a whole number"),
+        ("depth", "twenty", "model.depth is 'twenty'; it must be an integer"),
+        ("depth", True, "model.depth is True; it must be an integer"),
     ],
 )
 def test_a_model_that_does_not_fit_its_signature(make_config: Make, key: str, value: object, message: str) -> None:
@@ -325,7 +325,9 @@ def test_a_batch_larger_than_the_data(make_config: Make) -> None:
 def test_no_gpu(make_config: Make) -> None:
     config = make_config()
     config.trainer.accelerator = "gpu"
-    with pytest.raises(InputError, match=r"is to use 1 GPUs, but torch finds 0; trainer=cpu"):
+    with pytest.raises(
+        InputError, match=r"trainer.devices is 1, but torch finds 0 GPUs here; lower it, or use trainer=cpu"
+    ):
         check(config)
 
 
