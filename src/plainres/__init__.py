@@ -1,6 +1,6 @@
-"""Experiments on shortcut connections in deep networks.
+"""plainres: a test bench for what shortcut connections do to deep networks.
 
-Public names are imported on first use, so that `import plainres` imports neither torch nor Hydra.
+Names are imported when they are first used, so that `import plainres` waits for neither torch nor Hydra.
 """
 
 from importlib import import_module
@@ -62,5 +62,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Return the public names, for completion."""
+    """List the public names, for completion."""
     return __all__

@@ -409,15 +409,15 @@ def test_debug_shows_the_traceback() -> None:
         assert process.stderr.splitlines()[-1].startswith("plainres: model.depth is 21")
 
 
-def test_the_readmes_shortcut_of_ones_own(tmp_path: Path) -> None:
-    readme = (ROOT / "README.md").read_text()
-    section = readme[readme.index("## A shortcut of your own") : readme.index("## Where things are")]
+def test_the_documented_shortcut_of_ones_own(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "networks.md").read_text()
+    section = page[page.index("## A shortcut of your own") : page.index("## Weights of others")]
     blocks = dict(re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", section, re.DOTALL))
     assert set(blocks) == {"mine.py", "conf/model/shortcut/halved.yaml"}
     for name, text in blocks.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    train, report = re.findall(r"^    ((?:PYTHONPATH=. )?plainres .*)$", section, re.MULTILINE)
+    train, report = re.findall(r"^((?:PYTHONPATH=. )?plainres .*)$", section, re.MULTILINE)
     path = f"{PLAINRES.parent}{os.pathsep}{os.environ['PATH']}"
 
     def shell(line: str) -> subprocess.CompletedProcess[str]:

@@ -143,7 +143,7 @@ def test_ctrl_c_while_it_compiles(tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)
         said = process.stderr.read()
     assert process.returncode == 130
-    assert said.splitlines()[-1] == "plainres: stopped at once; the same command goes on"
+    assert said.splitlines()[-1] == "plainres: stopped at once; run the same command again to resume"
     assert "Traceback" not in said
     (folder,) = tmp_path.glob("default/*")
     assert not Run.read(folder).failure

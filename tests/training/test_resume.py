@@ -188,7 +188,7 @@ def test_a_run_that_diverged_is_named_and_left_alone(
     assert main(options) == 1
     again = capfd.readouterr().err
     assert again.count("\n") == 1
-    assert "sweep.retry_failed=true tries it again" in again
+    assert "set sweep.retry_failed=true to retry it" in again
     assert main([*options, "sweep.retry_failed=true"]) == 1
     assert "the run has diverged" in capfd.readouterr().err
 

@@ -47,7 +47,7 @@ def lesion(arguments: list[str]) -> int:
         "--draws", type=integer(1), default=5, help="random draws for each number of blocks or pairs (default: 5)"
     )
     parser.add_argument(
-        "--images", type=integer(1), help="number of images of each set, sampled by class (default: all)"
+        "--images", type=integer(1), help="size of a random sample of each set, by class (default: all)"
     )
     options = parser.read(arguments)
     from plainres.analysis.lesion import write
@@ -81,7 +81,7 @@ def landscape(arguments: list[str]) -> int:
         "--images",
         type=integer(1),
         default=1000,
-        help="number of training images, sampled by class (default: 1000)",
+        help="size of the random sample of training images, by class (default: 1000)",
     )
     options = parser.read(arguments)
     from plainres.analysis.landscape import write
@@ -102,13 +102,13 @@ def sharpness(arguments: list[str]) -> int:
         "--images",
         type=integer(1),
         default=1000,
-        help="number of training images, sampled by class (default: 1000)",
+        help="size of the random sample of training images, by class (default: 1000)",
     )
     parser.add_argument(
         "--tolerance",
         type=positive_number,
         default=1e-3,
-        help="residual relative to the eigenvalue at which the iteration stops (default: 0.001)",
+        help="residual at which the iteration stops, relative to the eigenvalue (default: 0.001)",
     )
     parser.add_argument("--iterations", type=integer(1), default=100, help="maximum number of steps (default: 100)")
     options = parser.read(arguments)

@@ -91,8 +91,8 @@ Evaluate a run, given by its folder, on its own test set or, with data=..., on a
   plainres eval runs/default/identity-20-w16-s0-a1b2c3d4
   plainres eval resnet50.pth model=imagenet model.depth=50 model/block=bottleneck data=imagenet
 
-Images are normalised by the channel means and deviations of the network's training, which a run and an exported file
-record. For other files, set data.mean and data.std; their default is the statistics of the data's training images.
+Images are normalised by the channel statistics of the network's training, which a run and an exported file record.
+For any other file they are data.mean and data.std, by default those of the data's own training images.
 
 Prints the loss, the error and the error of each class. Writes a Parquet file with one row for each image: target,
 prediction, loss and logits. It goes into the folder of the run, or for a file of weights into the current folder.
@@ -352,7 +352,7 @@ def eval_(arguments: list[str]) -> int:
         name, prefix = target.stem, f"{target.stem}-"
         statistics = None if normalises(overrides) else statistics_in(target)
         if statistics is None and config.data.get("mean") is None:
-            hint = "; set data.mean and data.std to use others" if "mean" in config.data else ""
+            hint = "; data.mean and data.std set others" if "mean" in config.data else ""
             print(
                 f"{target} does not record the channel means and deviations of its training; those of the training "
                 f"images of {config.options['data']} normalise images{hint}",

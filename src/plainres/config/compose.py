@@ -262,8 +262,8 @@ def _check_length(task: DictConfig, overrides: Sequence[str]) -> None:
 
 
 def _sha256(file: Any) -> str:
-    """Return the digest of a file of weights. It is part of a run's identity; the name of the file is not."""
-    from plainres.models.weights import weights_file  # imports torch
+    """Return the digest of a file of weights, by whose content, not name, a run is identified."""
+    from plainres.models.weights import weights_file  # with torch
 
     try:
         with weights_file(Path(file)).open("rb") as opened:

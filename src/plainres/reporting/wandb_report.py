@@ -15,7 +15,7 @@ from plainres.reporting.figures import mean_curve
 from plainres.reporting.study import Study
 from plainres.reporting.table import rows
 from plainres.tracking.wandb_files import STEP, attempts
-from plainres.tracking.wandb_logger import abandon, finish_sent, start
+from plainres.tracking.wandb_logger import finish_online, start, tear_down
 
 CURVES = {"train/error": "Training error (%), running", "test/error": "Test error (%)"}
 
@@ -49,11 +49,11 @@ def show(study: Study, report: Path, mode: str) -> str:
             session.finish()
             return f"W&B: kept in {report / 'wandb'}; plainres wandb-sync {report} sends it"
         url, entity, project = session.url, session.entity, session.project
-        finish_sent(session, report, session.starting_step + 1)
+        finish_online(session, report, session.starting_step + 1)
     except Exception as error:  # whatever the client makes of a server and a key
         with suppress(Exception):
             session.finish(exit_code=1)
-        abandon()
+        tear_down()
         raise InputError(f"the report is written, but W&B is not told: {first_line(error)}") from error
     said = f"W&B: {url}\nW&B workspace: "
     if not find_spec("wandb_workspaces"):

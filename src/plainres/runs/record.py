@@ -40,7 +40,7 @@ class State(Enum):
     """State of a run."""
 
     FINISHED = "finished"
-    RUNNING = "running elsewhere"
+    RUNNING = "running"
     INTERRUPTED = "interrupted"
     FAILED = "failed"
     MISSING = "missing"

@@ -86,7 +86,7 @@ class Compilation(Callback):
 
     def _stop_if_told(self) -> None:
         if self.signals.received:
-            raise StoppedError("stopped at once; the same command goes on", self.signals.received)
+            raise StoppedError("stopped at once; run the same command again to resume", self.signals.received)
 
 
 def _say(trainer: pl.Trainer, text: str) -> None:
