@@ -26,38 +26,37 @@ from support.wandb_server import WandbServer
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 STARTS = "plainres make python pip git nice source export torchrun srun tensorboard pytest pre-commit eval grep diff"
 README_WORDS = 900
-BANNED = ("goes on", "is told", "for ever", "forever", "its like")
 
 
 @dataclass(frozen=True)
-class How:
-    """How a command is executed: with `changes` to its overrides, or as `instead`, or not at all, for a `reason`."""
+class Execution:
+    """Execution of a command: with `changes` to its overrides, or as `instead`, or not at all, for a `reason`."""
 
     changes: tuple[str, ...] = ()
     instead: str = ""
     reason: str = ""
 
 
-def shortened(changes: str = "") -> How:
+def shortened(changes: str = "") -> Execution:
     """Execute a command with other values of some overrides, and with additional ones."""
-    return How(changes=tuple(shlex.split(changes)))
+    return Execution(changes=tuple(shlex.split(changes)))
 
 
-def instead(command: str) -> How:
+def instead(command: str) -> Execution:
     """Execute a shorter command in place of the documented one."""
-    return How(instead=command)
+    return Execution(instead=command)
 
 
-def not_run(reason: str) -> How:
+def not_run(reason: str) -> Execution:
     """Do not execute a command."""
-    return How(reason=reason)
+    return Execution(reason=reason)
 
 
 AS_IT_STANDS = shortened()
 SMALL = shortened("model.depth=8 model.width=4 optim.epochs=1")
 SWEEP = shortened("model.depth=8,14 model.width=4 optim.epochs=1 seed=0")
 # `plainres describe` composes and checks the same overrides, without training
-COMPOSED = How(changes=("describe",))
+COMPOSED = Execution(changes=("describe",))
 ONE_SHORTCUT = "model.depth=8 model.width=4 optim.epochs=1 seed=0"
 MEASURED = "--rounds 1 --seconds 0.05"
 VENV = not_run("it changes the shell that it is typed into")
@@ -65,7 +64,7 @@ CI_CALLS_IT = not_run("CI calls it; below, its target is looked for")
 ELSEWHERE = "executed by tests/{}"
 
 # in the order of execution: what trains comes before what looks at its runs
-COMMANDS: dict[str, How] = {
+COMMANDS: dict[str, Execution] = {
     # training and sweeps
     "plainres train model.depth=20 model/shortcut=plain": SMALL,
     "plainres train -m model.depth=8,20,56 seed=0,1,2": SWEEP,
@@ -237,7 +236,7 @@ def normalised(line: str) -> str:
     return " ".join(shlex.split(line, comments=True))
 
 
-def executable(line: str, how: How) -> list[str]:
+def executable(line: str, how: Execution) -> list[str]:
     """Return the words that are executed for a documented command line."""
     if how.instead:
         return shlex.split(how.instead)
@@ -333,7 +332,7 @@ def test_the_readme_is_short() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere_and_the_words_are_plain(page: Path) -> None:
+def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text()
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         file, _, anchor = target.partition("#")
@@ -344,7 +343,6 @@ def test_links_lead_somewhere_and_the_words_are_plain(page: Path) -> None:
         if anchor:
             headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
             assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings], target
-    assert not [phrase for phrase in BANNED if phrase in text]
 
 
 def test_every_page_of_the_manual_is_linked_from_the_readme() -> None:
