@@ -30,9 +30,13 @@ README_WORDS = 900
 
 @dataclass(frozen=True)
 class Execution:
-    """Execution of a command: with `changes` to its overrides, or as `instead`, or not at all, for a `reason`."""
+    """How a command is executed: with `changes` to its overrides, or as `instead`, or not at all, for a `reason`.
+
+    One that is `composed` trains nothing: `plainres describe` composes and checks the same overrides.
+    """
 
     changes: tuple[str, ...] = ()
+    composed: bool = False
     instead: str = ""
     reason: str = ""
 
@@ -55,8 +59,8 @@ def not_run(reason: str) -> Execution:
 AS_IT_STANDS = shortened()
 SMALL = shortened("model.depth=8 model.width=4 optim.epochs=1")
 SWEEP = shortened("model.depth=8,14 model.width=4 optim.epochs=1 seed=0")
-# `plainres describe` composes and checks the same overrides, without training
-COMPOSED = Execution(changes=("describe",))
+COMPOSED = Execution(composed=True)
+COMPOSED_STUDY = Execution(composed=True, changes=("model.depth=20", "model/shortcut=plain", "seed=0"))
 ONE_SHORTCUT = "model.depth=8 model.width=4 optim.epochs=1 seed=0"
 MEASURED = "--rounds 1 --seconds 0.05"
 VENV = not_run("it changes the shell that it is typed into")
@@ -83,7 +87,7 @@ COMMANDS: dict[str, Execution] = {
         "data.shape=[3,8,8] data.train=64 model.depth=8 model.width=4 optim.epochs=1"
     ),
     "plainres train model.depth=20 probes=[responses,gradients] probes.gradients.every_n_steps=100": SMALL,
-    "plainres train experiment=digits_probes": shortened(f"{ONE_SHORTCUT} model/shortcut=plain"),
+    "plainres train experiment=digits_probes": shortened(f"{ONE_SHORTCUT} model/shortcut=plain probes=[signals]"),
     "plainres train --config-dir=conf experiment=narrow": shortened("model.depth=8 optim.epochs=1 seed=0"),
     "PYTHONPATH=. plainres train --config-dir=conf experiment=digits model/shortcut=plain,identity,halved": shortened(
         ONE_SHORTCUT
@@ -111,9 +115,6 @@ COMMANDS: dict[str, Execution] = {
     # composed only
     **dict.fromkeys(
         (
-            "plainres train experiment=cifar10_quick",
-            "plainres train experiment=cifar10_short seed=0",
-            "plainres train experiment=cifar10_degradation trainer=gpu",
             "plainres train data=cifar10 optim=cifar10_quick",
             "plainres train data=cifar10 data.path=FOLDER optim=cifar10_quick",
             "plainres train data=cifar10 data.train_per_class=500 optim=cifar10_quick",
@@ -124,10 +125,18 @@ COMMANDS: dict[str, Execution] = {
             "trainer.devices=2",
             "plainres train model.depth=20 trainer=ddp trainer.devices=4",
             "plainres train -m seed=0,1,2 trainer=ddp trainer.devices=4",
+        ),
+        COMPOSED,
+    ),
+    **dict.fromkeys(
+        (
+            "plainres train experiment=cifar10_quick",
+            "plainres train experiment=cifar10_short seed=0",
+            "plainres train experiment=cifar10_degradation trainer=gpu",
             "plainres train experiment=cifar10_degradation trainer=gpu hydra/launcher=slurm "
             "hydra.launcher.partition=main hydra.launcher.gpus_per_node=1 hydra.launcher.timeout_min=240",
         ),
-        COMPOSED,
+        COMPOSED_STUDY,
     ),
     "plainres train model.depth=20 data=cifar10 model.weights=resnet20-12fca82f.th": not_run(
         ELSEWHERE.format("models/test_weights.py; the file is not ours")
@@ -141,7 +150,8 @@ COMMANDS: dict[str, Execution] = {
     ),
     "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1": VENV,
     # looking at configurations
-    "plainres train --help": AS_IT_STANDS,
+    "plainres list": AS_IT_STANDS,
+    "plainres train experiment=digits --dry-run": AS_IT_STANDS,
     "plainres train experiment=digits seed=0 model.depth=8 --cfg job": AS_IT_STANDS,
     "plainres train --config-dir=conf data=fashion optim=cifar10_quick --cfg job": AS_IT_STANDS,
     "eval $(plainres train -sc install=bash)": not_run(ELSEWHERE.format("cli/test_main.py: test_tab_completes")),
@@ -161,8 +171,8 @@ COMMANDS: dict[str, Execution] = {
     "plainres report runs/digits --format markdown": AS_IT_STANDS,
     "plainres report runs/digits --title Plain against identity --width 7": AS_IT_STANDS,
     "plainres report runs/digits_probes": AS_IT_STANDS,
-    "plainres report runs/classroom --open": AS_IT_STANDS,
-    "plainres report runs/longer": AS_IT_STANDS,
+    "plainres report runs/classroom --open": instead("plainres report runs/classroom --format markdown"),
+    "plainres report runs/longer": instead("plainres report runs/longer --format latex"),
     "plainres report experiments/digits": AS_IT_STANDS,
     "grep -h weights_sha256 runs/before/*/result.json > before.txt": AS_IT_STANDS,
     "grep -h weights_sha256 runs/after/*/result.json > after.txt": AS_IT_STANDS,
@@ -241,8 +251,8 @@ def executable(line: str, how: Execution) -> list[str]:
     if how.instead:
         return shlex.split(how.instead)
     words = shlex.split(line, comments=True)
-    if how is COMPOSED:
-        return [words[0], "describe", *words[2:]]
+    if how.composed:
+        words[1] = "describe"
     keys = {change.partition("=")[0] for change in how.changes if "=" in change}
     return [*(word for word in words if word.partition("=")[0] not in keys), *how.changes]
 
