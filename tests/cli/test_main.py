@@ -375,7 +375,7 @@ def test_a_stopped_run_says_how_to_resume(number: signal.Signals, tmp_path: Path
     stopped.send_signal(number)
     _, errors = stopped.communicate(timeout=60)
     assert stopped.returncode == 128 + number
-    assert "the same command goes on" in errors.splitlines()[-1]
+    assert "run the same command again to resume" in errors.splitlines()[-1]
     assert "Traceback" not in errors
     assert not list(tmp_path.glob("runs/default/*/result.json"))
 

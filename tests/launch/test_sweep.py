@@ -42,7 +42,7 @@ def test_only_missing_runs_are_trained(make_config: Make, capfd: pytest.CaptureF
     output = capfd.readouterr().err
     assert "3 runs\n      2 finished\n      1 missing" in output
     assert "[1/1] identity-8-w4-s2" in output
-    assert "all done in" in output
+    assert re.search(r"^all done in \d+ s\nresults are in ", output, re.MULTILINE)
     assert [(run.folder / "result.json").stat().st_mtime_ns for run in runs[:2]] == times
     assert sweep(runs) == 0
     assert capfd.readouterr().err.endswith(
@@ -150,9 +150,11 @@ def test_a_sweep_that_is_stopped_leaves_no_process_behind(tmp_path: Path, number
 @pytest.mark.parametrize(
     ("columns", "line"),
     [
-        (None, "4 left; running: {0} 50%, {1}, {2}"),
-        (80, "4 left; running: identity-8-w4-s0 50%, identity-8-w4-s1, identity-8-w4-s2"),
-        (40, "4 left; 3 running"),
+        (None, "4 left, about 1 min, until 12:34; running: {0} 50%, {1}, {2}"),
+        (90, "4 left, about 1 min; running: identity-8-w4-s0 50%, identity-8-w4-s1, identity-8-w4-s2"),
+        (80, "4 left, about 1 min, until 12:34; 3 running"),
+        (40, "4 left, about 1 min; 3 running"),
+        (20, "4 left; 3 running"),
     ],
 )
 def test_the_status_line_fits_into_the_terminal(
@@ -164,7 +166,9 @@ def test_the_status_line_fits_into_the_terminal(
     pool.running = [sweep_module._Training(run, 1.0, None, nobody, None, 0.0) for run in runs[:3]]
     monkeypatch.setattr(sweep_module, "terminal_columns", lambda: columns)
     monkeypatch.setattr(sweep_module, "_progress", lambda run: 0.5 if run is runs[0] else 0.0)
-    monkeypatch.setattr(pool, "_remaining", lambda: ["4 left"])
+    monkeypatch.setattr(
+        pool, "_remaining", lambda: ["4 left, about 1 min, until 12:34", "4 left, about 1 min", "4 left"]
+    )
     assert pool._status() == line.format(*(run.name for run in runs))
 
 

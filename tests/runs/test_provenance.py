@@ -13,9 +13,11 @@ CODE = '"""A module."""\n\n\ndef double(x):\n    """Double it."""\n    return 2 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a package with the layout of plainres and one function in `models`."""
-    for folder in ("runs", "models", "reporting"):
+    for folder in ("runs", "models", "reporting", "config"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "randomness.py").write_text("")
+    for part in provenance.TRAINING_CODE:
+        if part.endswith(".py"):
+            (tmp_path / part).write_text("")
     (tmp_path / "models" / "twice.py").write_text(CODE)
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "runs" / "provenance.py"))
     return tmp_path
@@ -30,6 +32,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("models/another.py", "x = 1\n", False),
         ("reporting/table.py", "x = 1\n", True),
         ("randomness.py", "x = 1\n", False),
+        ("config/schema.py", "x = 1\n", False),
+        ("config/options.py", "x = 1\n", True),
     ],
 )
 def test_the_digest_depends_on_the_code_that_trains(package: Path, file: str, text: str, same: bool) -> None:

@@ -132,7 +132,7 @@ def test_a_signal_saves_the_run_and_says_how_to_go_on(tmp_path: Path, number: si
         process.send_signal(number)
         _, said = process.communicate(timeout=40)
         assert process.returncode == 128 + number, said
-        assert "; the same command goes on" in said.splitlines()[-1]
+        assert "; run the same command again to resume" in said.splitlines()[-1]
         assert "Traceback" not in said
         step = run().step
         assert step > 0

@@ -261,11 +261,11 @@ def test_a_process_of_several_that_fails(make_config: Make, capfd: pytest.Captur
         ({"data": {"_target_": "plainres.data.Nowhere"}}, "has no attribute 'Nowhere'"),
         (
             {"data": {"_target_": "plainres.data.sources"}},
-            "data._target_=plainres.data.sources is no class or function",
+            "data._target_=plainres.data.sources is not a class or function",
         ),
         (
             {"data": {"_taget_": "plainres.data.Digits"}},
-            "data has only _taget_, pad, flip; it needs _target_, the path of its class",
+            "data has only _taget_; it needs _target_, the path of its class",
         ),
         (
             {"data": {"_target_": "plainres.data.Digits", "pad": -1, "flip": False}},

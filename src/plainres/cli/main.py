@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Sequence
 from typing import TextIO
 
+from plainres import __version__
 from plainres.cli import analysis, commands
 from plainres.errors import InputError, RunFailedError, StoppedError
 
@@ -106,9 +107,7 @@ def _run(given: Sequence[str]) -> int:
         print(HELP, end="")
         return 0
     if command in ("--version", "-V"):
-        from importlib.metadata import version
-
-        print(f"plainres {version('plainres')}")
+        print(f"plainres {__version__}")
         return 0
     if command in ("-sc", "--shell-completion"):  # the shell asks so for completions of any command
         return _complete([command, *rest])

@@ -158,7 +158,7 @@ class Loggers:
         if self.mode not in ("offline", "online"):
             raise InputError(f"logger.mode is {self.mode!r}; it must be offline or online")
         if self.mode == "online" and not self.wandb:
-            raise InputError("logger.mode is online, but W&B is not a logger of this run; add logger=wandb")
+            raise InputError("logger.mode is online, but W&B is not chosen: add logger=wandb")
 
 
 @dataclass

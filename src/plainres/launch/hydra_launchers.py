@@ -135,7 +135,7 @@ class _Monitor:
             run,
             reason,
             elapsed=f"after {time.monotonic() - self.started:.0f} s",
-            remaining=[f"{total - count} left" if count < total else "all done"],
+            remaining=[f"{total - count} left" if count < total else "done"],
             name_columns=max(len(each.name) for each in self.runs),
         )
 

@@ -180,6 +180,7 @@ class _Pool:
                 f"stopped: {left} of {quantity(self.count, 'run')} left; run the same command again to resume",
                 self.signals.received,
             )
+        say(f"all done in {duration(time.monotonic() - self.started)}")
         return self.failed
 
     def _start(self, count: int) -> None:
@@ -248,7 +249,7 @@ class _Pool:
         """
         left = self.count - self.outcomes.total()
         if not left:
-            return [f"all done in {duration(time.monotonic() - self.started)}"]
+            return ["done"]
         done = self.done + sum(training.cost * _progress(training.run) for training in self.running)
         if not done:
             return [f"{left} left"]
@@ -267,8 +268,7 @@ class _Pool:
         long = ", ".join(f"{name}{part}" for name, part in zip(names, parts, strict=True))
         short = ", ".join(f"{without_hash(name)}{part}" for name, part in zip(names, parts, strict=True))
         remaining = self._remaining()
-        versions = [f"{left}; running: {long}" for left in remaining]
-        versions += [f"{left}; running: {short}" for left in remaining[:2]]
+        versions = [f"{left}; running: {shown}" for shown in (long, short) for left in remaining[:2]]
         versions += [f"{left}; {len(names)} running" for left in remaining]
         return first_that_fits(versions, terminal_columns())
 

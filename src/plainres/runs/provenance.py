@@ -17,7 +17,7 @@ from torch import nn
 
 from plainres.config.schema import Devices
 
-TRAINING_CODE = ("config", "data", "models", "training", "randomness.py")  # parts of plainres that affect a result
+TRAINING_CODE = ("config/instantiate.py", "config/schema.py", "data", "models", "training", "randomness.py")
 
 
 @cache

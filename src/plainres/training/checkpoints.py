@@ -142,7 +142,9 @@ class Checkpoints(Checkpoint):
         if save:
             self._save(trainer)
         if number:
-            raise StoppedError(f"{self.run.name} is saved after step {step}; the same command goes on", number)
+            raise StoppedError(
+                f"{self.run.name} is saved after step {step}; run the same command again to resume", number
+            )
 
     def _agree(self, number: int, due: bool, diverged: bool) -> tuple[int, bool, bool]:
         """What any process has found, all processes know."""
