@@ -36,7 +36,7 @@ SLOW = (
     "test_the_documented_shortcut",
     "test_killed_at_random_moments",
     "test_a_sweep_that_is_stopped",
-    "test_the_compiler_and_the_exporter",
+    "test_networks_compile_and_export",
     "test_a_killed_and_interrupted_landscape",
     "test_akamasters_file",
     "test_real_cifar10",

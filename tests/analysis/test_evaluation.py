@@ -332,7 +332,7 @@ def test_akamasters_file_on_real_images(
     assert main(["eval", "resnet20.th", *data, "data.test_per_class=20"]) == 0
     assert "of 200 images" in capsys.readouterr().out
     assert main(["eval", "resnet20.th", *data[:3]]) == 2
-    assert "data.mean and data.std are given together" in capsys.readouterr().err
+    assert "only one of data.mean and data.std is set" in capsys.readouterr().err
 
 
 def test_what_is_said_of_predictions() -> None:

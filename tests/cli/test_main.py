@@ -174,7 +174,7 @@ def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.depth=21", "model.depth is 21; it must be 6n+2 with n at least 1: the nearest are 20 and 26"),
+        ("model.depth=21", "model.depth is 21; it must be 6n+2 with n >= 1; the nearest valid depths are 20 and 26"),
         (
             "model/shortcut=highwya",
             "there are convolution, dropout, exclusive_gating, highway, identity, plain, projec",
@@ -184,11 +184,11 @@ def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
             "model/block=bottlenek: there is no such option; there are basic, bottleneck, resblk",
         ),
         ("model/block/order=post", "there are bn_after_addition, fixup, full_preactivation, no_relu_after_addition, "),
-        ("model.block.kernels=[2]", "model.block.kernels is [2]; it is a list of odd kernel sizes"),
-        ("model.block.kernels=3", "model.block.kernels is 3; it is a list of odd kernel sizes"),
+        ("model.block.kernels=[2]", "model.block.kernels is [2]; it must be a list of odd kernel sizes"),
+        ("model.block.kernels=3", "model.block.kernels is 3; it must be a list of odd kernel sizes"),
         (
             "model.block.order.tail=[gelu]",
-            "model.block.order.tail names 'gelu'; it is a list of any of norm, relu, bias,",
+            "model.block.order.tail is ['gelu']; it must be a list of any of norm, relu, bias,",
         ),
         ("model/init=xavier", "there are delta_orthogonal, fixup, he_fan_in, he_fan_out, orthogonal, zero_gamma"),
         ("model/norm=layer", "there are batch, group, none"),
@@ -251,9 +251,9 @@ def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
         ("model.block=bottleneck", "choose an option with a slash, model/block=bottleneck"),
         ("model.block.order=fixup", "choose an option with a slash, model/block/order=fixup"),
         ("model.norm=group", "choose an option with a slash, model/norm=group"),
-        ("model.block.order.pre=null", "model.block.order.pre names None; it is a list of any of norm, relu"),
-        ("model.block.order.pre=[[relu]]", "model.block.order.pre names ['relu']; it is a list of any of norm"),
-        ("model.block.kernels=[true]", "model.block.kernels is [True]; it is a list of odd kernel sizes"),
+        ("model.block.order.pre=null", "model.block.order.pre is None; it must be a list of any of norm, relu"),
+        ("model.block.order.pre=[[relu]]", "model.block.order.pre is [['relu']]; it must be a list of any of norm"),
+        ("model.block.kernels=[true]", "model.block.kernels is [True]; it must be a list of odd kernel sizes"),
         ("model.weights=nowhere.pth", "model.weights=nowhere.pth: there is no such file"),
         ("model.weights=123", "model.weights=123: it cannot be read"),
         ("model.weights=.", "model.weights=.: it cannot be read"),
