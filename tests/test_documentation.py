@@ -30,7 +30,7 @@ README_WORDS = 900
 
 @dataclass(frozen=True)
 class Execution:
-    """How a command is executed: with `changes` to its overrides, or as `instead`, or not at all, for a `reason`.
+    """Execution of a command: with `changes` to its overrides, or as `instead`, or not at all, for a `reason`.
 
     One that is `composed` trains nothing: `plainres describe` composes and checks the same overrides.
     """
