@@ -151,7 +151,7 @@ COMMANDS: dict[str, Execution] = {
     "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1": VENV,
     # looking at configurations
     "plainres list": AS_IT_STANDS,
-    "plainres train experiment=digits --dry-run": AS_IT_STANDS,
+    "plainres train experiment=digits --dry-run": SWEEP,
     "plainres train experiment=digits seed=0 model.depth=8 --cfg job": AS_IT_STANDS,
     "plainres train --config-dir=conf data=fashion optim=cifar10_quick --cfg job": AS_IT_STANDS,
     "eval $(plainres train -sc install=bash)": not_run(ELSEWHERE.format("cli/test_main.py: test_tab_completes")),
