@@ -1,33 +1,38 @@
-# `make study` and `make test` set up everything they need in .venv.
+# Every target but help sets up what it needs in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
-# pip works from outside on .venv, so that Debian's python3 suffices, whose venv has no pip to put there
+# Debian's python3 cannot put pip into a venv, so its own pip works on .venv from outside and installs one there.
 PIP = $(PYTHON) -m pip --python $(BIN)/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# one more than there are cores: many tests wait for processes of theirs
+# One more than there are cores, because many tests wait for child processes.
 WORKERS = $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=$(WORKERS) --dist=worksteal
 
-.PHONY: study test coverage
+.PHONY: help study test coverage
 .DELETE_ON_ERROR:
+.DEFAULT_GOAL := study
 
-study: $(INSTALLED)
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*##  */\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@echo "PYTHON=python3.12 chooses the interpreter of .venv (default: python3; 3.11 or newer)."
+
+study: $(INSTALLED)  ## train the digits study, print its table and verdicts
 	$(BIN)/plainres train experiment=digits
 	$(BIN)/plainres report runs/digits
 
-test: $(INSTALLED)
+test: $(INSTALLED)  ## run the linters, the type checker and the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright
 	$(PYTEST)
 
-coverage: $(INSTALLED)
+coverage: $(INSTALLED)  ## run the tests; fail below 95 % of the lines
 	$(PYTEST) --cov --cov-fail-under=95
 
-# The lock has no torch, whose builds, with CUDA or without, differ from index to index. It comes last, so that all it
-# needs but CUDA is there with a hash.
+# The lock omits torch, whose builds (with or without CUDA) differ between indexes. Torch is installed after it, so that
+# its dependencies other than CUDA come from the lock, with their hashes.
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "plainres needs Python 3.11 or newer; $(PYTHON) is %d.%d: make PYTHON=python3.12" % v[:2])'
 	$(PYTHON) -m venv --without-pip .venv

@@ -14,28 +14,29 @@ from support import forking
 from support.places import CONF, ROOT
 
 torch.set_num_threads(1)
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background; tests send it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # ignored in background jobs, but tests send it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 forking.preload_everything()
-os.environ.setdefault("COVERAGE_FILE", str(ROOT / ".coverage"))  # of the processes that tests start elsewhere
+os.environ.setdefault("COVERAGE_FILE", str(ROOT / ".coverage"))  # for processes that tests start in other folders
 
-# what takes longest, longest first, SLURM's in a row, for they share a cluster
+# the slowest tests, slowest first; those with SLURM are consecutive because they share a cluster
 SLOW = (
     "test_a_sweep_on_slurm",
-    "test_several_devices_inside_a_sweep",
-    "test_one_run_by_srun",
+    "test_a_sweep_of_runs_on_several_devices",
+    "test_srun_starts_a_run_on_two_nodes",
     "test_a_compiled_run_is_the_run",
+    "test_every_command_of_the_documentation",
     "test_a_study_is_measured_network_by_network",
     "test_torchrun_on_two_machines",
     "test_one_of_two_processes_is_killed_then_both",
     "test_a_sweep_killed_five_times",
     "test_a_signal_saves_the_run",
-    "test_an_outage_in_mid_training",
+    "test_an_outage_during_training",
     "test_on_two_then_one",
-    "test_the_readmes_shortcut",
+    "test_the_documented_shortcut",
     "test_killed_at_random_moments",
     "test_a_sweep_that_is_stopped",
-    "test_the_compiler_and_the_exporter",
+    "test_networks_compile_and_export",
     "test_a_killed_and_interrupted_landscape",
     "test_akamasters_file",
     "test_real_cifar10",
@@ -43,16 +44,16 @@ SLOW = (
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Begin with what takes longest, in each of pytest-xdist's workers, whose first tests are a slice of the list."""
+    """Put the slowest tests first in each pytest-xdist worker, whose first tests are a slice of the list."""
 
-    def place(item: pytest.Item) -> int:
+    def rank(item: pytest.Item) -> int:
         return next((i for i, name in enumerate(SLOW) if item.name.startswith(name)), len(SLOW))
 
     workers = getattr(config, "workerinput", {}).get("workercount", 1)
-    slow = sorted((item for item in items if place(item) < len(SLOW)), key=place)
+    slow = sorted((item for item in items if rank(item) < len(SLOW)), key=rank)
     cluster = [item for item in slow if "cluster" in item.fixturenames or "[slurm]" in item.name]  # pyright: ignore[reportAttributeAccessIssue]
     others = [item for item in slow if item not in cluster]
-    quick = [item for item in items if place(item) == len(SLOW)]
+    quick = [item for item in items if rank(item) == len(SLOW)]
     first = [cluster, *([] for _ in range(workers - 1))]
     for i, item in enumerate(others):
         first[-1 - i % workers].append(item)
@@ -66,18 +67,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """In CI, let a skipped test fail: .ci/run installs all that one could lack but a GPU and the images of CIFAR-10."""
+    """Fail skipped tests in CI, where .ci/run installs everything except a GPU and the images of CIFAR-10."""
     report = yield
     if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
         reason = str(report.longrepr)
-        if not any(lacking in reason for lacking in ("GPU", "CIFAR-10")):
-            report.outcome, report.longrepr = "failed", f"skipped, which fails in CI: {reason}"
+        if not any(requirement in reason for requirement in ("GPU", "CIFAR-10")):
+            report.outcome, report.longrepr = "failed", f"skipped in CI, where it must run: {reason}"
     return report
 
 
 @pytest.fixture
 def make_config(tmp_path: Path) -> Callable[..., Config]:
-    """A small configuration, without Hydra: `make_config(depth=14, shortcut="plain", optim={"steps": 5})`."""
+    """Return a factory of small configurations: `make_config(depth=14, shortcut="plain", optim={"steps": 5})`."""
 
     def make(
         *,
@@ -93,7 +94,7 @@ def make_config(tmp_path: Path) -> Callable[..., Config]:
     ) -> Config:
         factory = OmegaConf.to_container(OmegaConf.load(CONF / "model" / "shortcut" / f"{shortcut}.yaml"))
         assert isinstance(factory, dict)
-        factory.pop("norm", None)  # the network's, which is the default here
+        factory.pop("norm", None)  # the default of the network
         recipe: dict[str, Any] = {
             "batch_size": 32,
             "epochs": 2,

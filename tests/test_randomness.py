@@ -9,18 +9,18 @@ SEEDS = st.integers(0, 2**31)
 
 @given(SEEDS, st.integers(0, 500), st.integers(1, 300))
 def test_order_is_a_permutation_and_a_function_of_its_arguments(seed: int, epoch: int, images: int) -> None:
-    found = order(seed, epoch, images)
-    assert torch.equal(found.sort().values, torch.arange(images))
-    assert torch.equal(found, order(seed, epoch, images))
+    permutation = order(seed, epoch, images)
+    assert torch.equal(permutation.sort().values, torch.arange(images))
+    assert torch.equal(permutation, order(seed, epoch, images))
 
 
-def test_epochs_and_seeds_differ() -> None:
+def test_order_depends_on_epoch_and_seed() -> None:
     orders = [tuple(order(seed, epoch, 50).tolist()) for seed in range(5) for epoch in range(5)]
     assert len(set(orders)) == 25
 
 
 @given(SEEDS, st.integers(0, 500), st.lists(st.integers(0, 10**6), min_size=1, unique=True))
-def test_draws_depend_on_the_index_alone_not_on_its_neighbours(seed: int, epoch: int, indices: list[int]) -> None:
+def test_a_draw_does_not_depend_on_other_indices(seed: int, epoch: int, indices: list[int]) -> None:
     together = draws(augmentation_key(seed, epoch), torch.tensor(indices))
     alone = torch.cat([draws(augmentation_key(seed, epoch), torch.tensor([index])) for index in indices])
     assert torch.equal(together, alone)
@@ -28,7 +28,7 @@ def test_draws_depend_on_the_index_alone_not_on_its_neighbours(seed: int, epoch:
     assert (together < 2**62).all()
 
 
-def test_draws_are_uniform_and_independent_of_the_epoch_before() -> None:
+def test_draws_are_uniform_and_independent_of_the_previous_epoch() -> None:
     index = torch.arange(20000)
     first, second = (draws(augmentation_key(0, epoch), index) for epoch in (0, 1))
     for bit in (0, 1, 20, 33, 61):
@@ -38,12 +38,12 @@ def test_draws_are_uniform_and_independent_of_the_epoch_before() -> None:
     assert torch.bincount((first >> 1) % 9, minlength=9).double().std() / (20000 / 9) < 0.05
 
 
-def test_mix_is_fixed_for_all_time() -> None:
+def test_mix_never_changes() -> None:
     assert mix("order", 0, 0) == 4876581156571347824
     assert mix("a", 1) != mix("a", 2) != mix("b", 2)
 
 
-def test_nothing_is_drawn_from_global_state() -> None:
+def test_the_global_random_state_is_not_used() -> None:
     before = torch.get_rng_state()
     order(0, 0, 10)
     draws(augmentation_key(0, 0), torch.arange(10))

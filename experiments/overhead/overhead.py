@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
-from plainres.cli.arguments import whole
+from plainres.cli.arguments import integer
 from plainres.config.compose import compose
 from plainres.config.instantiate import network_of, source_of
 from plainres.config.schema import Config
@@ -101,5 +101,5 @@ def main(pairs: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pairs", type=whole(1), nargs="?", default=7, help="of runs, one of each side (7)")
+    parser.add_argument("pairs", type=integer(1), nargs="?", default=7, help="of runs, one of each side (7)")
     main(parser.parse_args().pairs)

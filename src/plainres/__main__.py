@@ -1,4 +1,4 @@
-"""`python -m plainres`, which is how torchrun and srun start it."""
+"""Entry point of `python -m plainres`, which torchrun and srun use."""
 
 import sys
 

@@ -1,26 +1,26 @@
-"""The exceptions whose messages are meant for the person at the keyboard."""
+"""Exceptions with messages for the user."""
 
 
 class InputError(ValueError):
-    """What was asked for cannot be done: the message says what is wrong, what is allowed and what to do.
+    """Invalid input. The message says what is wrong, what is allowed and what to do.
 
-    The command line prints it as one line and exits with code 2; raise it for mistakes of the user, never of ours.
+    The command line prints it as one line and exits with code 2. Raise it for errors of the user, never for bugs.
     """
 
 
 class LockedError(InputError):
-    """Another process is at this very run; it cannot be trained twice at once."""
+    """Another process is training the run."""
 
 
 class RunFailedError(RuntimeError):
-    """A run that was begun cannot be ended: the message says why. The command line exits with code 1."""
+    """A run failed, for the reason in the message. The command line exits with code 1."""
 
 
 class StoppedError(SystemExit):
-    """A signal ended the work before its end, and the same command goes on.
+    """A signal stopped the command, which resumes when it is run again.
 
-    No `except Exception` on the way takes it for a failure. Uncaught, it ends the process with code 128 + `number`,
-    the signal's.
+    It derives from SystemExit, so that no `except Exception` treats it as a failure. Uncaught, it makes the process
+    exit with code 128 + `number`, the number of the signal.
     """
 
     def __init__(self, message: str, number: int) -> None:
@@ -32,7 +32,7 @@ class StoppedError(SystemExit):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, be it empty; of a YAML file's, what is wrong and where."""
+    """Return the first line of an exception's message, "" if it is empty. For a YAML error, return problem and line."""
     if mark := getattr(error, "problem_mark", None):
         return f"line {mark.line + 1}: {getattr(error, 'problem', '')}"
     return next(iter(str(error).splitlines()), "")

@@ -1,4 +1,4 @@
-"""Files that are either complete or absent, and rows as CSV."""
+"""Atomic writes, and CSV files."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 @contextmanager
 def atomically(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that will be there whole or not at all, also after a crash."""
+    """Open a file for an atomic write. After a crash the file is complete, unchanged or absent."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
         with temporary.open("wb") as file:
@@ -24,21 +24,21 @@ def atomically(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text that will be there whole or not at all."""
+    """Write a text atomically. After a crash the file is complete, unchanged or absent."""
     with atomically(path) as file:
         file.write(text.encode())
 
 
 def read_rows(file: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file but for a last one that is still being written."""
-    whole = file.read_text().splitlines(keepends=True)
-    if whole and not whole[-1].endswith("\n"):
-        whole.pop()
-    return list(csv.DictReader(whole))
+    """Read the rows of a CSV file, except a last row that is still being written."""
+    lines = file.read_text().splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    return list(csv.DictReader(lines))
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows with the same columns, at least one -> the text of a CSV file."""
+    """Return the text of a CSV file with the given rows, at least one, which must have the same columns."""
     file = io.StringIO()
     table = csv.DictWriter(file, rows[0], lineterminator="\n")
     table.writeheader()

@@ -217,7 +217,7 @@ def test_an_older_run_whose_images_are_missing_is_rejected(
         (["data.classes=7"], "the network has 10 output classes, but the data set has 7"),
         (["data.shape=[3,8,8]"], "the network cannot process images of shape [3, 8, 8]"),
         (["data.shape=[2,8,8]"], "images of shape [2, 8, 8]: it was trained on images with 1 channel"),
-        (["trainer=gpu"], "the trainer is to use 1 GPUs, but torch finds 0"),
+        (["trainer=gpu"], "trainer.devices is 1, but torch finds 0 GPUs here"),
         (["data.shape=many"], "it must be [channels, height, width]"),
     ],
 )
@@ -338,7 +338,7 @@ def test_akamasters_file_on_real_images(
     assert main(["eval", "resnet20.th", *data, "data.test_per_class=20"]) == 0
     assert "of 200 images" in capsys.readouterr().out
     assert main(["eval", "resnet20.th", *data[:3]]) == 2
-    assert "data.mean and data.std are given together" in capsys.readouterr().err
+    assert "only one of data.mean and data.std is set" in capsys.readouterr().err
 
 
 def test_summary_of_predictions() -> None:

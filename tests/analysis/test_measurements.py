@@ -172,7 +172,7 @@ def test_a_killed_and_interrupted_landscape_resumes(runs: list[Path], capsys: py
     capsys.readouterr()
     threading.Thread(target=interrupt, daemon=True).start()
     assert main(command) == 130
-    assert capsys.readouterr().err.endswith("plainres: stopped; the same command goes on\n")
+    assert capsys.readouterr().err.endswith("plainres: stopped; run the same command again to resume\n")
     assert file.read_text().count("\n") < 301
     assert main(command) == 0
     rows = read_rows(file)
@@ -210,7 +210,7 @@ def test_an_interrupted_sharpness_writes_nothing(
     assert main(["sharpness", str(runs[0])]) == 130
     out, err = capsys.readouterr()
     assert not out
-    assert err.splitlines()[-1] == "plainres: stopped; the same command begins again"
+    assert err.splitlines()[-1] == "plainres: stopped; run the same command again to start over"
     assert "Traceback" not in err
     assert not (runs[0] / "sharpness.csv").exists()
 

@@ -1,6 +1,7 @@
-"""`plainres bench`: what it compares do the same work, and what it says follows from what it measured."""
+"""Tests of `plainres bench`: the contenders do the same work, and the report follows from the measurements."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from plainres.benchmark.baselines import PARTS, BareLoop, DataLoaderBaseline, evaluate
-from plainres.benchmark.measure import CONTENDERS, OURS, Measured, _run_seconds, decided
+from plainres.benchmark.measure import CONTENDERS, OURS, Measurement, _run_seconds, announcement, resolve_compile
 from plainres.cli.main import main
 from plainres.config.instantiate import source_of
-from plainres.config.schema import Config
+from plainres.config.schema import Config, SweepOptions
 from plainres.data import batches
 from plainres.data.sources import Synthetic
 from plainres.errors import InputError
@@ -36,7 +37,7 @@ def bare(config: Config, recorder: Recorder | None = None) -> BareLoop:
 
 
 @pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed"])
-def test_the_bare_loop_ends_with_the_weights_of_a_run(make_config: Make, precision: str) -> None:
+def test_the_bare_loop_trains_to_the_weights_of_a_run(make_config: Make, precision: str) -> None:
     config = make_config(precision=precision, optim={"epochs": None, "steps": 7, "milestones": []})
     run = Run.of(config)
     train(run)
@@ -50,29 +51,27 @@ def test_the_bare_loop_ends_with_the_weights_of_a_run(make_config: Make, precisi
 
 
 @pytest.mark.parametrize("fits", [True, False])
-def test_the_bare_loop_is_captured_as_a_run_is(make_config: Make, monkeypatch: pytest.MonkeyPatch, fits: bool) -> None:
+def test_the_bare_loop_is_captured_like_a_run(make_config: Make, monkeypatch: pytest.MonkeyPatch, fits: bool) -> None:
     monkeypatch.setattr(batches, "_fits", lambda images, device: fits)
     config = make_config(optim={"milestones": []})
     eager, captured = bare(config), bare(config, recorder := Recorder())
     for loop in (eager, captured):
         loop.run(8)
     assert len(recorder.graphs) == 1
-    theirs = captured.network.state_dict()
+    replayed = captured.network.state_dict()
     for key, value in eager.network.state_dict().items():
-        torch.testing.assert_close(value, theirs[key], msg=key)  # a fused optimizer rounds otherwise
+        torch.testing.assert_close(value, replayed[key], msg=key)  # a fused optimizer rounds differently
 
 
-def test_whether_a_network_is_compiled_follows_from_its_own_length(
-    make_config: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert decided(make_config()).trainer.compile is False
+def test_compilation_depends_on_the_length_of_the_run(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_compile(make_config()).trainer.compile is False
     monkeypatch.setattr(compilation, "PAYS_FROM", 1)
-    assert decided(make_config()).trainer.compile is True
+    assert resolve_compile(make_config()).trainer.compile is True
     config = make_config(trainer={"compile": False})
-    assert decided(config) is config
+    assert resolve_compile(config) is config
 
 
-# coverage says so in a worker that was forked; an error there would end it
+# coverage warns in a forked worker, and an error there would stop it
 @pytest.mark.filterwarnings("default::coverage.exceptions.CoverageWarning")
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_dataloader_baseline_shows_the_same_images(make_config: Make, channels: int) -> None:
@@ -80,40 +79,40 @@ def test_the_dataloader_baseline_shows_the_same_images(make_config: Make, channe
     images = source.load()
     config = make_config(optim={"batch_size": 8})
     config.data |= {"shape": [channels, 8, 8], "train": 40}
-    loop, like = DataLoaderBaseline(config, images, source, CPU), bare(config)
-    shown, targets = next(iter(loop.test))
-    expected, theirs = like.test.batch(torch.arange(8))
-    torch.testing.assert_close(shown, expected, atol=1e-5, rtol=1e-5)
-    assert torch.equal(targets, theirs)
-    plain, _ = like.training.batch(torch.arange(40))
-    ways = set()
+    loop, reference = DataLoaderBaseline(config, images, source, CPU), bare(config)
+    test_images, targets = next(iter(loop.test))
+    expected_images, expected_targets = reference.test.batch(torch.arange(8))
+    torch.testing.assert_close(test_images, expected_images, atol=1e-5, rtol=1e-5)
+    assert torch.equal(targets, expected_targets)
+    originals, _ = reference.training.batch(torch.arange(40))
+    augmentations = set()
     for _ in range(3):
         for crop, target in loop.batches:
             assert crop.shape == (8, channels, 8, 8)
-            ways.add(_way(crop[0], plain[images.train.targets == target[0]]))
-    assert None not in ways
-    assert len(ways) > 5
+            augmentations.add(_augmentation(crop[0], originals[images.train.targets == target[0]]))
+    assert None not in augmentations
+    assert len(augmentations) > 5
     loop.run(6)  # an epoch, its evaluation, and the next
     assert loop.step == 6
     with pytest.raises(InputError, match="the images have 2 channels"):
         DataLoaderBaseline(config, images, Synthetic([2, 8, 8], 10, 40, 30, 2, True), CPU)
 
 
-def _way(crop: torch.Tensor, originals: torch.Tensor) -> tuple[int, int, bool] | None:
-    """How a crop came from one of some images: from where, and whether it is mirrored. What is padded may be black."""
+def _augmentation(crop: torch.Tensor, originals: torch.Tensor) -> tuple[int, int, bool] | None:
+    """Return (top, left, mirrored) with which a crop was made from one of the images. The padding may be black."""
     for image in originals:
         for top in range(5):
             for left in range(5):
                 inside = F.pad(torch.ones(1, 8, 8), (2,) * 4)[:, top : top + 8, left : left + 8].bool()
                 cut = F.pad(image, (2,) * 4)[:, top : top + 8, left : left + 8]
                 for mirrored in (False, True):
-                    shown = crop.flip(-1) if mirrored else crop
-                    if torch.allclose(torch.where(inside, shown, 0.0), torch.where(inside, cut, 0.0), atol=1e-5):
+                    upright = crop.flip(-1) if mirrored else crop
+                    if torch.allclose(torch.where(inside, upright, 0.0), torch.where(inside, cut, 0.0), atol=1e-5):
                         return top, left, mirrored
     return None
 
 
-def measured(**changes: Any) -> Measured:
+def measurement(**changes: Any) -> Measurement:
     values: dict[str, Any] = {
         "network": "plain, depth 8",
         "settings": {},
@@ -126,15 +125,15 @@ def measured(**changes: Any) -> Measured:
         "evaluation": 0.5,
         "peak_memory": 300.0,
     }
-    return Measured(**(values | changes))
+    return Measurement(**(values | changes))
 
 
-def test_what_is_said_follows_from_what_was_measured() -> None:
-    found = measured()
-    assert [found.step(side) for side in CONTENDERS] == [0.25, 0.25, 0.75]
-    assert found.ratios("bare") == pytest.approx([0.9, 1.0, 1.2])
-    assert found.ratios("dataloader") == pytest.approx([2, 3, 4])
-    text = str(found)
+def test_the_report_follows_from_the_measurement() -> None:
+    example = measurement()
+    assert [example.step(contender) for contender in CONTENDERS] == [0.25, 0.25, 0.75]
+    assert example.ratios("bare") == pytest.approx([0.9, 1.0, 1.2])
+    assert example.ratios("dataloader") == pytest.approx([2, 3, 4])
+    text = str(example)
     assert "bare loop              40     250.00   225.00 .. 300.00" in text
     assert "images/s of plainres / bare loop: 1.000 (0.900 .. 1.200; 3 rounds)" in text
     assert "images/s of plainres / DataLoader: 3.000 (2.000 .. 4.000; 3 rounds)" in text
@@ -143,13 +142,13 @@ def test_what_is_said_follows_from_what_was_measured() -> None:
     assert "peak memory 300 MiB" in text
 
 
-def test_how_long_a_run_takes(make_config: Make) -> None:
+def test_the_time_of_a_run_is_estimated(make_config: Make) -> None:
     config = make_config(optim={"batch_size": 20, "epochs": 3})  # 100 images, 5 steps; 30 test images
-    # 15 steps, 3 epochs' evaluations, and at the end both sets
-    assert _run_seconds(config, measured()) == pytest.approx(15 * 0.25 + (3 + 1 + 100 / 30) * 0.5)
-    # a window of 10 steps has two epochs in it, and their evaluations
+    # 15 steps, an evaluation after each of 3 epochs, and both sets at the end
+    assert _run_seconds(config, measurement()) == pytest.approx(15 * 0.25 + (3 + 1 + 100 / 30) * 0.5)
+    # a window of 10 steps contains two epochs with their evaluations
     windows = {OURS: [4.0]}
-    assert _run_seconds(config, measured(windows=windows, steps={OURS: 10})) == pytest.approx(
+    assert _run_seconds(config, measurement(windows=windows, steps={OURS: 10})) == pytest.approx(
         15 * 0.3 + (3 + 1 + 100 / 30) * 0.5
     )
 
@@ -158,15 +157,28 @@ def test_a_study_is_measured_network_by_network(tmp_path: Any) -> None:
     options = ["-m", "model/shortcut=plain,identity", "seed=0,1", *SMALL, "optim.epochs=2", f"runs={tmp_path / 'runs'}"]
     done = forking.run([PLAINRES, "bench", *options, "--rounds", "2", "--seconds", "0.2", "--json"])
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert [one["network"].partition(",")[0] for one in found["measured"]] == ["plain", "identity"]
-    for one in found["measured"]:
-        assert one["batch_size"] == one["settings"]["optim.batch_size"] == 64
-        assert {side: len(times) for side, times in one["windows"].items()} == dict.fromkeys(CONTENDERS, 2)
-        assert one["peak_memory"] > 100
-        assert one["versions"]["torch"] == torch.__version__
-    assert found["estimate"].startswith("4 runs: ")
+    assert re.match(r"measuring 2 networks, about \d+ s: (12|20) timing windows of 0.2 s, and setup\n", done.stderr)
+    output = json.loads(done.stdout)
+    assert [each["network"].partition(",")[0] for each in output["measured"]] == ["plain", "identity"]
+    for each in output["measured"]:
+        assert each["batch_size"] == each["settings"]["optim.batch_size"] == 64
+        assert {name: len(times) for name, times in each["windows"].items()} == dict.fromkeys(CONTENDERS, 2)
+        assert each["peak_memory"] > 100
+        assert each["versions"]["torch"] == torch.__version__
+    assert output["estimate"].startswith("4 runs: ")
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_announcement_counts_windows_and_setup(make_config: Make) -> None:
+    one_at_a_time = SweepOptions(runs_per_device=1)
+    config = make_config(sweep=one_at_a_time)
+    assert announcement([config], 5, 3.0) == "measuring 1 network, about 65 s: 15 timing windows of 3 s, and setup"
+    compiled = make_config(sweep=one_at_a_time, trainer={"compile": True})
+    side_by_side = make_config(sweep=SweepOptions(runs_per_device=2))
+    assert announcement([compiled, side_by_side], 5, 3.0) == (
+        "measuring 2 networks, about 3 min: 40 timing windows of 3 s, and setup; "
+        "torch.compile may add a minute per network"
+    )
 
 
 @pytest.mark.parametrize("shortcut", ["plain", "identity"])
@@ -185,12 +197,12 @@ def test_seeds_stacked_into_one_network_have_the_weights_of_their_separate_runs(
         (["model.depth=21"], "model.depth is 21"),
         (["--rounds=0"], "--rounds: must be an integer >= 1, got '0'; see plainres bench --help"),
         (["--seconds=never"], "--seconds: must be a number > 0, got 'never'"),
-        (["trainer.devices=2"], "measures a run on one device"),
+        (["trainer.devices=2"], "measures runs on one device; add trainer.devices=1"),
         (["--jsn"], "there is no option --jsn; --hydra-help shows"),
     ],
 )
-def test_a_mistake_takes_one_line(capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
+def test_invalid_options_get_one_line(capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
     assert main(["bench", *SMALL, *options]) == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

@@ -1,5 +1,6 @@
-"""The command line, in this process where its words are the point, in one of its own where the process is."""
+"""Tests of the command line: in this process for its messages, in a separate one for exit codes, signals and pipes."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -8,11 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from plainres.cli.main import main
+from plainres.cli.main import COMMANDS, HELP, WITHOUT_OVERRIDES, main
 from support import forking
 from support.places import CONF, PLAINRES, ROOT
 
@@ -20,7 +22,7 @@ SMALL = ["model.depth=8", "model.width=4", "optim.epochs=2", "data=synthetic", "
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["plainres"])
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
@@ -32,24 +34,76 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 def test_help_imports_nothing_heavy() -> None:
     code = "import sys; from plainres.cli.main import main; main(['--help']); print(sorted(sys.modules))"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "plainres train [OVERRIDES]" in said
-    assert not [name for name in ("torch", "hydra", "numpy", "matplotlib", "yaml") if f"'{name}'" in said]
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "plainres train [OVERRIDES]" in output
+    assert not [name for name in ("torch", "hydra", "numpy", "matplotlib", "yaml") if f"'{name}'" in output]
 
 
-def test_help_of_train_lists_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--help"]) == 0
-    said = capsys.readouterr().out
-    assert "model/shortcut: convolution, dropout, exclusive_gating, highway, identity, plain, projection, " in said
-    assert "experiment=digits" in said
-    for file in (CONF / "experiment").glob("*.yaml"):
-        first = file.read_text().splitlines()[1].removeprefix("# ")
-        assert f"  {file.stem} " in said
-        assert f" {first}\n" in said
-    assert max(map(len, said.splitlines())) <= 200
+def test_every_command_has_its_own_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    for command in COMMANDS:
+        if command == "train":
+            assert main([command, "--help"]) == 0
+        else:
+            with pytest.raises(SystemExit) as stop:
+                main([command, "--help"])
+            assert stop.value.code == 0
+        output = capsys.readouterr().out
+        assert output.startswith(f"usage: plainres {command} ")
+        assert f"  plainres {command} " in HELP
+        assert ("plainres list" in output) == (command not in WITHOUT_OVERRIDES or command == "list")
+        for line, following in pairwise([*output.splitlines(), ""]):
+            assert len(line) <= 120
+            if line.startswith("  -"):
+                assert re.search(r"\S  +\S", line) or following.startswith(" " * 8), "an option without an explanation"
 
 
-def test_hydras_own_options_work(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_train_fits_on_one_screen_and_imports_nothing_heavy() -> None:
+    code = "import sys; from plainres.cli.main import main; main(['train', '-h']); print('hydra' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.endswith("\nFalse\n")
+    assert len(output.splitlines()) <= 40
+    for word in ("experiment=digits", "--dry-run", "--cfg job", "--config-dir", "plainres list", "resume", "-m"):
+        assert word in output
+
+
+def test_help_with_the_name_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", "train"]) == 0
+    assert capsys.readouterr().out.startswith("usage: plainres train ")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"plainres {importlib.metadata.version('plainres')}\n"
+
+
+def test_list_shows_every_option_with_the_first_line_of_its_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    output = capsys.readouterr().out
+    for file in CONF.rglob("*.yaml"):
+        group = file.parent.relative_to(CONF).as_posix()
+        if group not in (".", "hydra/launcher"):
+            first = next(line for line in file.read_text().splitlines() if not line.startswith("# @package"))
+            assert f"\n{group}\n" in f"\n{output}"
+            assert re.search(rf"^  {file.stem} +{re.escape(first.removeprefix('# '))}$", output, re.MULTILINE)
+            assert first.endswith("."), f"{file}: the first line is not a sentence"
+    assert max(map(len, output.splitlines())) <= 150
+
+
+def test_list_shows_one_group(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    option = tmp_path / "conf" / "model" / "shortcut" / "halved.yaml"
+    option.parent.mkdir(parents=True)
+    option.write_text("# y = F(x) + x / 2.\n_target_: mine.Halved\n")
+    assert main(["list", "model/shortcut", "--config-dir", "conf"]) == 0
+    output = capsys.readouterr().out.splitlines()
+    assert output[0] == "model/shortcut"
+    assert any(re.fullmatch(r"  halved +y = F\(x\) \+ x / 2\.", line) for line in output)
+    assert {line.split()[0] for line in output[1:]} == {
+        file.stem for file in [option, *(CONF / "model" / "shortcut").glob("*.yaml")]
+    }
+
+
+def test_options_of_hydra_work(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "model.depth=32", "--cfg", "job"]) == 0
     assert "depth: 32" in capsys.readouterr().out
     info = run("train", "model.depth=32", "--info", "defaults")
@@ -58,7 +112,7 @@ def test_hydras_own_options_work(capsys: pytest.CaptureFixture[str]) -> None:
     assert not list(Path.cwd().iterdir())
 
 
-def test_one_run_prints_its_folder_last_and_the_second_time_trains_nothing(tmp_path: Path) -> None:
+def test_one_run_prints_its_folder_last_and_is_not_trained_again(tmp_path: Path) -> None:
     command = [PLAINRES, "train", *SMALL]
     first = subprocess.run(command, capture_output=True, text=True, check=False)  # an interpreter of its own
     assert first.returncode == 0, first.stderr
@@ -99,12 +153,12 @@ def test_a_sweep_and_its_report(tmp_path: Path) -> None:
 
 def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["describe", "data=cifar10", "model.depth=110", "model/shortcut=projection"]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("projection, depth 110, width 16, on cifar10\n")
-    assert said.split()[-2:] == ["1,730,714", "253,149,824"]
+    output = capsys.readouterr().out
+    assert output.startswith("projection, depth 110, width 16, on cifar10\n")
+    assert output.split()[-2:] == ["1,730,714", "253,149,824"]
     assert main(["describe", "data=cifar10", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["parameters"], found["multiply_adds"]) == (269722, 40551040)
+    description = json.loads(capsys.readouterr().out)
+    assert (description["parameters"], description["multiply_adds"]) == (269722, 40551040)
     assert main(["describe", "-m", "data=cifar10", "model.depth=20,32", "seed=0,1", "--json"]) == 0
     assert [each["parameters"] for each in json.loads(capsys.readouterr().out)] == [269722, 464154]
     assert main(["describe", "-m", "model/norm=batch,none", "model.width=4,8", "--json"]) == 0
@@ -120,7 +174,7 @@ def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.depth=21", "model.depth is 21; it must be 6n+2 with n at least 1: the nearest are 20 and 26"),
+        ("model.depth=21", "model.depth is 21; it must be 6n+2 with n >= 1; the nearest valid depths are 20 and 26"),
         (
             "model/shortcut=highwya",
             "there are convolution, dropout, exclusive_gating, highway, identity, plain, projec",
@@ -130,24 +184,50 @@ def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
             "model/block=bottlenek: there is no such option; there are basic, bottleneck, resblk",
         ),
         ("model/block/order=post", "there are bn_after_addition, fixup, full_preactivation, no_relu_after_addition, "),
-        ("model.block.kernels=[2]", "model.block.kernels is [2]; it is a list of odd kernel sizes"),
-        ("model.block.kernels=3", "model.block.kernels is 3; it is a list of odd kernel sizes"),
+        ("model.block.kernels=[2]", "model.block.kernels is [2]; it must be a list of odd kernel sizes"),
+        ("model.block.kernels=3", "model.block.kernels is 3; it must be a list of odd kernel sizes"),
         (
             "model.block.order.tail=[gelu]",
-            "model.block.order.tail names 'gelu'; it is a list of any of norm, relu, bias,",
+            "model.block.order.tail is ['gelu']; it must be a list of any of norm, relu, bias,",
         ),
         ("model/init=xavier", "there are delta_orthogonal, fixup, he_fan_in, he_fan_out, orthogonal, zero_gamma"),
         ("model/norm=layer", "there are batch, group, none"),
         ("model=resnet", "there are cifar, fixup, imagenet, preactivation, resblk, skipinit, wide"),
-        ("model.dept=20", "there is no option model.dept (did you mean depth?)"),
-        ("sede=1", "there is no option sede (did you mean seed?)"),
-        ("optim.batchsize=1", "there is no option optim.batchsize (did you mean batch_size?)"),
+        ("model.dept=20", "there is no option model.dept; did you mean model.depth=20?\n"),
+        ("sede=1", "there is no option sede; did you mean seed=1?\n"),
+        ("optim.batchsize=1", "there is no option optim.batchsize; did you mean optim.batch_size=1?\n"),
+        ("lr=0.1", "there is no option lr; did you mean optim.lr=0.1?\n"),
+        ("+lr=0.1", "there is no option lr; did you mean optim.lr=0.1?\n"),
+        ("+optim.nesterov=true", "there is no option optim.nesterov\n"),
+        ("depth=20", "there is no option depth; did you mean model.depth=20?\n"),
+        ("epochs=3", "there is no option epochs; did you mean optim.epochs=3?\n"),
+        ("epoch=3", "there is no option epoch; did you mean optim.epochs=3?\n"),
+        ("shortcut=identity", "there is no option shortcut; did you mean model/shortcut=identity?\n"),
+        ("order=fixup", "there is no option order; did you mean model/block/order=fixup?\n"),
+        ("model.shortcuts=plain", "there is no option model.shortcuts; did you mean model/shortcut=plain?\n"),
+        ("model/shortcuts=plain", "there is no group model/shortcuts; did you mean model/shortcut=plain?\n"),
+        ("model/x=y", "there is no group model/x; the groups are data, experiment, logger, model, model/block, "),
+        ("xyz=1", "there is no option xyz; there are model, data, optim, trainer, checkpoint, logger, study, runs, "),
+        ("--depth 20", "there is no option --depth; did you mean model.depth=20?\n"),
+        ("--depth=20", "there is no option --depth; did you mean model.depth=20?\n"),
+        ("--batch-size 8", "there is no option --batch-size; did you mean optim.batch_size=8?\n"),
+        ("--experiment digits", "there is no option --experiment; did you mean experiment=digits?\n"),
+        ("-m depth=20,32", "there is no option depth; did you mean model.depth=20,32?\n"),
+        ("--xyz 1", "there is no option --xyz; --hydra-help shows Hydra's own options\n"),
+        ("--resume", "there is no option --resume; run the same command again, without it, to resume\n"),
+        ("resume=true", "there is no option resume; run the same command again, without it, to resume\n"),
+        ("optim.steps=40", "; use optim.steps=40 optim.epochs=null\n"),
+        ("experiment=digits optim.steps=40", "; use optim.steps=40 optim.epochs=null\n"),
+        ("optim=he2015 optim.epochs=3", "optim.steps is 64000 in this recipe, and "),
+        ("optim=he2015 optim.epochs=3", "; use optim.epochs=3 optim.steps=null\n"),
+        ("optim.epochs=3 optim.steps=40", ": optim.epochs=3 optim.steps=null, or optim.steps=40 optim.epochs=null\n"),
+        ("optim.epochs=null", "optim.epochs and optim.steps are both null; give the length in one of the two, such as"),
         ("+model.shortcut.scale=1", "model.shortcut has no option 'scale'"),
         ("optim.batch_size=0", "optim.batch_size is 0; it must be at least 1"),
-        ("optim.batch_size=many", "optim.batch_size=many: optim.batch_size must be a whole number"),
+        ("optim.batch_size=many", "optim.batch_size=many: optim.batch_size must be an integer"),
         ("optim.lr=fast", "optim.lr=fast: optim.lr must be a number"),
-        ("optim.epochs=1.5", "optim.epochs=1.5: optim.epochs must be a whole number or null"),
-        ("seed=null", "seed=null: seed must be a whole number"),
+        ("optim.epochs=1.5", "optim.epochs=1.5: optim.epochs must be an integer or null"),
+        ("seed=null", "seed=null: seed must be an integer"),
         ("sweep.retry_failed=maybe", "sweep.retry_failed=maybe: sweep.retry_failed must be true or false"),
         ("optim.milestones=[x]", "optim.milestones=[x]: optim.milestones[0] must be a number"),
         ("optim.milestones=0.5", "optim.milestones=0.5: optim.milestones must be a list"),
@@ -158,22 +238,22 @@ def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
         ("probes.responses.images=1", "there is no option probes.responses\n"),
         ("-m --cfg=job", "--cfg and --info show one configuration: leave out -m"),
         ("optim.steps.x=1", "optim.steps.x=1"),
-        ("model.depth=twenty", "model.depth is 'twenty'; it must be a whole number"),
+        ("model.depth=twenty", "model.depth is 'twenty'; it must be an integer"),
         (
             "data=cifar11",
             "data=cifar11: there is no such option; there are cifar10, cifar100, digits, imagenet, synthetic",
         ),
         ("precision=16", "precision is '16'; it must be one of 32-true, bf16-mixed"),
         ("trainer.accelerator=tpu", "trainer.accelerator is 'tpu'; it must be cpu or gpu"),
-        ("depth", "missing EQUAL"),
+        ("depth", "'depth' is not an override; write group=option or path.to.key=value, as in "),
         ("~model.depth", "model lacks depth"),
-        ("model.shortcut=plain", "it is chosen with a slash, model/shortcut=plain"),
-        ("model.block=bottleneck", "it is chosen with a slash, model/block=bottleneck"),
-        ("model.block.order=fixup", "it is chosen with a slash, model/block/order=fixup"),
-        ("model.norm=group", "it is chosen with a slash, model/norm=group"),
-        ("model.block.order.pre=null", "model.block.order.pre names None; it is a list of any of norm, relu"),
-        ("model.block.order.pre=[[relu]]", "model.block.order.pre names ['relu']; it is a list of any of norm"),
-        ("model.block.kernels=[true]", "model.block.kernels is [True]; it is a list of odd kernel sizes"),
+        ("model.shortcut=plain", "choose an option with a slash, model/shortcut=plain"),
+        ("model.block=bottleneck", "choose an option with a slash, model/block=bottleneck"),
+        ("model.block.order=fixup", "choose an option with a slash, model/block/order=fixup"),
+        ("model.norm=group", "choose an option with a slash, model/norm=group"),
+        ("model.block.order.pre=null", "model.block.order.pre is None; it must be a list of any of norm, relu"),
+        ("model.block.order.pre=[[relu]]", "model.block.order.pre is [['relu']]; it must be a list of any of norm"),
+        ("model.block.kernels=[true]", "model.block.kernels is [True]; it must be a list of odd kernel sizes"),
         ("model.weights=nowhere.pth", "model.weights=nowhere.pth: there is no such file"),
         ("model.weights=123", "model.weights=123: it cannot be read"),
         ("model.weights=.", "model.weights=.: it cannot be read"),
@@ -183,14 +263,14 @@ def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
         ("runs=", "runs is empty"),
     ],
 )
-def test_a_mistake_gets_one_line(
+def test_invalid_overrides_get_one_line(
     command: str, override: str, message: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert main([command, *override.split()]) == 2
-    said = capfd.readouterr()
-    assert message in said.err
-    assert said.err.count("\n") == 1
-    assert said.out == ""
+    captured = capfd.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
     assert not list(tmp_path.iterdir())
 
 
@@ -201,8 +281,8 @@ def test_a_missing_data_folder(capfd: pytest.CaptureFixture[str], tmp_path: Path
 
 
 def test_a_missing_file_of_weights(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    wrong = "model.weights=nowhere.pth"
-    for command in (["train", wrong], ["train", "-m", "seed=0,1", wrong], ["eval", "nowhere.pth"]):
+    missing = "model.weights=nowhere.pth"
+    for command in (["train", missing], ["train", "-m", "seed=0,1", missing], ["eval", "nowhere.pth"]):
         assert main([*command, *SMALL]) == 2
         assert "nowhere.pth: there is no such file" in capfd.readouterr().err
         assert not list(tmp_path.iterdir())
@@ -211,12 +291,12 @@ def test_a_missing_file_of_weights(capfd: pytest.CaptureFixture[str], tmp_path: 
 def test_an_unwritable_runs_folder(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert main(["train", *SMALL, "runs=file/runs"]) == 2
-    said = capfd.readouterr().err
-    assert "cannot write the run's folder file/runs/" in said
-    assert said.count("\n") == 1
+    message = capfd.readouterr().err
+    assert "cannot write the run's folder file/runs/" in message
+    assert message.count("\n") == 1
 
 
-def test_a_sweep_with_a_mistake_trains_nothing(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_sweep_with_an_invalid_run_trains_nothing(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["train", "-m", *SMALL, "model.depth=8,21"]) == 2
     assert "model.depth is 21" in capfd.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -227,33 +307,80 @@ def test_a_sweep_with_a_mistake_trains_nothing(capfd: pytest.CaptureFixture[str]
     [
         (["report", "nowhere"], "nowhere is not a folder"),
         (["report", "."], "holds no runs"),
-        (["trian"], "there is no command 'trian'; there are train, status, report, describe, bench, eval, export, "),
+        (["list", "model/shortcat"], "there is no group 'model/shortcat'; did you mean model/shortcut?\n"),
+        (["list", "xyz"], "there is no group 'xyz'; the groups are data, experiment, logger, model, "),
+        (["trian"], "there is no command 'trian'; did you mean plainres train?\n"),
+        (["xyz"], "there is no command 'xyz'; the commands are train, list, status, report, describe, bench, eval, "),
+        (["plot", "runs/x"], "there is no command 'plot'; did you mean plainres report?\n"),
+        (["resume"], "there is no command 'resume'; to resume, run the same plainres train command again\n"),
+        (["depth=20"], "there is no command 'depth=20'; did you mean plainres train depth=20?\n"),
     ],
 )
-def test_other_mistakes(arguments: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_invalid_arguments_get_one_line(arguments: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
-    said = capfd.readouterr().err
-    assert message in said
-    assert said.count("\n") == 1
+    output = capfd.readouterr().err
+    assert message in output
+    assert output.count("\n") == 1
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_is_stopped_says_how_to_go_on(how: signal.Signals, tmp_path: Path) -> None:
+def test_a_dry_run_lists_the_states_of_the_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    sweep = ["train", "-m", *SMALL, "study=small", "model/shortcut=plain,identity"]
+    assert main([*sweep, "--dry-run"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in rows[:2]] == ["missing", "missing"]
+    assert rows[0].split()[1].startswith("runs/small/plain-8-w4-s0-")
+    assert rows[2:] == ["", "2 runs: 2 missing"]
+    assert not list(tmp_path.iterdir())
+    assert main(["train", *SMALL, "study=small", "model/shortcut=plain"]) == 0
+    (run,) = (tmp_path / "runs" / "small").iterdir()
+    failed = Path(rows[1].split()[1])
+    failed.mkdir()
+    (failed / "failed.json").write_text('{"reason": "the loss is NaN"}')
+    capsys.readouterr()
+    assert main(["train", "--dry-run", *sweep[1:]]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[0].split() == ["finished", f"runs/small/{run.name}"]
+    assert rows[1].split(maxsplit=2) == ["failed", str(failed), "the loss is NaN"]
+    assert rows[-1] == "2 runs: 1 finished, 1 failed"
+
+
+def test_a_dry_run_reports_an_invalid_run(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--dry-run", "-m", *SMALL, "model.depth=8,21"]) == 2
+    assert "model.depth is 21" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["list"], ["train", "--cfg", "job"], ["train", "--dry-run"], ["train", "--help"]]
+)
+def test_a_closed_pipe_is_silent(arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        with forking.Popen([PLAINRES, *arguments], stdout=writer, stderr=subprocess.PIPE, text=True) as process:
+            _, errors = process.communicate(timeout=60)
+    finally:
+        os.close(writer)
+    assert errors == ""
+    assert process.returncode == 128 + signal.SIGPIPE
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_says_how_to_resume(number: signal.Signals, tmp_path: Path) -> None:
     command = [PLAINRES, "train", *SMALL, "optim.epochs=10000"]
     stopped = forking.Popen(command, stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.glob("runs/default/*/metrics.csv")):
         assert stopped.poll() is None
         time.sleep(0.1)
     time.sleep(1)
-    stopped.send_signal(how)
-    _, said = stopped.communicate(timeout=60)
-    assert stopped.returncode == 128 + how
-    assert "the same command goes on" in said.splitlines()[-1]
-    assert "Traceback" not in said
+    stopped.send_signal(number)
+    _, errors = stopped.communicate(timeout=60)
+    assert stopped.returncode == 128 + number
+    assert "run the same command again to resume" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
     assert not list(tmp_path.glob("runs/default/*/result.json"))
 
 
-def test_a_yaml_file_with_a_mistake_is_named_with_its_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_yaml_file_is_named_with_its_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "conf" / "optim" / "mine.yaml"
     file.parent.mkdir(parents=True)
     file.write_text("defaults: [digits]\nlr: 0.1: 2\n")
@@ -271,35 +398,38 @@ def test_a_damaged_record_is_not_a_finished_run(tmp_path: Path, capfd: pytest.Ca
         assert "result.json is damaged (it lacks" in capfd.readouterr().err
 
 
-def test_the_traceback_is_there_for_who_wants_it() -> None:
+def test_debug_shows_the_traceback() -> None:
     assert "Traceback" not in run("describe", "model.depth=21").stderr
-    for said in (run("describe", "model.depth=21", "--debug"), run("describe", "model.depth=21", HYDRA_FULL_ERROR="1")):
-        assert said.returncode == 2
-        assert "Traceback" in said.stderr
-        assert said.stderr.splitlines()[-1].startswith("plainres: model.depth is 21")
+    for process in (
+        run("describe", "model.depth=21", "--debug"),
+        run("describe", "model.depth=21", HYDRA_FULL_ERROR="1"),
+    ):
+        assert process.returncode == 2
+        assert "Traceback" in process.stderr
+        assert process.stderr.splitlines()[-1].startswith("plainres: model.depth is 21")
 
 
-def test_the_readmes_shortcut_of_ones_own(tmp_path: Path) -> None:
-    readme = (ROOT / "README.md").read_text()
-    section = readme[readme.index("## A shortcut of your own") : readme.index("## Where things are")]
+def test_the_documented_shortcut_of_ones_own(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "networks.md").read_text()
+    section = page[page.index("## A shortcut of your own") : page.index("## Weights of others")]
     blocks = dict(re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", section, re.DOTALL))
     assert set(blocks) == {"mine.py", "conf/model/shortcut/halved.yaml"}
     for name, text in blocks.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    train, report = re.findall(r"^    ((?:PYTHONPATH=. )?plainres .*)$", section, re.MULTILINE)
+    train, report = re.findall(r"^((?:PYTHONPATH=. )?plainres .*)$", section, re.MULTILINE)
     path = f"{PLAINRES.parent}{os.pathsep}{os.environ['PATH']}"
 
-    def typed(line: str) -> subprocess.CompletedProcess[str]:
+    def shell(line: str) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {"PATH": path}
         return subprocess.run(
             line, cwd=tmp_path, shell=True, capture_output=True, text=True, check=False, env=environment
         )
 
-    trained = typed(f"{train} model.depth=8,14 model.width=4 optim.epochs=1 seed=0,1")
+    trained = shell(f"{train} model.depth=8,14 model.width=4 optim.epochs=1 seed=0,1")
     assert trained.returncode == 0, trained.stderr
     assert "halved-8-w4-s0" in trained.stderr
-    reported = typed(report)
+    reported = shell(report)
     assert reported.returncode == 0, reported.stderr
     assert "Training error, plain minus halved" in reported.stdout
     assert "halved: 14 minus 8" in reported.stdout
@@ -329,10 +459,10 @@ def test_tab_completes(line: str, completions: set[str]) -> None:
         hydra_bash_completion
         printf '%s\\n' "${{COMPREPLY[@]}}"
     """
-    said = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
-    assert set(said.stdout.split()) == completions, said.stderr
+    process = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert set(process.stdout.split()) == completions, process.stderr
 
 
 def test_the_makefile_runs_the_study_and_its_report() -> None:
-    said = subprocess.run(["make", "-n", "-C", ROOT, "study"], capture_output=True, text=True, check=True).stdout
-    assert said.index("plainres train experiment=digits") < said.index("plainres report runs/digits")
+    commands = subprocess.run(["make", "-n", "-C", ROOT, "study"], capture_output=True, text=True, check=True).stdout
+    assert commands.index("plainres train experiment=digits") < commands.index("plainres report runs/digits")

@@ -1,4 +1,4 @@
-"""Every YAML in conf/ is composed, and what it names is made."""
+"""Every file of conf/ can be composed, and its objects can be made."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ def make(config: Config) -> None:
 
 
 @pytest.mark.parametrize("path", [path for path in SHIPPED if path.parent.name not in ("", "experiment")], ids=str)
-def test_a_choice_is_composed_and_made(path: Path) -> None:
+def test_an_option_is_composed_and_made(path: Path) -> None:
     chosen = f"[{path.name}]" if str(path.parent) == "probes" else path.name
     jobs = compose_jobs([f"{path.parent}={chosen}"])
     (config,) = jobs.configs
@@ -47,7 +47,7 @@ def test_the_default() -> None:
     make(config)
 
 
-# runs of one seed, depths, and how many families they make
+# number of runs with one seed, their depths, and the number of their families
 AXES = {
     "digits": (10, [8, 20, 32, 44, 56], 2),
     "cifar10_degradation": (8, [20, 32, 44, 56], 2),
@@ -68,7 +68,7 @@ AXES = {
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_an_experiment_has_its_axes_and_its_reference_ready(experiment: str) -> None:
+def test_an_experiment_has_its_axes_and_its_reference(experiment: str) -> None:
     count, depths, families = AXES[experiment]
     configs = compose([f"experiment={experiment}", "seed=0"])
     assert len({run_name(config) for config in configs}) == len(configs) == count
@@ -83,13 +83,13 @@ def test_an_experiment_has_its_axes_and_its_reference_ready(experiment: str) -> 
     assert any(published(config) for config in configs) == paper
 
 
-def test_every_published_number_is_of_a_run_that_can_be_trained() -> None:
+def test_every_published_error_belongs_to_a_run_that_can_be_composed() -> None:
     for result in table():
-        written = [f"{key}={json.dumps(value)}" for key, value in result.settings.items()]
-        (config,) = compose([f"optim={result.recipe}", *written, "seed=3", "precision=bf16-mixed"])
+        overrides = [f"{key}={json.dumps(value)}" for key, value in result.settings.items()]
+        (config,) = compose([f"optim={result.recipe}", *overrides, "seed=3", "precision=bf16-mixed"])
         shown = published(config)
         assert shown is not None
-        assert shown == result or config.model["depth"] == 110  # of which the first source is shown
+        assert shown == result or config.model["depth"] == 110  # with several sources, of which the first is shown
 
 
 @pytest.mark.parametrize(
@@ -101,13 +101,13 @@ def test_every_published_number_is_of_a_run_that_can_be_trained() -> None:
         *("optim.milestones=[0.5]", "data.train_per_class=10", "data.mean=[0,0,0]", "data.name=mine"),
     ],
 )
-def test_a_run_that_is_another_has_no_published_number(changed: str) -> None:
+def test_a_different_run_has_no_published_error(changed: str) -> None:
     run = ["data=cifar10", "optim=he2015", "model.depth=20"]
     (config,) = compose(run)
-    assert (found := published(config)) is not None
-    assert found.test_error == "8.75"
-    beside = ["data.std=[1,1,1]"] if "mean" in changed else []
-    (other,) = compose([*run, changed, *beside])
+    assert (result := published(config)) is not None
+    assert result.test_error == "8.75"
+    required = ["data.std=[1,1,1]"] if "mean" in changed else []
+    (other,) = compose([*run, changed, *required])
     assert published(other) is None
 
 
@@ -121,23 +121,25 @@ def test_a_run_that_is_another_has_no_published_number(changed: str) -> None:
         (["optim.steps=1", "data.pad=0", "data.flip=false"], "64,000 steps, random crops, padded by 4, mirrored"),
     ],
 )
-def test_another_length_and_augmentation_are_named_beside_a_published_number(changes: list[str], unlike: str) -> None:
+def test_a_different_length_or_augmentation_is_named_beside_the_published_error(
+    changes: list[str], unlike: str
+) -> None:
     (config,) = compose(["data=cifar10", "optim=he2015", "model.depth=20", *changes])
-    assert (found := published(config)) is not None
-    assert (found.test_error, found.unlike) == ("8.75", unlike)
+    assert (result := published(config)) is not None
+    assert (result.test_error, result.unlike) == ("8.75", unlike)
 
 
-def test_published_numbers_are_found_by_the_settings_of_a_run() -> None:
+def test_published_errors_are_looked_up_by_the_settings_of_a_run() -> None:
     table = ["experiment=cifar10_identity_mappings", "seed=0", "model/shortcut=shortcut_gating"]
     for changed in ("model.width=8", "data=digits", "model/block/order=fixup", "model/shortcut=highway"):
         assert published(compose(["experiment=cifar10_degradation", "seed=0", changed, "model.depth=20"])[0]) is None
     for bias, error in ((0, "12.86"), (-6, "6.91"), ("-6.0", "6.91"), (-3, None)):
         (config,) = compose([*table, f"model.shortcut.bias={bias}"])
-        found = published(config)
-        assert (found.test_error if found else None) == error
+        result = published(config)
+        assert (result.test_error if result else None) == error
 
 
-def test_the_digits_study_has_the_settings_it_was_measured_with() -> None:
+def test_the_digits_study_has_the_settings_of_its_evidence() -> None:
     config = compose(["experiment=digits"])[0]
     optim = config.optim
     assert (optim.batch_size, optim.epochs, optim.lr, optim.weight_decay) == (64, 10, 0.05, 1e-4)
@@ -146,13 +148,13 @@ def test_the_digits_study_has_the_settings_it_was_measured_with() -> None:
 
 
 @pytest.mark.parametrize("experiment", ["digits", "cifar10_quick"])
-def test_runs_have_the_names_under_which_their_evidence_is_kept(experiment: str) -> None:
+def test_runs_have_the_names_in_their_evidence(experiment: str) -> None:
     with (ROOT / "experiments" / experiment / "results.csv").open() as file:
-        kept = {row["folder"] for row in csv.DictReader(file) if row["seed"] == "0"}
-    assert kept == {run_name(config) for config in compose([f"experiment={experiment}", "seed=0"])}
+        names = {row["folder"] for row in csv.DictReader(file) if row["seed"] == "0"}
+    assert names == {run_name(config) for config in compose([f"experiment={experiment}", "seed=0"])}
 
 
-def test_he2015_is_the_papers() -> None:
+def test_he2015_is_the_recipe_of_the_paper() -> None:
     (config,) = compose(["optim=he2015", "data=cifar10", "optim.warmup_lr=0.01"])
     optim = config.optim
     assert (optim.batch_size, optim.steps, optim.lr, optim.momentum) == (128, 64000, 0.1, 0.9)
@@ -167,7 +169,7 @@ def test_an_axis_of_an_experiment_can_be_overridden() -> None:
     assert {config.seed for config in configs} == {7}
 
 
-def test_a_configuration_survives_its_file(tmp_path: Path) -> None:
+def test_a_configuration_is_read_back_from_its_file(tmp_path: Path) -> None:
     for config in compose(["-m", "optim=he2015,digits", "data=cifar100,digits", f"runs={tmp_path}"]):
         run = Run.of(config)
         run.prepare()

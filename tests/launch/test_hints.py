@@ -1,4 +1,4 @@
-"""Hints about runs that have not begun."""
+"""Hints about new runs."""
 
 from pathlib import Path
 
@@ -16,31 +16,31 @@ def runs(folder: Path, *overrides: str) -> list[Run]:
     return [Run.of(config) for config in compose([*RUN, *overrides, f"runs={folder}"])]
 
 
-def test_a_deep_net_without_warm_up_is_pointed_out(tmp_path: Path) -> None:
+def test_a_deep_net_without_warm_up_gives_a_hint(tmp_path: Path) -> None:
     deep = runs(tmp_path, "-m", "model.depth=8,110,164")
     assert hints(deep) == ["hint: 110, 164 layers without warm-up; He et al. 2015 warm up with optim.warmup_lr=0.01"]
     assert hints(runs(tmp_path, "model.depth=110", "optim.warmup_lr=0.01")) == []
     assert hints(runs(tmp_path, "model.depth=98")) == []
 
 
-def test_another_length_is_another_run(tmp_path: Path) -> None:
+def test_a_changed_length_gives_a_hint(tmp_path: Path) -> None:
     (first,) = runs(tmp_path, "optim.epochs=6")
     first.prepare()
     finish(first, 5)
     assert hints([first]) == []
     (longer,) = runs(tmp_path, "optim.epochs=null", "optim.steps=4000")
     assert hints([longer]) == [
-        f"hint: {first.name} differs from {longer.name} in its length alone (6 epochs, now 4,000 steps); "
-        "another length is another run and begins at step 0"
+        f"hint: {longer.name} differs from {first.name} only in its length (4,000 steps, before 6 epochs); "
+        "a run of another length starts from step 0"
     ]
     several = runs(tmp_path, "-m", "optim.epochs=7,8")
     (hint,) = hints(several)
-    assert f"{first.name} (and 1 more) differs" in hint
+    assert f"{several[0].name} (and 1 more) differs from {first.name} only in its length" in hint
     assert hints(runs(tmp_path, "optim.epochs=7", "seed=1")) == []
 
 
 @pytest.mark.parametrize("damage", ["", "seed: ["])
-def test_folders_that_are_no_runs_give_no_hint(tmp_path: Path, damage: str) -> None:
+def test_folders_without_a_run_give_no_hint(tmp_path: Path, damage: str) -> None:
     (run,) = runs(tmp_path)
     other = run.folder.parent / "notes"
     other.mkdir(parents=True)

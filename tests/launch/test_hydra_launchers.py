@@ -1,4 +1,4 @@
-"""Sweeps by other launchers than our own, runs on several machines, and a real SLURM cluster."""
+"""Sweeps by Hydra launchers, runs on several machines, and a real SLURM cluster."""
 
 import os
 import shutil
@@ -27,39 +27,39 @@ def plainres(*arguments: str, **environment: str) -> subprocess.CompletedProcess
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A real SLURM cluster of two nodes on this machine; the environment that leads to it."""
+    """Start a real SLURM cluster of two nodes on this machine; return the environment of its clients."""
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
-        pytest.skip("SLURM's daemons are started as root, on Linux")
+        pytest.skip("SLURM daemons need Linux and root")
     if any(shutil.which(daemon) is None for daemon in ("slurmctld", "slurmd", "munged")):
-        pytest.skip("SLURM is not installed; on Debian: apt-get install slurm-wlm munge")
+        pytest.skip("SLURM is not installed (Debian: apt-get install slurm-wlm munge)")
     folder = tmp_path_factory.mktemp("slurm")
-    one_at_a_time = FileLock(tmp_path_factory.getbasetemp().parent / "slurm.lock")  # its ports are fixed
-    one_at_a_time.acquire()
+    lock = FileLock(tmp_path_factory.getbasetemp().parent / "slurm.lock")  # the ports of the cluster are fixed
+    lock.acquire()
     try:
         subprocess.run([TESTS / "support" / "slurm.sh", "start", folder], check=True, capture_output=True, timeout=60)
         path = f"{folder}{os.pathsep}{os.environ['PATH']}"
         yield {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": path, "GLOO_SOCKET_IFNAME": "lo"}
     finally:
         subprocess.run([TESTS / "support" / "slurm.sh", "stop", folder], check=False, capture_output=True, timeout=60)
-        one_at_a_time.release()
+        lock.release()
 
 
 def wait_for(condition: Callable[[], object], seconds: float) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.05)
 
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib", "slurm"])
-def test_several_devices_inside_a_sweep(
+def test_a_sweep_of_runs_on_several_devices(
     launcher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    """Every process of every run has its run's configuration; one that fails in its second process costs it alone."""
+    """Every worker gets the configuration of its run, and a failure in rank 1 fails only its own run."""
     environment = request.getfixturevalue("cluster") if launcher == "slurm" else {}
     monkeypatch.chdir(tmp_path)
     widths = [4, 5, 6]
-    sound = [width for width in widths if width != 5]
+    healthy = [width for width in widths if width != 5]
     environment |= {"PYTHONPATH": str(TESTS), "RECORD": str(tmp_path / "record"), "RECORD_FAIL": "5"}
     options = [
         "train",
@@ -72,7 +72,7 @@ def test_several_devices_inside_a_sweep(
     done = plainres(*options, "optim.epochs=2", f"hydra/launcher={launcher}", **environment)
     runs = {run.config.model["width"]: run for run in map(Run.read, sorted(tmp_path.glob("runs/default/iden*")))}
     assert done.returncode == 1, done.stderr
-    assert [width for width, run in runs.items() if run.finished] == sound, done.stderr
+    assert [width for width, run in runs.items() if run.finished] == healthy, done.stderr
     *_, last = done.stderr.splitlines()
     assert last == (
         f"failed: {runs[5].name}: {'RunFailedError: ' if launcher == 'basic' else ''}"
@@ -84,11 +84,11 @@ def test_several_devices_inside_a_sweep(
         lines = [line.split()[:2] for line in (tmp_path / f"record-{rank}").read_text().splitlines()]
         assert all(size == "2" for _, size in lines)
         steps = [[width for width, _ in lines].count(str(width)) for width in widths]
-        assert steps == [20 if width in sound else 1 for width in widths]
+        assert steps == [20 if width in healthy else 1 for width in widths]
     repeated = plainres(*options, "optim.epochs=2", f"hydra/launcher={launcher}", **environment)
     assert repeated.returncode == 1
-    assert f"      {len(sound)} finished\n      1 failed\n" in repeated.stderr
-    assert "sweep.retry_failed=true tries the failed again" in repeated.stderr
+    assert f"      {len(healthy)} finished\n      1 failed\n" in repeated.stderr
+    assert "set sweep.retry_failed=true to retry failed runs" in repeated.stderr
     environment["RECORD_FAIL"] = ""
     again = plainres(*options, "optim.epochs=2", f"hydra/launcher={launcher}", "sweep.retry_failed=true", **environment)
     assert again.returncode == 0, again.stderr
@@ -97,7 +97,7 @@ def test_several_devices_inside_a_sweep(
 
 
 def test_a_sweep_on_slurm(cluster: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One job is put back into the queue, one is told that its time is up, one is cancelled, one left alone."""
+    """Requeue one job, signal the time limit to one, cancel one, and leave one alone."""
     monkeypatch.chdir(tmp_path)
     environment = cluster | {"PYTHONPATH": str(TESTS), "RECORD": str(tmp_path / "record"), "RECORD_PAUSE": "0.04"}
     sweep = ["train", "-m", *SMALL, "data.train=3200", "optim.epochs=8", "seed=0,1,2,3", "checkpoint.every_n_steps=50"]
@@ -107,7 +107,7 @@ def test_a_sweep_on_slurm(cluster: dict[str, str], tmp_path: Path, monkeypatch: 
     )
 
     def job_of(seed: int) -> str:
-        """The job of a run, from what its log says."""
+        """Return the SLURM job that trains the run of a seed."""
         names = list(Path("runs/default/.jobs/.submitit").glob("*_*/*_submitted.pkl"))
         jobs = sorted({path.parent.name for path in names}, key=lambda job: int(job.split("_")[1]))
         return jobs[seed]
@@ -116,19 +116,19 @@ def test_a_sweep_on_slurm(cluster: dict[str, str], tmp_path: Path, monkeypatch: 
         subprocess.run(command, env=os.environ | cluster, check=True, capture_output=True)
 
     def runs() -> list[Run]:
-        """Those whose jobs have begun."""
-        begun = sorted(Path("runs/default").glob("identity-8-w4-s?-*/config.yaml"))
-        return [Run.read(config.parent) for config in begun]
+        """Return the runs whose jobs have started."""
+        configs = sorted(Path("runs/default").glob("identity-8-w4-s?-*/config.yaml"))
+        return [Run.read(config.parent) for config in configs]
 
-    wait_for(lambda: len(found := runs()) == 4 and all(run.step >= 50 for run in found), 100)
+    wait_for(lambda: len(started := runs()) == 4 and all(run.step >= 50 for run in started), 100)
     slurm("scontrol", "requeue", job_of(0))
     slurm("scancel", "--signal=USR1", job_of(1))
     slurm("scancel", job_of(2))
-    _, said = process.communicate(timeout=200)
-    assert process.returncode == 1, said
+    _, output = process.communicate(timeout=200)
+    assert process.returncode == 1, output
     finished = {run.config.seed: run.finished for run in runs()}
-    assert finished == {0: True, 1: True, 2: False, 3: True}, said
-    assert f"failed: {runs()[2].name}: job " in said.splitlines()[-1]
+    assert finished == {0: True, 1: True, 2: False, 3: True}, output
+    assert f"failed: {runs()[2].name}: job " in output.splitlines()[-1]
     attempts = [run.result["attempts"] for run in runs() if run.finished]
     assert [len(parts) for parts in attempts] == [2, 2, 1]
     assert all(parts[1]["from_step"] >= 50 for parts in attempts[:2])
@@ -148,7 +148,9 @@ def test_a_sweep_on_slurm(cluster: dict[str, str], tmp_path: Path, monkeypatch: 
         assert run.curve() == other.curve()
 
 
-def test_one_run_by_srun(cluster: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_srun_starts_a_run_on_two_nodes(
+    cluster: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     options = ["train", *SMALL, "optim.epochs=2", "trainer.devices=1", "trainer.num_nodes=2"]
     done = subprocess.run(
@@ -174,7 +176,7 @@ def test_torchrun_on_two_machines_survives_a_killed_worker(tmp_path: Path, monke
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=3"]
     torchrun += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--local-addr=127.0.0.1"]
     options = ["train", *SMALL, "optim.epochs=10", "trainer.num_nodes=2", "checkpoint.every_n_steps=5"]
-    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # else torch 2.13 mixes up the tries
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # without it torch 2.13 confuses the restarts
     agents = [
         subprocess.Popen([*torchrun, "-m", "plainres", *options], stderr=subprocess.PIPE, text=True) for _ in range(2)
     ]
@@ -185,8 +187,8 @@ def test_torchrun_on_two_machines_survives_a_killed_worker(tmp_path: Path, monke
         ).stdout.split()
         (worker,) = [int(child) for child in children if b"plainres" in Path(f"/proc/{child}/cmdline").read_bytes()]
         os.kill(worker, 9)
-        said = [agent.communicate(timeout=150)[1] for agent in agents]
-        assert [agent.returncode for agent in agents] == [0, 0], said
+        output = [agent.communicate(timeout=150)[1] for agent in agents]
+        assert [agent.returncode for agent in agents] == [0, 0], output
     finally:
         for agent in agents:
             agent.kill()
@@ -205,14 +207,14 @@ def test_torchrun_on_two_machines_survives_a_killed_worker(tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["trainer.num_nodes=2"], "trainer.num_nodes=2 needs 2; start a run on several machines with torchrun or srun"),
+        (["trainer.num_nodes=2"], "trainer.num_nodes=2 need 2; start a run on several machines with torchrun or srun"),
         (["hydra/launcher=joblib"], "hydra/launcher=joblib starts the runs of a sweep: add -m"),
         (["-m", "hydra/launcher=nowhere"], "hydra/launcher=nowhere: there is no such launcher; there are basic"),
         (["-m", "hydra/launcher=joblib", "model.depth=8,21"], "model.depth is 21"),
         (["trainer.devices=3"], "it must be a multiple of 3"),
     ],
 )
-def test_mistakes(
+def test_a_mistake_is_reported_in_one_line(
     options: list[str],
     message: str,
     tmp_path: Path,
@@ -221,7 +223,7 @@ def test_mistakes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["train", *SMALL, *options]) == 2
-    said = capfd.readouterr().err
-    assert message in said.splitlines()[-1]
-    assert "Traceback" not in said
+    output = capfd.readouterr().err
+    assert message in output.splitlines()[-1]
+    assert "Traceback" not in output
     assert not list(tmp_path.rglob("result.json"))

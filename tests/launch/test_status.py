@@ -1,4 +1,4 @@
-"""`plainres status`: every state that a run can be in, as a person sees it."""
+"""`plainres status`: every state of a run, as printed."""
 
 import json
 import re
@@ -13,7 +13,8 @@ import pytest
 import plainres.launch.status
 from plainres.cli.main import main
 from plainres.config.schema import Config
-from plainres.launch.status import watch
+from plainres.launch.active import MARKER, mark_active
+from plainres.launch.status import status, watch
 from plainres.runs.record import Run
 from plainres.training.train import train
 from support import forking
@@ -22,7 +23,7 @@ from support.places import PLAINRES
 Make = Callable[..., Config]
 
 
-def test_the_state_of_each_run(
+def test_each_run_is_listed_with_its_state(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = [Run.of(make_config(seed=seed)) for seed in range(5)]
@@ -32,30 +33,29 @@ def test_the_state_of_each_run(
     (interrupted.folder / "result.json").unlink()
     for run in (failed, running, missing):
         run.prepare()
-    failed.fail("the loss is no number")
+    failed.fail("the loss is NaN")
     (running.folder / "progress.json").write_text(json.dumps({"step": 5, "steps": 105, "steps_per_s": 2.0}))
     folder = finished.folder.parent
     capsys.readouterr()
     with running.lock():
         assert main(["status", str(folder)]) == 0
-    said = capsys.readouterr().out.splitlines()
-    lines = {line.split()[0]: " ".join(line.split()) for line in said if line}
+    output = capsys.readouterr().out.splitlines()
+    lines = {line.split()[0]: " ".join(line.split()) for line in output if line}
     error = f"{finished.result['train_error']:.2f} % {finished.result['test_error']:.2f} %"
     assert lines[finished.name] == f"{finished.name} finished 6 {error}"
     assert lines[interrupted.name].startswith(f"{interrupted.name} interrupted 6 ")
-    assert lines[failed.name] == f"{failed.name} failed the loss is no number"
+    assert lines[failed.name] == f"{failed.name} failed the loss is NaN"
     assert lines[running.name] == f"{running.name} running 5 of 105 64 50 s"
     assert lines[missing.name] == f"{missing.name} missing"
-    counts = "1 finished, 1 running elsewhere, 1 interrupted, 1 failed, 1 missing"
-    assert said[-1] == f"{folder}: 5 runs: {counts}"
+    assert output[-1] == f"{folder}: 5 runs (1 finished, 1 running, 1 interrupted, 1 failed, 1 missing)"
     monkeypatch.setattr(plainres.launch.status, "QUIET_SECONDS", 0)
-    assert main(["status", str(folder), "--watch"]) == 0  # nothing is running
+    assert main(["status", str(folder), "--watch"]) == 0  # returns, because nothing is running
     (finished.folder / "result.json").write_text("{}")
     assert main(["status", str(folder)]) == 0
     assert "result.json is damaged" in capsys.readouterr().out
 
 
-def test_what_is_damaged_is_a_cell_of_the_table(make_config: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_files_are_reported_in_the_table(make_config: Make, capsys: pytest.CaptureFixture[str]) -> None:
     unreadable, torn, headless, running = runs = [Run.of(make_config(seed=seed)) for seed in range(4)]
     for run in runs:
         run.prepare()
@@ -65,29 +65,83 @@ def test_what_is_damaged_is_a_cell_of_the_table(make_config: Make, capsys: pytes
     (running.folder / "progress.json").write_text('{"step": 3}')
     with running.lock():
         assert main(["status", str(torn.folder.parent)]) == 0
-    said = capsys.readouterr().out.splitlines()
-    lines = {line.split()[0]: " ".join(line.split()) for line in said if line}
+    output = capsys.readouterr().out.splitlines()
+    lines = {line.split()[0]: " ".join(line.split()) for line in output if line}
     assert lines[unreadable.folder.name].startswith(
         f"{unreadable.folder.name} unreadable config.yaml is damaged, or of another version of plainres (line 1: "
     )
     assert lines[torn.name] == f"{torn.name} missing metrics.csv is damaged"
     assert lines[headless.name] == f"{headless.name} missing metrics.csv is damaged"
     assert lines[running.name] == f"{running.name} running"
-    assert said[-1].endswith("4 runs: 1 running elsewhere, 2 missing, 1 unreadable")
+    assert output[-1].endswith("4 runs (1 running, 2 missing, 1 unreadable)")
+
+
+def test_a_run_on_another_machine_is_listed_with_its_host(
+    make_config: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here, there = (Run.of(make_config(seed=seed)) for seed in (0, 1))
+    here.prepare()
+    there.prepare()
+    with here.lock(), there.lock():
+        (there.folder / "owner.json").write_text(json.dumps({"host": "node7", "process": 1}))
+        assert main(["status", str(here.folder.parent)]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[1] == f"{here.name} running"
+    assert lines[2] == f"{there.name} running on node7"
+    assert lines[-1].endswith("2 runs (2 running)")
+
+
+def test_missing_runs_are_waiting_while_a_sweep_is_active(
+    make_config: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupted, missing = runs = [Run.of(make_config(seed=seed)) for seed in (0, 1)]
+    for run in runs:
+        run.prepare()
+    (interrupted.checkpoints / "step-000000003.ckpt").touch()
+    folder = missing.folder.parent
+    with mark_active(runs), mark_active(runs):  # two sweeps of the same study
+        assert status(folder).endswith("2 runs (1 interrupted, 1 waiting)")
+        assert f"{missing.name}  waiting" in status(folder)
+    assert status(folder).endswith("2 runs (1 interrupted, 1 missing)")
+    assert not list(folder.glob(".*"))
+    (folder / MARKER).touch()  # as a killed sweep leaves it
+    assert status(folder).endswith("2 runs (1 interrupted, 1 missing)")
+
+
+def test_a_run_without_results_has_empty_cells(make_config: Make) -> None:
+    run = Run.of(make_config())
+    run.prepare()
+    (run.folder / "metrics.csv").write_text("epoch,step,lr,train/loss,train/error,test/loss,test/error\n")
+    (run.folder / "progress.json").write_text(json.dumps({"step": 0, "steps": 105, "steps_per_s": 0.0}))
+    with run.lock():
+        _, line, *_ = status(run.folder.parent).splitlines()
+    assert line.split() == [run.name, "running", "0", "of", "105"]
+
+
+def test_a_folder_of_studies_has_one_line_per_study(make_config: Make, tmp_path: Path) -> None:
+    for study, seeds in {"first": 2, "second": 1}.items():
+        for seed in range(seeds):
+            Run.of(make_config(seed=seed, study=study)).prepare()
+    train(Run.of(make_config(study="first")))
+    (tmp_path / "runs" / "empty").mkdir()
+    assert [line.split(maxsplit=3) for line in status(tmp_path / "runs").splitlines()] == [
+        ["first", "2", "runs", "1 finished, 1 missing"],
+        ["second", "1", "run", "1 missing"],
+    ]
 
 
 class Clock:
-    """Time that passes only while one sleeps; what happens at which second."""
+    """Clock that advances only by sleeping, and calls `events` at their second."""
 
-    def __init__(self, happens: Mapping[int, Callable[[], object]]) -> None:
-        self.now, self.happens = 0, happens
+    def __init__(self, events: Mapping[int, Callable[[], object]]) -> None:
+        self.now, self.events = 0, events
 
     def monotonic(self) -> int:
         return self.now
 
     def sleep(self, seconds: int) -> None:
         for second in range(self.now + 1, self.now + seconds + 1):
-            self.happens.get(second, lambda: None)()
+            self.events.get(second, lambda: None)()
         self.now += seconds
 
 
@@ -98,41 +152,41 @@ def test_watching_outlasts_the_gap_between_two_runs(
     first.prepare()
     second.prepare()
     result = {"train_error": 1.0, "train_error_eval": 1.0, "test_error": 2.0, "weights_sha256": "ab", "steps": 9}
-    at_work = ExitStack()
-    at_work.enter_context(first.lock())
+    training = ExitStack()
+    training.enter_context(first.lock())
 
-    def end(run: Run) -> None:
-        at_work.close()
+    def finish(run: Run) -> None:
+        training.close()
         run.finish(result)
 
-    happens = {
-        40: lambda: end(first),
-        60: lambda: at_work.enter_context(second.lock()),
-        100: lambda: end(second),
+    events = {
+        40: lambda: finish(first),
+        60: lambda: training.enter_context(second.lock()),
+        100: lambda: finish(second),
     }
-    clock = Clock(happens)
+    clock = Clock(events)
     monkeypatch.setattr(plainres.launch.status, "time", clock)
     watch(first.folder.parent)
-    assert clock.now == 100  # at once, for nothing is left
+    assert clock.now == 100  # immediately after the last run
     tables = capsys.readouterr().out
-    assert tables.count("runs: 1 running elsewhere, 1 missing\n") == 20
-    assert tables.count("runs: 1 finished, 1 missing\n") == 10
-    assert tables.count("runs: 1 finished, 1 running elsewhere\n") == 20
-    assert tables.endswith("runs: 2 finished\n")
+    assert tables.count("runs (1 running, 1 missing)\n") == 20
+    assert tables.count("runs (1 finished, 1 missing)\n") == 10
+    assert tables.count("runs (1 finished, 1 running)\n") == 20
+    assert tables.endswith("runs (2 finished)\n")
 
 
-def test_watching_ends_where_nothing_goes_on(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watching_stops_when_nothing_is_running(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run.of(make_config())
     run.prepare()
-    at_work = ExitStack()
-    at_work.enter_context(run.lock())
-    clock = Clock({20: at_work.close})
+    training = ExitStack()
+    training.enter_context(run.lock())
+    clock = Clock({20: training.close})
     monkeypatch.setattr(plainres.launch.status, "time", clock)
     watch(run.folder.parent)
     assert clock.now == 18 + plainres.launch.status.QUIET_SECONDS
 
 
-def test_a_run_in_training_tells_how_fast_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_run_reports_its_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     options = ["model.depth=8", "model.width=4", "data=synthetic", "data.shape=[1,8,8]", "optim.epochs=100000"]
     process = forking.Popen([PLAINRES, "train", *options], stderr=subprocess.DEVNULL)
@@ -140,10 +194,10 @@ def test_a_run_in_training_tells_how_fast_it_is(tmp_path: Path, monkeypatch: pyt
         end = time.monotonic() + 90
         while not list(tmp_path.glob("runs/default/*/progress.json")):
             assert process.poll() is None
-            assert time.monotonic() < end, "waited in vain"
+            assert time.monotonic() < end, "timed out"
             time.sleep(0.2)
-        said = forking.run([PLAINRES, "status", "runs/default"]).stdout
-        assert re.search(r"running +\d+ of 1600000 .* % +[\d.]+ % +[\d,]+ +\d", said), said
+        output = forking.run([PLAINRES, "status", "runs/default"]).stdout
+        assert re.search(r"running +\d+ of 1600000 .* % +[\d.]+ % +[\d,]+ +\d", output), output
         process.terminate()
         process.wait(timeout=40)
         assert not list(tmp_path.glob("runs/default/*/progress.json"))
@@ -153,11 +207,11 @@ def test_a_run_in_training_tells_how_fast_it_is(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(("folder", "message"), [("nowhere", "nowhere is not a folder"), (".", ". holds no runs")])
-def test_mistakes(
+def test_a_mistake_is_reported_in_one_line(
     folder: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["status", folder]) == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert message in output
+    assert output.count("\n") == 1

@@ -1,6 +1,9 @@
+"""Sweeps on this machine."""
+
 import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import threading
@@ -19,6 +22,7 @@ from plainres.errors import InputError
 from plainres.launch import sweep as sweep_module
 from plainres.launch.preflight import preflight, slots
 from plainres.launch.sweep import sweep, train_quietly
+from plainres.processes.signals import StopSignals
 from plainres.runs.record import Run
 from support import forking
 from support.places import PLAINRES, TESTS
@@ -26,23 +30,28 @@ from support.places import PLAINRES, TESTS
 Make = Callable[..., Config]
 
 
-def test_only_what_is_missing_is_trained(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
+def test_only_missing_runs_are_trained(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
     runs = [Run.of(make_config(seed=seed)) for seed in range(3)]
     assert sweep(runs[:2]) == 0
     times = [(run.folder / "result.json").stat().st_mtime_ns for run in runs[:2]]
-    assert "2 runs\n      2 missing" in capfd.readouterr().err
+    output = capfd.readouterr().err
+    folder = runs[0].folder.parent
+    assert "2 runs\n      2 missing" in output
+    assert output.endswith(f"results are in {folder}; compare them with `plainres report {folder}`\n")
     assert sweep([*runs, runs[0]]) == 0
-    said = capfd.readouterr().err
-    assert "3 runs\n      2 finished\n      1 missing" in said
-    assert "[1/1] identity-8-w4-s2" in said
-    assert "all done in" in said
+    output = capfd.readouterr().err
+    assert "3 runs\n      2 finished\n      1 missing" in output
+    assert "[1/1] identity-8-w4-s2" in output
+    assert re.search(r"^all done in \d+ s\nresults are in ", output, re.MULTILINE)
     assert [(run.folder / "result.json").stat().st_mtime_ns for run in runs[:2]] == times
     assert sweep(runs) == 0
-    assert capfd.readouterr().err.endswith("3 runs\n      3 finished\n")
+    assert capfd.readouterr().err.endswith(
+        f"3 runs\n      3 finished\nresults are in {folder}; compare them with `plainres report {folder}`\n"
+    )
     assert "6/6" in runs[2].log.read_text()
 
 
-def test_a_mistake_in_one_run_stops_the_sweep_before_it_begins(make_config: Make, tmp_path: Path) -> None:
+def test_a_mistake_in_one_run_prevents_the_sweep(make_config: Make, tmp_path: Path) -> None:
     runs = [Run.of(make_config()), Run.of(make_config(depth=21))]
     with pytest.raises(InputError, match=r"model.depth is 21"):
         sweep(runs)
@@ -51,66 +60,64 @@ def test_a_mistake_in_one_run_stops_the_sweep_before_it_begins(make_config: Make
         sweep([Run.of(make_config(optim={"batch_size": 101}))])
 
 
-def test_a_run_that_fails_is_reported_and_the_others_go_on(
-    make_config: Make, capfd: pytest.CaptureFixture[str]
-) -> None:
-    broken, sound = Run.of(make_config(seed=0)), Run.of(make_config(seed=1))
+def test_a_failed_run_is_reported_and_the_others_continue(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    broken, healthy = Run.of(make_config(seed=0)), Run.of(make_config(seed=1))
     broken.prepare()
-    (broken.folder / "metrics.csv").mkdir()  # cannot be written
-    assert sweep([broken, sound]) == 1
-    said = capfd.readouterr().err
-    assert sound.finished
+    (broken.folder / "metrics.csv").mkdir()  # cannot be opened as a file
+    assert sweep([broken, healthy]) == 1
+    output = capfd.readouterr().err
+    assert healthy.finished
     assert not broken.finished
-    assert "FAILED: IsADirectoryError" in said
-    assert said.rstrip().splitlines()[-1].startswith(f"failed: {broken.name}: IsADirectoryError")
-    assert str(broken.log) in said
+    assert "FAILED: IsADirectoryError" in output
+    assert output.rstrip().splitlines()[-1].startswith(f"failed: {broken.name}: IsADirectoryError")
+    assert str(broken.log) in output
     assert "Traceback" in broken.log.read_text()
 
 
-def _terminated(_: Run) -> None:
+def _exit(_: Run) -> None:
     raise SystemExit(3)
 
 
-def test_a_run_that_ends_its_process_is_a_failed_one(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_exits_its_process_fails(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run.of(make_config())
-    monkeypatch.setattr(sweep_module, "launch", _terminated)
+    monkeypatch.setattr(sweep_module, "launch", _exit)
     assert train_quietly(run) == "SystemExit: 3"
     assert "SystemExit" in run.log.read_text()
 
 
-def _killed(*_: object) -> None:
+def _die(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_process_that_dies_costs_its_own_run_only(
+def test_a_process_that_dies_fails_only_its_own_run(
     make_config: Make, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sweep_module, "_work", _killed)
+    monkeypatch.setattr(sweep_module, "_work", _die)
     assert sweep([Run.of(make_config(seed=seed)) for seed in range(3)]) == 3
     assert capfd.readouterr().err.count("FAILED: its process died (SIGKILL)") == 3
 
 
 def _processes_of(session: int) -> set[int]:
-    found = set()
+    processes = set()
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if os.getsid(int(process.name)) == session and "Z" not in (process / "stat").read_text().split(") ")[1][:1]:
-                found.add(int(process.name))
-    return found
+                processes.add(int(process.name))
+    return processes
 
 
 def _wait_until(condition: Callable[[], object], seconds: float) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.1)
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_sweep_that_is_stopped_leaves_no_process_behind(tmp_path: Path, how: signal.Signals) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_sweep_that_is_stopped_leaves_no_process_behind(tmp_path: Path, number: signal.Signals) -> None:
     command = ["train", "-m", "data=synthetic", "data.train=1000", "optim.epochs=1000", "seed=0,1,2", "study=long"]
-    start = subprocess.Popen if how is signal.SIGTERM else forking.Popen
+    start = subprocess.Popen if number is signal.SIGTERM else forking.Popen
     sweep = start(
         [PLAINRES, *command],
         cwd=tmp_path,
@@ -122,21 +129,47 @@ def test_a_sweep_that_is_stopped_leaves_no_process_behind(tmp_path: Path, how: s
         curves = tmp_path.glob
         _wait_until(lambda: any(file.read_text().count("\n") > 1 for file in curves("runs/long/*/metrics.csv")), 120)
         assert len(_processes_of(sweep.pid)) > 2
-        if how is signal.SIGINT:
-            os.killpg(sweep.pid, how)  # as a terminal does
+        if number is signal.SIGINT:
+            os.killpg(sweep.pid, number)  # as a terminal does
         else:
-            sweep.send_signal(how)
-        _, said = sweep.communicate(timeout=30)
+            sweep.send_signal(number)
+        _, output = sweep.communicate(timeout=30)
         _wait_until(lambda: not _processes_of(sweep.pid), 20)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(sweep.pid, signal.SIGKILL)
-    if how is signal.SIGKILL:
+    if number is signal.SIGKILL:
         return
-    assert sweep.returncode == 128 + how
-    assert said.splitlines()[-1] == "plainres: stopped: 3 of 3 runs are left; the same command goes on"
-    assert "Traceback" not in said
+    assert sweep.returncode == 128 + number
+    assert output.splitlines()[-1] == "plainres: stopped: 3 of 3 runs left; run the same command again to resume"
+    assert re.search(r"^stopping: saving (1 run|[2-9] runs|\d\d+ runs); press Ctrl-C again", output, re.MULTILINE)
+    assert "Traceback" not in output
     assert any(tmp_path.glob("runs/long/*/checkpoints/step-*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "line"),
+    [
+        (None, "4 left, about 1 min, until 12:34; running: {0} 50%, {1}, {2}"),
+        (90, "4 left, about 1 min; running: identity-8-w4-s0 50%, identity-8-w4-s1, identity-8-w4-s2"),
+        (80, "4 left, about 1 min, until 12:34; 3 running"),
+        (40, "4 left, about 1 min; 3 running"),
+        (20, "4 left; 3 running"),
+    ],
+)
+def test_the_status_line_fits_into_the_terminal(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch, *, columns: int | None, line: str
+) -> None:
+    nobody: Any = None
+    runs = [Run.of(make_config(seed=seed)) for seed in range(4)]
+    pool = sweep_module._Pool(nobody, runs, [1.0] * 4, [None], StopSignals())
+    pool.running = [sweep_module._Training(run, 1.0, None, nobody, None, 0.0) for run in runs[:3]]
+    monkeypatch.setattr(sweep_module, "terminal_columns", lambda: columns)
+    monkeypatch.setattr(sweep_module, "_progress", lambda run: 0.5 if run is runs[0] else 0.0)
+    monkeypatch.setattr(
+        pool, "_remaining", lambda: ["4 left, about 1 min, until 12:34", "4 left, about 1 min", "4 left"]
+    )
+    assert pool._status() == line.format(*(run.name for run in runs))
 
 
 def test_cost_follows_multiply_adds_and_images(make_config: Make) -> None:
@@ -148,7 +181,7 @@ def test_cost_follows_multiply_adds_and_images(make_config: Make) -> None:
     assert deep > 2 * shallow
 
 
-def test_urgent_runs_go_first_and_the_most_expensive_among_them(
+def test_runs_are_ordered_by_priority_then_by_cost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -186,7 +219,7 @@ def _plainres(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 def test_a_sweep_killed_five_times_trains_nothing_twice(tmp_path: Path) -> None:
     seeds = ",".join(map(str, range(6)))
     sweep = ["train", "-m", *RECORDED, "model.depth=8,14", f"seed={seeds}", "optim.epochs=6"]
-    choose = random.Random(0)
+    rng = random.Random(0)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     killed.mkdir()
@@ -201,7 +234,7 @@ def test_a_sweep_killed_five_times_trains_nothing_twice(tmp_path: Path) -> None:
                 ),
                 120,
             )
-            time.sleep(choose.uniform(0, 0.5))
+            time.sleep(rng.uniform(0, 0.5))
             assert process.poll() is None
         finally:
             os.killpg(process.pid, signal.SIGKILL)
@@ -209,8 +242,8 @@ def test_a_sweep_killed_five_times_trains_nothing_twice(tmp_path: Path) -> None:
         kills += 1
     for folder in (killed, whole):
         process = _plainres(folder, *sweep)
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 0, said
+        _, output = process.communicate(timeout=120)
+        assert process.returncode == 0, output
     runs = [Run.read(path) for path in sorted(whole.glob("runs/default/*"))]
     assert len(runs) == 12
     for run in runs:
@@ -219,18 +252,18 @@ def test_a_sweep_killed_five_times_trains_nothing_twice(tmp_path: Path) -> None:
         assert other.curve() == run.curve()
     steps = [len((folder / "record-0").read_text().splitlines()) for folder in (whole, killed)]
     assert steps[0] == 12 * 60
-    # of each of the runs that were killed, at most those after its last checkpoint, the one under way included
+    # a kill repeats at most the steps after a run's last checkpoint, including the step in progress
     assert steps[0] < steps[1] <= steps[0] + kills * (os.cpu_count() or 1) * 6
 
 
-def test_a_failure_is_told_when_it_happens(tmp_path: Path) -> None:
-    """While another run, which takes its time, is still being trained."""
+def test_a_failure_is_reported_immediately(tmp_path: Path) -> None:
+    """The failure appears while another, long run is still training."""
     process = _plainres(tmp_path, "train", "-m", *RECORDED, "model.depth=8", "optim.epochs=20000", "optim.lr=1e30,1e-3")
     try:
         assert process.stderr is not None
         line = next(line for line in process.stderr if "FAILED" in line)
         (mark,) = tmp_path.glob("runs/default/*/failed.json")
-        assert time.time() - mark.stat().st_mtime < 5  # seconds; a stop at the sweep's end would take minutes
+        assert time.time() - mark.stat().st_mtime < 5  # seconds; the sweep itself would take minutes
         assert "the run has diverged" in line
         assert process.poll() is None
     finally:
@@ -238,7 +271,9 @@ def test_a_failure_is_told_when_it_happens(tmp_path: Path) -> None:
         process.communicate()
 
 
-def test_a_run_that_another_process_trains_is_waited_for(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_waits_for_a_run_that_another_process_trains(
+    make_config: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
     runs = [Run.of(make_config(seed=seed)) for seed in range(2)]
     runs[0].prepare()
     held = threading.Event()
@@ -254,10 +289,10 @@ def test_a_run_that_another_process_trains_is_waited_for(make_config: Make, capf
     held.wait()
     assert sweep(runs) == 0
     thread.join()
-    said = capfd.readouterr().err
-    assert f"1 running elsewhere\n          {runs[0].name}\n" in said
-    assert f"{runs[0].name} is being trained by another process; it is waited for" in said
-    assert "[2/2]" in said
+    output = capfd.readouterr().err
+    assert f"1 running\n          {runs[0].name}\n" in output
+    assert f"waiting for {runs[0].name}, which another process is training" in output
+    assert "[2/2]" in output
 
 
 @pytest.mark.parametrize(
@@ -269,7 +304,7 @@ def test_a_run_that_another_process_trains_is_waited_for(make_config: Make, capf
         (1, "5,7", 1, ["5", "7"]),
     ],
 )
-def test_each_run_sees_its_own_gpus(
+def test_each_slot_has_its_own_gpus(
     make_config: Make, *, devices: int, visible: str, per_device: Any, expected: list[str]
 ) -> None:
     run = Run.of(
@@ -279,17 +314,17 @@ def test_each_run_sees_its_own_gpus(
 
 
 @pytest.mark.parametrize(
-    ("threads", "at_a_time", "expected"), [(1, "auto", 8), (3, "auto", 2), (9, "auto", 1), (1, 3, 3), (4, 12, 12)]
+    ("threads", "per_device", "expected"), [(1, "auto", 8), (3, "auto", 2), (9, "auto", 1), (1, 3, 3), (4, 12, 12)]
 )
-def test_on_the_cpu_there_are_as_many_runs_as_threads_allow_or_as_was_asked_for(
-    make_config: Make, monkeypatch: pytest.MonkeyPatch, *, threads: int, at_a_time: Any, expected: int
+def test_slots_on_the_cpu_follow_the_cores_or_the_requested_number(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch, *, threads: int, per_device: Any, expected: int
 ) -> None:
     monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
-    run = Run.of(make_config(trainer={"threads": threads}, sweep=SweepOptions(runs_per_device=at_a_time)))
+    run = Run.of(make_config(trainer={"threads": threads}, sweep=SweepOptions(runs_per_device=per_device)))
     assert slots([run], 0, "") == [None] * expected
 
 
 @pytest.mark.parametrize("value", [0, 1.5, True, "many", None])
-def test_other_numbers_of_runs_are_refused(make_config: Make, value: Any) -> None:
+def test_an_invalid_number_of_runs_per_device_is_rejected(make_config: Make, value: Any) -> None:
     with pytest.raises(InputError, match=r"sweep.runs_per_device is .*; it must be an integer >= 1, or auto"):
         SweepOptions(runs_per_device=value)

@@ -11,11 +11,11 @@ from plainres.errors import InputError
 from plainres.models.blocks import BlockSpec, LayerOrder
 from plainres.models.initialisation import (
     Scheme,
-    blocks,
     delta_orthogonal,
     fixup,
     he_fan_in,
     he_fan_out,
+    named_blocks,
     orthogonal,
     zero_gamma,
 )
@@ -59,18 +59,18 @@ def test_he_initialisation(scheme: Scheme, fan: Callable[[nn.Conv2d], int]) -> N
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_scheme_is_a_function_of_the_seed_and_leaves_shortcuts_and_global_state_alone(scheme: Scheme) -> None:
+def test_scheme_depends_on_the_seed_only_and_does_not_change_shortcuts_or_global_state(scheme: Scheme) -> None:
     norm = nn.Identity if scheme is fixup else nn.BatchNorm2d
 
-    def begun(shortcut: ShortcutFactory, seed: int = 0) -> dict[str, Tensor]:
+    def state_dict(shortcut: ShortcutFactory, seed: int = 0) -> dict[str, Tensor]:
         return initialised(scheme, shortcut, seed=seed, norm=norm).state_dict()
 
-    identity, again, other = begun(Identity), begun(Identity), begun(Identity, 1)
-    assert all(torch.equal(identity[key], again[key]) for key in identity)
-    assert not torch.equal(identity["stem.conv.weight"], other["stem.conv.weight"])
+    identity, same_seed, other_seed = state_dict(Identity), state_dict(Identity), state_dict(Identity, 1)
+    assert all(torch.equal(identity[key], same_seed[key]) for key in identity)
+    assert not torch.equal(identity["stem.conv.weight"], other_seed["stem.conv.weight"])
     for shortcut in (ProjectionAll, ExclusiveGating, SkipInit):
-        joined = begun(shortcut)
-        assert all(torch.equal(identity[key], joined[key]) for key in identity)
+        with_shortcut = state_dict(shortcut)
+        assert all(torch.equal(identity[key], with_shortcut[key]) for key in identity)
     network = initialised(scheme, norm=norm)
     state = torch.get_rng_state()
     scheme(network, Generator().manual_seed(1))
@@ -78,26 +78,26 @@ def test_a_scheme_is_a_function_of_the_seed_and_leaves_shortcuts_and_global_stat
 
 
 @pytest.mark.parametrize("scheme", [zero_gamma, fixup])
-def test_branches_that_begin_at_0_and_could_never_leave_it_are_refused(scheme: Scheme) -> None:
+def test_zero_initialised_branches_without_gradient_are_rejected(scheme: Scheme) -> None:
     norm = nn.Identity if scheme is fixup else nn.BatchNorm2d
-    with pytest.raises(InputError, match="a plain net, which has nothing else, is dead"):
+    with pytest.raises(InputError, match="a plain network receives no gradient; choose a model/shortcut"):
         initialised(scheme, Plain, norm=norm)
-    with pytest.raises(InputError, match=r"where the ReLU at the end of stages\.0\.0 is dead"):
+    with pytest.raises(InputError, match=r"the ReLU at the end of stages\.0\.0 has no gradient"):
         initialised(scheme, block=BlockSpec(order=LayerOrder(post=["norm", "relu"], post_add=[])), norm=norm)
-    with pytest.raises(InputError, match=r"stages\.0\.0 multiplies it by a number that begins at 0"):
+    with pytest.raises(InputError, match=r"stages\.0\.0 multiplies it by a scalar initialised to 0"):
         initialised(scheme, ReZero, norm=norm)
     initialised(scheme, partial(ReZero, initial=0.1), norm=norm)
     initialised(scheme, SkipInit, norm=norm)
     network = initialised(scheme, norm=norm)
-    for _ in range(4):  # first the head learns, then the ends of the branches, then all
+    for _ in range(4):  # gradients reach the head first, then the ends of the branches, then all layers
         network.zero_grad()
         (network(torch.randn(4, 3, 8, 8)) - 1).square().mean().backward()
         torch.optim.SGD(network.parameters(), 0.1).step()
     assert all(conv.weight.grad.any() for conv in convolutions(network))  # pyright: ignore[reportOptionalMemberAccess]
 
 
-def test_fixup_is_for_networks_without_normalisation() -> None:
-    with pytest.raises(InputError, match="it goes with model/norm=none"):
+def test_fixup_rejects_normalisation() -> None:
+    with pytest.raises(InputError, match="but the network has some; set model/norm=none"):
         initialised(fixup)
 
 
@@ -107,7 +107,7 @@ def test_orthogonal_matrices() -> None:
         torch.testing.assert_close(rows @ rows.T, 2 * torch.eye(len(rows), dtype=torch.float64), atol=1e-4, rtol=0)
 
 
-def test_delta_orthogonal_convolutions_keep_norms() -> None:
+def test_delta_orthogonal_convolutions_preserve_norms() -> None:
     for conv in convolutions(initialised(delta_orthogonal)):
         centre = conv.weight[:, :, 1, 1].double()
         assert conv.weight.count_nonzero() == centre.count_nonzero()
@@ -116,20 +116,20 @@ def test_delta_orthogonal_convolutions_keep_norms() -> None:
             torch.testing.assert_close(gram, 2 * torch.eye(len(gram), dtype=torch.float64), atol=1e-4, rtol=0)
 
 
-def test_zero_gamma_begins_as_the_shortcuts_alone() -> None:
+def test_zero_gamma_initialises_branches_to_0() -> None:
     network = initialised(zero_gamma)
-    branches = [block.residual for _, block in blocks(network)]
-    fx = [branch(torch.randn(2, convolutions(branch)[0].in_channels, 8, 8)) for branch in branches]
-    assert len(fx) == 9
-    assert not any(each.any() for each in fx)
+    branches = [block.residual for _, block in named_blocks(network)]
+    outputs = [branch(torch.randn(2, convolutions(branch)[0].in_channels, 8, 8)) for branch in branches]
+    assert len(outputs) == 9
+    assert not any(output.any() for output in outputs)
     with pytest.raises(InputError, match="zero_gamma needs a normalisation with a weight"):
         initialised(zero_gamma, block=BlockSpec(order=LayerOrder(post=[])))
 
 
 def test_fixup_scales_by_the_number_of_blocks() -> None:
     network, he = initialised(fixup, norm=nn.Identity), initialised(he_fan_out, norm=nn.Identity)
-    for (_, mine), (_, theirs) in zip(blocks(network), blocks(he), strict=True):
-        first, last = convolutions(mine.residual)
-        torch.testing.assert_close(first.weight, convolutions(theirs.residual)[0].weight * 9**-0.5)
+    for (_, block), (_, he_block) in zip(named_blocks(network), named_blocks(he), strict=True):
+        first, last = convolutions(block.residual)
+        torch.testing.assert_close(first.weight, convolutions(he_block.residual)[0].weight * 9**-0.5)
         assert not last.weight.any()
     assert not network.head.linear.weight.any()

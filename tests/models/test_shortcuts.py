@@ -1,4 +1,4 @@
-"""Every shortcut against its formula, written out."""
+"""Tests of every shortcut against its formula."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -35,7 +35,7 @@ from plainres.models.shortcuts import (
 )
 from plainres.randomness import Noise, seed_noise
 
-# the class, and the parameters of one block as its docstring counts them, where the shape changes and where it does not
+# parameters of one block, as documented: where the shape changes, and where it does not
 COUNTS: Mapping[ShortcutFactory, tuple[Callable[[int, int], int], Callable[[int], int]]] = {
     Plain: (lambda i, o: 0, lambda c: 0),
     Identity: (lambda i, o: 0, lambda c: 0),
@@ -57,13 +57,13 @@ COUNTS: Mapping[ShortcutFactory, tuple[Callable[[int, int], int], Callable[[int]
 
 @pytest.mark.parametrize("shortcut", COUNTS)
 @given(channels=st.integers(1, 9), more=st.integers(1, 9), stride=st.integers(1, 3), size=st.integers(3, 9))
-def test_shape_parameters_and_gradient(
+def test_shape_parameters_and_gradients(
     shortcut: ShortcutFactory, channels: int, more: int, stride: int, size: int
 ) -> None:
-    changing, same = COUNTS[shortcut]
+    count_changed, count_same = COUNTS[shortcut]
     for out_channels, step in ((channels + more, stride), (channels, 1)):
         module = shortcut(channels, out_channels, step)
-        expected = changing(channels, out_channels) if out_channels != channels else same(channels)
+        expected = count_changed(channels, out_channels) if out_channels != channels else count_same(channels)
         assert sum(p.numel() for p in module.parameters()) == expected
         x = torch.randn(2, channels, size, size, requires_grad=True)
         side = math.ceil(size / step)
@@ -98,23 +98,23 @@ def test_plain_and_identity() -> None:
     assert torch.equal(Identity(4, 4, 1)(x, fx), fx + x)
 
 
-def test_where_the_shape_does_not_change_these_are_the_identity() -> None:
+def test_projections_are_the_identity_unless_the_shape_changes() -> None:
     x, fx = tensors()
     for shortcut in (Projection, Wide, ResBlk):
         assert torch.equal(shortcut(4, 4, 1)(x, fx), fx + x)
-        for there in ((4, 8, 1), (4, 8, 2)):
-            assert isinstance(shortcut(*there), Convolution)
+        for arguments in ((4, 8, 1), (4, 8, 2)):
+            assert isinstance(shortcut(*arguments), Convolution)
     assert isinstance(Projection(4, 4, 2), ProjectionAll)
     assert isinstance(ResBlk(4, 4, 2), Identity)
 
 
-def test_a_projection_is_a_normalised_1x1_convolution() -> None:
+def test_projection_is_a_normalised_1x1_convolution() -> None:
     module = ProjectionAll(4, 8, 2).eval()
     x, fx = torch.randn(2, 4, 6, 6), torch.randn(2, 8, 3, 3)
-    direct = torch.einsum("oc,nchw->nohw", module.conv.weight[:, :, 0, 0], x[:, :, ::2, ::2])
-    torch.testing.assert_close(module(x, fx), fx + direct / math.sqrt(1 + 1e-5))
-    bare = ProjectionAll(4, 8, 2, nn.Identity)
-    torch.testing.assert_close(bare(x, fx), fx + F.conv2d(x, bare.conv.weight, stride=2))
+    projected = torch.einsum("oc,nchw->nohw", module.conv.weight[:, :, 0, 0], x[:, :, ::2, ::2])
+    torch.testing.assert_close(module(x, fx), fx + projected / math.sqrt(1 + 1e-5))
+    without_norm = ProjectionAll(4, 8, 2, nn.Identity)
+    torch.testing.assert_close(without_norm(x, fx), fx + F.conv2d(x, without_norm.conv.weight, stride=2))
     module = Convolution(4, 8, 2, bias=True)
     torch.testing.assert_close(module(x, fx), fx + F.conv2d(x, module.conv.weight, module.conv.bias, stride=2))
 
@@ -140,7 +140,7 @@ def test_gates(shortcut: Any, join: Callable[[Tensor, Tensor, Tensor], Tensor]) 
     torch.testing.assert_close(module(x, fx), join(x, fx, gate))
 
 
-def test_dropout_drops_elements_of_the_shortcut_and_has_the_same_expectation_in_evaluation() -> None:
+def test_dropout_has_the_same_expectation_in_training_and_evaluation() -> None:
     x, fx = torch.ones(8, 4, 16, 16), torch.zeros(8, 4, 16, 16)
     module = Dropout(4, 4, 1, p=0.3)
     y = module(x, fx)
@@ -149,20 +149,20 @@ def test_dropout_drops_elements_of_the_shortcut_and_has_the_same_expectation_in_
     torch.testing.assert_close(module.eval()(x, fx), 0.7 * x)
 
 
-def test_stochastic_depth_survives_less_the_deeper() -> None:
+def test_stochastic_depth_survival_decays_linearly() -> None:
     x, fx = tensors()
     module = StochasticDepth(4, 4, 1, last=0.5)
     assert isinstance(module, Positioned)
     for block, survival in ((1, 0.95), (5, 0.75), (10, 0.5)):
         module.set_position(block, 10)
         assert module.survival == pytest.approx(survival)
-        alive = []
+        survived = []
         for step in range(400):
             module.noise.position = torch.tensor([step, 0])
             y = module.train()(x, fx)
-            alive.append(torch.equal(y, fx + x))
-            assert alive[-1] or torch.equal(y, x)
-        assert sum(alive) / len(alive) == pytest.approx(survival, abs=0.08)
+            survived.append(torch.equal(y, fx + x))
+            assert survived[-1] or torch.equal(y, x)
+        assert sum(survived) / len(survived) == pytest.approx(survival, abs=0.08)
         torch.testing.assert_close(module.eval()(x, fx), survival * fx + x)
 
 
@@ -176,36 +176,36 @@ def test_learned_scalars() -> None:
 
 
 @pytest.mark.parametrize(("make", "key"), [(partial(Dropout, p=1.5), "p"), (partial(StochasticDepth, last=-1), "last")])
-def test_what_is_no_probability_is_refused(make: ShortcutFactory, key: str) -> None:
+def test_invalid_probabilities_are_rejected(make: ShortcutFactory, key: str) -> None:
     with pytest.raises(InputError, match=f"model.shortcut.{key} is .*; it must be between 0 and 1"):
         make(4, 4, 1)
 
 
 @given(st.integers(1, 4), st.integers(0, 100))
-def test_noise_is_the_same_on_any_number_of_devices(devices: int, step: int) -> None:
+def test_noise_does_not_depend_on_world_size(world_size: int, step: int) -> None:
     noise, like = Noise(), torch.empty(12, 2, 3)
 
-    def at(first: int, images: int) -> Tensor:
+    def draw(first: int, images: int) -> Tensor:
         noise.position = torch.tensor([step, first])
         return noise.per_element(like[:images])
 
-    share = 12 // devices
-    parts = torch.cat([at(rank * share, share) for rank in range(devices)])
-    assert torch.equal(parts, at(0, len(parts)))
+    images_per_rank = 12 // world_size
+    parts = torch.cat([draw(rank * images_per_rank, images_per_rank) for rank in range(world_size)])
+    assert torch.equal(parts, draw(0, len(parts)))
     assert noise.per_batch(like).shape == ()
 
 
-def test_noise_differs_by_step_module_seed_and_image_and_is_uniform() -> None:
+def test_noise_is_uniform_and_independent_across_steps_modules_seeds_and_images() -> None:
     network = nn.ModuleList(Noise() for _ in range(2))
-    drawn = []
+    samples = []
     for seed in (0, 1):
         seed_noise(network, seed)
         for noise in network:
             assert isinstance(noise, Noise)
             for step in (0, 1):
                 noise.position = torch.tensor([step, 0])
-                drawn.append(noise.per_element(torch.empty(4, 5000)))
-    values = torch.cat(drawn)
+                samples.append(noise.per_element(torch.empty(4, 5000)))
+    values = torch.cat(samples)
     assert len({tuple(row[:5].tolist()) for row in values}) == len(values) == 32
     assert values.min() >= 0
     assert values.max() < 1

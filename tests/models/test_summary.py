@@ -6,17 +6,17 @@ from plainres.models.shortcuts import Identity, Projection
 from plainres.models.summary import describe
 
 
-def test_layers_add_up() -> None:
-    found = describe(CifarNet(3, 10, 20, 16, Projection), (3, 32, 32))
-    assert sum(layer.parameters for layer in found.layers) == found.parameters
-    assert sum(layer.multiply_adds for layer in found.layers) == found.multiply_adds
-    stem = found.layers[0]
+def test_layers_sum_to_the_totals() -> None:
+    description = describe(CifarNet(3, 10, 20, 16, Projection), (3, 32, 32))
+    assert sum(layer.parameters for layer in description.layers) == description.parameters
+    assert sum(layer.multiply_adds for layer in description.layers) == description.multiply_adds
+    stem = description.layers[0]
     assert (stem.name, stem.kind, stem.output) == ("stem.conv", "Conv2d", (16, 32, 32))
     assert (stem.parameters, stem.multiply_adds) == (432, 442368)
-    assert found.layers[-1].output == (10,)
+    assert description.layers[-1].output == (10,)
 
 
-def test_parameters_of_a_module_with_children_count() -> None:
+def test_totals_include_parameters_of_modules_with_children() -> None:
     class Gated(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -26,11 +26,11 @@ def test_parameters_of_a_module_with_children_count() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.linear(x.flatten(1)) * self.gate.sum()
 
-    found = describe(Gated(), (1, 2, 2))
-    assert (found.parameters, found.multiply_adds) == (13, 8)
+    description = describe(Gated(), (1, 2, 2))
+    assert (description.parameters, description.multiply_adds) == (13, 8)
 
 
-def test_the_network_is_left_as_it_was() -> None:
+def test_describe_does_not_change_the_network() -> None:
     network = CifarNet(1, 10, 8, 4, Identity).train()
     before = {key: value.clone() for key, value in network.state_dict().items()}
     describe(network, (1, 8, 8))
@@ -39,7 +39,7 @@ def test_the_network_is_left_as_it_was() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
 
 
-def test_the_table_is_aligned() -> None:
+def test_table_is_aligned() -> None:
     lines = str(describe(CifarNet(1, 10, 8, 4, Identity), (1, 8, 8))).splitlines()
     assert lines[0].split() == ["layer", "kind", "output", "parameters", "multiply-adds"]
     assert lines[-1].split() == ["total", "4,934", "48,544"]

@@ -1,4 +1,4 @@
-"""Functions called in processes of their own."""
+"""Functions called in child processes."""
 
 import os
 import signal
@@ -9,35 +9,35 @@ from plainres.errors import InputError, RunFailedError
 from plainres.processes.forkserver import call_in_processes, forkserver
 
 
-def number(of: int) -> tuple[int, int]:
-    return of, os.getpid()
+def identify(index: int) -> tuple[int, int]:
+    return index, os.getpid()
 
 
-def fail(how: str) -> None:
-    if how == "killed":
+def fail(kind: str) -> None:
+    if kind == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
-    if how == "input":
+    if kind == "input":
         raise InputError("this is wrong")
-    if how == "disk":
+    if kind == "disk":
         raise OSError(28, "No space left on device")
     raise KeyError("x")
 
 
-def test_each_call_has_a_process_and_results_come_in_order() -> None:
-    results = call_in_processes(forkserver([]), [(number, i) for i in range(3)])
-    assert [of for of, _ in results] == [0, 1, 2]
+def test_each_call_runs_in_its_own_process_and_results_keep_their_order() -> None:
+    results = call_in_processes(forkserver([]), [(identify, i) for i in range(3)])
+    assert [index for index, _ in results] == [0, 1, 2]
     assert len({process for _, process in results} | {os.getpid()}) == 4
 
 
 @pytest.mark.parametrize(
-    ("how", "kind", "message"),
+    ("kind", "error", "message"),
     [
         ("input", InputError, "this is wrong"),
         ("disk", OSError, "No space left on device"),
         ("other", RunFailedError, "KeyError: 'x'"),
-        ("killed", RunFailedError, "the process of fail died: killed, or out of memory"),
+        ("killed", RunFailedError, "the process running fail died; it was killed or ran out of memory"),
     ],
 )
-def test_what_a_call_raises_is_raised_here(how: str, kind: type[Exception], message: str) -> None:
-    with pytest.raises(kind, match=message):
-        call_in_processes(forkserver([]), [(number, 1), (fail, how)])
+def test_an_exception_in_a_call_is_raised_in_the_caller(kind: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call_in_processes(forkserver([]), [(identify, 1), (fail, kind)])

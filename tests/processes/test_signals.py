@@ -1,3 +1,5 @@
+"""Stop signals."""
+
 import signal
 
 import pytest
@@ -6,7 +8,7 @@ from plainres.errors import StoppedError
 from plainres.processes.signals import StopSignals
 
 
-def test_signals_wait_or_stop_at_once() -> None:
+def test_a_signal_is_deferred_or_stops_at_once() -> None:
     previous = signal.getsignal(signal.SIGUSR1)
     with StopSignals() as signals, pytest.raises(StoppedError) as stop:
         signal.raise_signal(signal.SIGUSR1)
@@ -16,6 +18,6 @@ def test_signals_wait_or_stop_at_once() -> None:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         assert signals.received == signal.SIGTERM
-        with pytest.raises(StoppedError, match="stopped at once"):
+        with pytest.raises(StoppedError, match="stopped at once; run the same command again to resume"):
             signal.raise_signal(signal.SIGINT)  # the second Ctrl-C, or the first after another signal
     assert signal.getsignal(signal.SIGUSR1) is previous

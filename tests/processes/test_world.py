@@ -1,4 +1,4 @@
-"""Ranks, parents and SLURM's queue."""
+"""Ranks, parent processes and the SLURM queue."""
 
 import os
 import subprocess
@@ -22,8 +22,8 @@ def test_rank_and_world_size_come_from_the_launcher(monkeypatch: pytest.MonkeyPa
     assert World.current() == World(1, 2, "torchrun")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems look twice a second, which needs Python's lock")
-def test_a_process_ends_with_its_parent_even_if_it_keeps_pythons_lock() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread polls, which needs the GIL")
+def test_a_process_exits_with_its_parent_even_while_it_holds_the_gil() -> None:
     child = (
         "import ctypes, os, sys; from plainres.processes.world import exit_with_parent; exit_with_parent(os.getppid());"
     )
@@ -33,4 +33,4 @@ def test_a_process_ends_with_its_parent_even_if_it_keeps_pythons_lock() -> None:
         assert process.stdout is not None
         assert process.stdout.readline()
         process.kill()
-        process.communicate(timeout=30)  # until the child, too, has closed its output
+        process.communicate(timeout=30)  # returns once the child has closed its output as well

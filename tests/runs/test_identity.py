@@ -1,4 +1,4 @@
-"""What identifies a run, and under which name. Names never change: long studies are kept under them."""
+"""Tests of the identity and the names of runs. Names must never change, because studies are stored under them."""
 
 import inspect
 import sys
@@ -51,7 +51,7 @@ NAMES = {
     "model/shortcut=stochastic_depth model/init=zero_gamma": "stochastic_depth-20-w16-s0-045b53b7",
     "'model.block.kernels=[3]' model.stages=4 model.stem_width=8 model.depth=22": "identity-22-w16-s0-591ae9d4",
 }
-# what an option means where a configuration does not have it: a default that changed would rename runs
+# values of options that a configuration does not contain: a changed default would rename runs
 DEFAULTS: dict[str, dict[str, Any]] = {
     "BlockSpec": {
         "bias": False,
@@ -109,31 +109,31 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("overrides", NAMES, ids=str)
-def test_names_are_fixed_for_all_time(overrides: str) -> None:
+def test_names_never_change(overrides: str) -> None:
     (config,) = compose([word.strip("'") for word in overrides.split()])
     assert run_name(config) == NAMES[overrides]
 
 
 def declared(target: Any) -> dict[str, Any]:
-    """The defaults that a class or function declares, as text where they are objects."""
+    """Return the defaults that a class or function declares; objects as text."""
     if is_dataclass(target):
-        made = target() if target in (plainres.models.BlockSpec, plainres.models.LayerOrder) else None
-        each = {field.name: getattr(made, field.name, field.default) for field in fields(target)}
+        instance = target() if target in (plainres.models.BlockSpec, plainres.models.LayerOrder) else None
+        defaults = {field.name: getattr(instance, field.name, field.default) for field in fields(target)}
     else:
-        each = {name: parameter.default for name, parameter in inspect.signature(target).parameters.items()}
+        defaults = {name: parameter.default for name, parameter in inspect.signature(target).parameters.items()}
     plain = (int, float, bool, str, tuple, type(None))
     return {
         name: default if isinstance(default, plain) else public_path(default) or repr(default)
-        for name, default in each.items()
+        for name, default in defaults.items()
         if default is not inspect.Parameter.empty and "MISSING" not in repr(default) and default != "???"
     }
 
 
-def test_defaults_are_fixed_for_all_time() -> None:
+def test_defaults_never_change() -> None:
     packages: list[ModuleType] = [plainres.data, plainres.models]
     targets = {name: getattr(package, name) for package in packages for name in package.__all__} | {"Recipe": Recipe}
-    found = {name: declared(target) for name, target in targets.items() if callable(target)}
-    assert {name: defaults for name, defaults in found.items() if defaults} == DEFAULTS
+    actual = {name: declared(target) for name, target in targets.items() if callable(target)}
+    assert {name: defaults for name, defaults in actual.items() if defaults} == DEFAULTS
 
 
 def test_conf_names_public_paths() -> None:
@@ -144,7 +144,7 @@ def test_conf_names_public_paths() -> None:
                 assert public_path(hydra.utils.get_object(path)) == path, file
 
 
-def test_what_determines_the_result_makes_the_name(make_config: Make) -> None:
+def test_the_name_depends_on_everything_that_determines_the_result(make_config: Make) -> None:
     base = make_config()
     others = [
         make_config(seed=1),
@@ -159,7 +159,7 @@ def test_what_determines_the_result_makes_the_name(make_config: Make) -> None:
     assert run_name(base).startswith("identity-8-w4-s0-")
 
 
-def test_what_does_not_determine_it_is_no_part_of_it(make_config: Make) -> None:
+def test_the_identity_contains_nothing_else(make_config: Make) -> None:
     base = make_config(data=HUB)
     elsewhere = make_config(data=HUB | {"path": "/data/cifar10", "cache": "/scratch"})
     ddp = replace(base, trainer=Devices(accelerator="gpu", devices=2, threads=4), runs="elsewhere", study="other")
@@ -167,7 +167,7 @@ def test_what_does_not_determine_it_is_no_part_of_it(make_config: Make) -> None:
     assert complete(base) == complete(elsewhere) == complete(ddp)
 
 
-def test_a_class_is_known_by_its_public_path_wherever_its_file_lies(make_config: Make) -> None:
+def test_a_class_is_identified_by_its_public_path(make_config: Make) -> None:
     moved = make_config()
     moved.model["_target_"] = "plainres.models.networks.CifarNet"
     moved.model["shortcut"]["_target_"] = "plainres.models.shortcuts.Identity"
@@ -176,21 +176,21 @@ def test_a_class_is_known_by_its_public_path_wherever_its_file_lies(make_config:
     assert public_path(3) is None
 
 
-def test_what_is_at_its_default_is_left_out(make_config: Make) -> None:
+def test_the_identity_leaves_out_defaults(make_config: Make) -> None:
     (composed,) = compose(["model.depth=8", "model.width=4"])
     assert set(identity(composed)["model"]) == {"_target_", "_partial_", "depth", "width", "shortcut"}
-    spelled, short = make_config(shortcut="dropout"), make_config(shortcut="dropout")
-    del short.model["shortcut"]["p"]
-    assert spelled.model["shortcut"]["p"] == 0.5
-    for config in (spelled, short):
+    explicit, implicit = make_config(shortcut="dropout"), make_config(shortcut="dropout")
+    del implicit.model["shortcut"]["p"]
+    assert explicit.model["shortcut"]["p"] == 0.5
+    for config in (explicit, implicit):
         config.model["block"] = {"_target_": "plainres.models.BlockSpec", "kernels": [3, 3]}
-    assert identity(spelled) == identity(short) == identity(make_config(shortcut="dropout"))
-    assert complete(spelled)["model"]["shortcut"]["p"] == complete(short)["model"]["shortcut"]["p"] == 0.5
-    assert settings(short)["model.block.order.post"] == "['norm']"
+    assert identity(explicit) == identity(implicit) == identity(make_config(shortcut="dropout"))
+    assert complete(explicit)["model"]["shortcut"]["p"] == complete(implicit)["model"]["shortcut"]["p"] == 0.5
+    assert settings(implicit)["model.block.order.post"] == "['norm']"
 
 
-def test_an_older_configuration_means_what_it_meant(make_config: Make) -> None:
-    """Options that were added later: a config.yaml without them names the same run, family and folder."""
+def test_an_older_configuration_keeps_its_meaning(make_config: Make) -> None:
+    """A config.yaml without the options that were added later has the same name, family and folder."""
     (config,) = compose(["model.depth=8", "model.width=4", "data=synthetic"])
     older = replace(
         config, model={k: v for k, v in config.model.items() if k not in ("stages", "init", "norm", "block")}
@@ -199,16 +199,16 @@ def test_an_older_configuration_means_what_it_meant(make_config: Make) -> None:
     assert settings(older) == settings(config)
     run = Run.of(older)
     run.prepare()
-    Run.of(config).prepare()  # no other configuration
+    Run.of(config).prepare()  # accepts the folder
     labels = labelled([run, Run.of(replace(config, seed=1))])
     assert {label for label, _ in labels.values()} == {"identity"}
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**53), 2**53))
-def test_a_number_has_one_form(value: float) -> None:
+def test_equal_numbers_have_equal_names(value: float) -> None:
     (config,) = CONFIGS
-    name = {run_name(with_bias(config, same)) for same in {value, float(value)}}
-    assert len(name) == 1
+    names = {run_name(with_bias(config, number)) for number in {value, float(value)}}
+    assert len(names) == 1
     assert flat(identity(with_bias(config, value)))["model.shortcut.bias"] == str(
         int(value) if float(value).is_integer() else value
     )
@@ -226,17 +226,17 @@ def test_true_is_not_1(make_config: Make) -> None:
     assert run_name(with_bias(make_config(), True)) != run_name(with_bias(make_config(), 1))
 
 
-def test_a_class_that_is_not_here_is_named_all_the_same(make_config: Make) -> None:
-    """As for a report on another machine; what would train it says that it is not here."""
+def test_a_class_that_cannot_be_imported_is_part_of_the_identity(make_config: Make) -> None:
+    """A report may be made on another machine. Training reports the missing class."""
     config = make_config()
-    config.model["shortcut"] = {"_target_": "somebodys.Halved", "_partial_": True, "factor": 0.5}
+    config.model["shortcut"] = {"_target_": "absent.Halved", "_partial_": True, "factor": 0.5}
     assert identity(config)["model"]["shortcut"] == config.model["shortcut"]
 
 
-def test_of_a_class_of_somebody_elses_everything_counts(
+def test_all_values_of_a_foreign_class_are_part_of_the_identity(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its defaults may change: a value that is at its default today is another tomorrow, and nothing would tell."""
+    """Its defaults may change, so a value that equals its default today may differ tomorrow."""
     source = "class Halved:\n    def __init__(self, in_channels, out_channels, stride, factor=Path('x')): ...\n"
     (tmp_path / "mine.py").write_text(f"from pathlib import Path\n{source}")
     monkeypatch.syspath_prepend(tmp_path)
@@ -248,4 +248,4 @@ def test_of_a_class_of_somebody_elses_everything_counts(
     name = run_name(config)
     config.model["shortcut"] = {**node, "factor": 2.0}
     assert run_name(config) != name
-    assert "mine" not in sys.modules  # reading a record runs nobody's code
+    assert "mine" not in sys.modules  # reading a record must not run foreign code

@@ -1,4 +1,4 @@
-"""Which code, and under which conditions, a result comes from."""
+"""Tests of the digest of the code and of the conditions of an attempt."""
 
 from pathlib import Path
 
@@ -12,10 +12,12 @@ CODE = '"""A module."""\n\n\ndef double(x):\n    """Double it."""\n    return 2 
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package whose `models` compute something, where plainres would lie."""
-    for folder in ("runs", "models", "reporting"):
+    """Return a package with the layout of plainres and one function in `models`."""
+    for folder in ("runs", "models", "reporting", "config"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "randomness.py").write_text("")
+    for part in provenance.TRAINING_CODE:
+        if part.endswith(".py"):
+            (tmp_path / part).write_text("")
     (tmp_path / "models" / "twice.py").write_text(CODE)
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "runs" / "provenance.py"))
     return tmp_path
@@ -30,22 +32,24 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("models/another.py", "x = 1\n", False),
         ("reporting/table.py", "x = 1\n", True),
         ("randomness.py", "x = 1\n", False),
+        ("config/schema.py", "x = 1\n", False),
+        ("config/options.py", "x = 1\n", True),
     ],
 )
-def test_the_digest_is_that_of_the_code_that_trains(package: Path, file: str, text: str, same: bool) -> None:
+def test_the_digest_depends_on_the_code_that_trains(package: Path, file: str, text: str, same: bool) -> None:
     before = provenance._source_sha256()
     (package / file).write_text(text)
     assert (provenance._source_sha256() == before) == same
 
 
-def test_the_digest_covers_parts_that_exist() -> None:
+def test_all_parts_of_the_digest_exist() -> None:
     package = Path(provenance.__file__).parent.parent
-    assert all((package / part).exists() for part in provenance.TRAINS)
+    assert all((package / part).exists() for part in provenance.TRAINING_CODE)
 
 
-def test_conditions_say_where_and_how_an_attempt_trains() -> None:
-    found = provenance.conditions(Devices(accelerator="cpu", devices=2, threads=3, sync_batch_norm=True), 2)
-    assert found["device"].startswith("cpu ")
-    assert (found["devices"], found["threads"], found["sync_batch_norm"]) == (2, 3, True)
-    assert found["versions"]["torch"]
-    assert found["source_sha256"] == provenance.SOURCE_SHA256
+def test_conditions_contain_hardware_and_software() -> None:
+    conditions = provenance.conditions(Devices(accelerator="cpu", devices=2, threads=3, sync_batch_norm=True), 2)
+    assert conditions["device"].startswith("cpu ")
+    assert (conditions["devices"], conditions["threads"], conditions["sync_batch_norm"]) == (2, 3, True)
+    assert conditions["versions"]["torch"]
+    assert conditions["source_sha256"] == provenance.SOURCE_SHA256

@@ -15,19 +15,19 @@ def test_a_run_is_read_back(make_config: Make) -> None:
     run = Run.of(config)
     assert not run.folder.exists()
     run.prepare()
-    found = Run.read(run.folder)
-    assert found.config == config
-    assert found.name == run.folder.name
-    assert not found.finished
-    assert found.curve() == []
+    restored = Run.read(run.folder)
+    assert restored.config == config
+    assert restored.name == run.folder.name
+    assert not restored.finished
+    assert restored.curve() == []
     record = {"test_error": 1.5, "train_error": 0.5, "train_error_eval": 0.25, "weights_sha256": "ab"}
-    found.finish(record)
-    assert found.finished
-    assert found.result == record
+    restored.finish(record)
+    assert restored.finished
+    assert restored.result == record
     assert sorted(path.name for path in run.folder.iterdir()) == ["checkpoints", "config.yaml", "result.json"]
 
 
-def test_a_row_that_is_being_written_is_not_read(make_config: Make) -> None:
+def test_an_incomplete_row_is_not_read(make_config: Make) -> None:
     run = Run.of(make_config())
     run.prepare()
     (run.folder / "metrics.csv").write_text("epoch,step,test/error\n1,4,50.0\n2,8,4")
@@ -68,7 +68,7 @@ def test_a_damaged_result(make_config: Make) -> None:
     run = Run.of(make_config())
     run.prepare()
     (run.folder / "result.json").write_text("{")
-    with pytest.raises(InputError, match=r"result.json is damaged .* delete it and repeat"):
+    with pytest.raises(InputError, match=r"result.json is damaged .* delete it and repeat the training command"):
         _ = run.result
 
 

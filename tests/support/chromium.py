@@ -1,4 +1,4 @@
-"""A headless Chromium, driven by its DevTools protocol over a pipe: messages of JSON, each ended by a zero byte."""
+"""Headless Chromium, controlled through the DevTools protocol over a pipe, with JSON messages ended by a zero byte."""
 
 import base64
 import json
@@ -15,27 +15,27 @@ OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--r
 
 
 class Page:
-    """One page. `complaints` are the console's errors and warnings, and exceptions that nobody has caught."""
+    """A page. `complaints` are the errors and warnings of its console, and uncaught exceptions."""
 
     def __init__(self, profile: Path) -> None:
         assert FOUND
         self.complaints: list[str] = []
-        self._pipe, theirs = socket.socketpair()
+        self._pipe, remote = socket.socketpair()
         self._pipe.settimeout(60)
         self._answers = self._pipe.makefile("rb")
         self._calls = 0
         self._session: dict[str, str] = {}
         # Chromium reads commands from descriptor 3 and writes to 4
-        given = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3), (os.POSIX_SPAWN_DUP2, 3, 4)]
+        pipe = [(os.POSIX_SPAWN_DUP2, remote.fileno(), 3), (os.POSIX_SPAWN_DUP2, 3, 4)]
         quiet = [(os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0)]
         self._process = os.posix_spawn(
             FOUND,
             [FOUND, *OPTIONS, f"--user-data-dir={profile}"],
             os.environ,
-            file_actions=[*given, *quiet],
+            file_actions=[*pipe, *quiet],
             setsid=True,
         )
-        theirs.close()
+        remote.close()
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = {"sessionId": attached["sessionId"]}
@@ -43,14 +43,14 @@ class Page:
             self.call(f"{domain}.enable")
 
     def close(self) -> None:
-        """End the browser with all its processes."""
+        """Kill the browser and all its processes."""
         os.killpg(self._process, signal.SIGKILL)
         os.waitpid(self._process, 0)
         self._answers.close()
         self._pipe.close()
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """Send a command and wait for its answer."""
+        """Send a command and wait for its result."""
         self._calls += 1
         command = {"id": self._calls, "method": method, "params": params, **self._session}
         self._pipe.sendall(json.dumps(command).encode() + b"\0")
@@ -61,19 +61,19 @@ class Page:
         return message["result"]
 
     def _read(self) -> dict[str, Any]:
-        whole = bytearray()
+        text = bytearray()
         while (byte := self._answers.read(1)) != b"\0":
             if not byte:
-                raise RuntimeError("Chromium has ended")
-            whole += byte
-        message = json.loads(whole)
-        happened, params = message.get("method"), message.get("params", {})
-        if happened in ("Runtime.exceptionThrown", "Log.entryAdded") or params.get("type") in ("error", "warning"):
+                raise RuntimeError("Chromium has exited")
+            text += byte
+        message = json.loads(text)
+        event, params = message.get("method"), message.get("params", {})
+        if event in ("Runtime.exceptionThrown", "Log.entryAdded") or params.get("type") in ("error", "warning"):
             self.complaints.append(json.dumps(params))
         return message
 
     def open(self, file: Path, width: int = 1200, height: int = 900, *, dark: bool = False) -> None:
-        """Show a file in a window of some size, without the complaints of the one before."""
+        """Open a file in a window of the given size, and clear the complaints."""
         self.complaints.clear()
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -83,18 +83,18 @@ class Page:
             pass
 
     def run(self, script: str) -> Any:
-        """The value of a JavaScript expression."""
+        """Evaluate a JavaScript expression and return its value."""
         answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in answer:
             raise RuntimeError(f"{script}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
 
     def mouse(self, kind: str, x: float, y: float) -> None:
-        """mouseMoved, mousePressed, mouseReleased at a place of the window."""
+        """Send a mouse event (mouseMoved, mousePressed or mouseReleased) at window coordinates."""
         self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def click(self, selector: str) -> None:
-        """Click into the middle of what a selector finds."""
+        """Click the centre of the first element that matches a selector."""
         self.run(f"document.querySelector({selector!r}).scrollIntoView({{block: 'center'}})")
         box = self.run(f"document.querySelector({selector!r}).getBoundingClientRect().toJSON()")
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
@@ -106,6 +106,6 @@ class Page:
             self.call("Input.dispatchKeyEvent", type=kind, key=key)
 
     def screenshot(self, file: Path) -> None:
-        """Save the whole page, or what is visible of it, as PNG."""
+        """Save the page as PNG."""
         shot = self.call("Page.captureScreenshot", captureBeyondViewport=True)
         file.write_bytes(base64.b64decode(shot["data"]))

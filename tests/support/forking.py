@@ -1,9 +1,9 @@
-"""Processes forked from one that has done the imports, which are most of what a short command costs.
+"""Processes that are forked from a server with all imports done, because imports dominate the cost of short commands.
 
-`Popen` and `run` are subprocess's, for commands that are ours; `call` calls a function. What a forked process starts in
-its turn is forked as well, each by its real parent: the server of a sweep's processes, the agent and the workers of a
-run on several devices, joblib's workers. A forked process has what a fresh one has, of its own: a number, arguments, an
-environment, a folder, files, signals, a parent, a session, an exit code. Only the modules are there already.
+`Popen` and `run` replace those of subprocess for commands of plainres; `call` calls a function. A forked process forks
+the processes that it starts: the server of a sweep's processes, the agent and the workers of a run on several devices,
+joblib's workers. Like a fresh process, a forked one has its own process ID, arguments, environment, working
+directory, files, signal handlers, parent, session and exit code. Only its modules are already imported.
 """
 
 import _posixsubprocess
@@ -51,22 +51,24 @@ EVERYTHING = [
     "torch.distributed.launcher.api",
     "support.forking",
 ]
-FORKED = ("plainres", "joblib.externals.loky.backend.popen_loky_posix")  # modules that python -m runs, beside ours
-SERVER = "from multiprocessing.forkserver import main"  # what python -c runs
+FORKED = ("plainres", "joblib.externals.loky.backend.popen_loky_posix")  # further modules for `python -m`
+SERVER = "from multiprocessing.forkserver import main"  # beginning of a program for `python -c`
 MOST_FILES = 1 << 16
 _fork_exec: Callable[..., int] = _posixsubprocess.fork_exec
-_Main: Any = type(multiprocessing.process.current_process())  # of a process that nobody has forked, as this is
-_kept: list[Any] = []  # what must not be flushed, closed or deleted in the process that was forked
+_Main: Any = type(
+    multiprocessing.process.current_process()
+)  # class of the current process in a process that was not forked
+_kept: list[Any] = []  # objects that a forked process must not flush, close or delete
 
 
 def preload_everything() -> None:
-    """Have the server of this process's forked processes import all that any of them needs, whoever starts it."""
+    """Make the fork server import every module that a forked process needs, whichever code starts the server."""
     server = multiprocessing.forkserver
     server.set_forkserver_preload = lambda modules: server._forkserver.set_forkserver_preload(EVERYTHING)
 
 
 class Popen(subprocess.Popen[str]):
-    """subprocess.Popen of a command of ours: [PLAINRES, ...], or Python with a module, a program or a file of ours."""
+    """subprocess.Popen for [PLAINRES, ...], and for Python with a module, program or file of plainres."""
 
     def _execute_child(self, args: Any, executable: Any, preexec_fn: Any, *others: Any) -> None:
         _, _, cwd, env, _, _, _, p2cread, _, _, c2pwrite, _, errwrite, *_ = others
@@ -74,8 +76,8 @@ class Popen(subprocess.Popen[str]):
         command = [os.fspath(word) for word in args]
         assert _is_ours(command), command
         streams = _streams(p2cread, c2pwrite, errwrite)
-        place = (os.fspath(cwd or Path.cwd()), dict(os.environ if env is None else env), streams, start_new_session)
-        self._process = _context().Process(target=_run_command, args=(command, *place))
+        state = (os.fspath(cwd or Path.cwd()), dict(os.environ if env is None else env), streams, start_new_session)
+        self._process = _context().Process(target=_run_command, args=(command, *state))
         self._process.start()
         self.pid: int = self._process.pid or 0
         self._child_created = True
@@ -97,24 +99,24 @@ class Popen(subprocess.Popen[str]):
 def run(
     command: Sequence[str | Path], timeout: float | None = None, **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """subprocess.run of a command of ours, whose output is captured."""
+    """Run a command of plainres like subprocess.run, and capture its output."""
     with Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:
         try:
-            said = process.communicate(timeout=timeout)
+            output = process.communicate(timeout=timeout)
         except BaseException:
             process.kill()
             raise
-    return subprocess.CompletedProcess(command, process.returncode, *said)
+    return subprocess.CompletedProcess(command, process.returncode, *output)
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function in a process of its own; return what it returns, raise what it raises."""
-    answer, theirs = Pipe(duplex=False)
-    place = (os.fspath(Path.cwd()), dict(os.environ), _streams(-1, -1, -1))
-    process = _context().Process(target=_call, args=(theirs, *place, function, *arguments))
+    """Call a function in a separate process. Return its result or raise its exception."""
+    receiver, sender = Pipe(duplex=False)
+    state = (os.fspath(Path.cwd()), dict(os.environ), _streams(-1, -1, -1))
+    process = _context().Process(target=_call, args=(sender, *state, function, *arguments))
     process.start()
-    theirs.close()
-    kind, value = answer.recv()
+    sender.close()
+    kind, value = receiver.recv()
     process.join()
     if kind is not None:
         raise kind(*value)
@@ -126,7 +128,7 @@ def _context() -> ForkServerContext:
 
 
 class _Stream:
-    """A file descriptor, which travels to a process that is forked."""
+    """File descriptor that can be sent to a forked process."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -140,21 +142,21 @@ def _received(descriptor: Any) -> int:
 
 
 def _streams(*descriptors: int) -> list[_Stream]:
-    """Return standard input, output and error for a process: this process's, where -1 is given."""
-    return [_Stream(number if given == -1 else given) for number, given in enumerate(descriptors)]
+    """Return standard input, output and error for a process. -1 stands for the stream of this process."""
+    return [_Stream(number if other == -1 else other) for number, other in enumerate(descriptors)]
 
 
 def _run_command(
     command: list[str], folder: str, environment: dict[str, str], streams: list[int], new_session: bool
 ) -> NoReturn:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which its server ignores
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores SIGINT
     if new_session:
         os.setsid()
     _execute(command, folder, environment, streams, ())
 
 
 def _call(
-    answer: "Connection[Any, Any]",
+    sender: "Connection[Any, Any]",
     folder: str,
     environment: dict[str, str],
     streams: list[int],
@@ -162,19 +164,19 @@ def _call(
     *arguments: Any,
 ) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    _begin_anew([PLAINRES.name], folder, environment, streams, [answer.fileno()])
+    _reset_process([PLAINRES.name], folder, environment, streams, [sender.fileno()])
     try:
         result = None, function(*arguments)
     except StoppedError as stop:
         result = StoppedError, (stop.message, stop.number)
     except Exception as error:
         result = type(error), error.args
-    answer.send(result)
+    sender.send(result)
     _exit(0)
 
 
 def _is_ours(command: Sequence[str]) -> bool:
-    """Tell whether a command runs something of ours, or a server from which processes are forked."""
+    """Whether a command runs code of plainres, or a fork server."""
     option, what = _interpreted(command)
     if option == "":
         return what == str(PLAINRES) or (command[0] == sys.executable and what.startswith(str(ROOT)))
@@ -184,7 +186,7 @@ def _is_ours(command: Sequence[str]) -> bool:
 
 
 def _interpreted(command: Sequence[str]) -> tuple[str, str]:
-    """Return what Python is to run: ("-m", a module), ("-c", a program) or ("", a file)."""
+    """Return the code that Python would run: ("-m", module), ("-c", program) or ("", file)."""
     if command[0] != sys.executable:
         return "", command[0]
     for i, word in enumerate(command[1:-1], 1):
@@ -196,13 +198,13 @@ def _interpreted(command: Sequence[str]) -> tuple[str, str]:
 
 
 def _fork_ours(*arguments: Any) -> int:
-    """Do as _posixsubprocess.fork_exec, which is below subprocess and multiprocessing, but fork what is ours."""
+    """Replace _posixsubprocess.fork_exec, which subprocess and multiprocessing call, and fork commands of plainres."""
     args, _, _, pass_fds, cwd, env, *others = arguments
     command = [os.fsdecode(word) for word in args]
     if not _is_ours(command):
         return _fork_exec(*arguments)
     p2cread, _, _, c2pwrite, _, errwrite, _, errpipe, _, start_new_session, *_ = others
-    # what a handler raises in the midst of a fork would be lost, and locks with it
+    # an exception from a signal handler during the fork would be lost, and leave locks held
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     number = os.fork()
     if number:
@@ -218,7 +220,7 @@ def _fork_ours(*arguments: Any) -> int:
             1 if c2pwrite == -1 else c2pwrite,
             2 if errwrite == -1 else errwrite,
         ]
-        passed = set(pass_fds) - {errpipe}  # which exec closes
+        passed = set(pass_fds) - {errpipe}  # exec would close errpipe
         _execute(command, cwd or Path.cwd(), environment, streams, passed)
     finally:
         os._exit(255)
@@ -227,8 +229,8 @@ def _fork_ours(*arguments: Any) -> int:
 def _execute(
     command: list[str], folder: Any, environment: Mapping[str, str], streams: Sequence[int], passed: Collection[int]
 ) -> NoReturn:
-    """Be the process that the command's interpreter would be."""
-    _begin_anew(command, folder, environment, streams, passed)
+    """Run a command in this process, as a fresh interpreter would."""
+    _reset_process(command, folder, environment, streams, passed)
     code: Any = 0
     try:
         _interpret(command)
@@ -265,7 +267,7 @@ def _interpret(command: list[str]) -> None:
 
 
 def _exit(code: int) -> NoReturn:
-    """End as an interpreter does."""
+    """Exit as an interpreter does."""
     threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -276,10 +278,10 @@ def _exit(code: int) -> NoReturn:
     os._exit(code & 0xFF)
 
 
-def _begin_anew(
+def _reset_process(
     command: Sequence[str], folder: Any, environment: Mapping[str, str], streams: Sequence[int], passed: Collection[int]
 ) -> None:
-    """Forget what a process does not inherit from the one that starts it, and take over what it is given."""
+    """Reset everything that exec would reset, and set the state that the new process gets from its parent."""
     high = [os.dup(stream) for stream in streams]
     for number, stream in enumerate(high):
         os.dup2(stream, number)
@@ -292,7 +294,7 @@ def _begin_anew(
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    _show(command)
+    _set_command_line(command)
     _kept.append((sys.stdin, sys.stdout, sys.stderr, sys.__stdin__, sys.__stdout__, sys.__stderr__))
     sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
     sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
@@ -302,21 +304,21 @@ def _begin_anew(
     sys.path[:] = [*filter(None, environment.get("PYTHONPATH", "").split(os.pathsep)), *_library()]
     for name in [name for name in sys.modules if name.partition(".")[0] in ("support", "kills")]:
         _kept.append(sys.modules.pop(name))
-    _forget_what_is_to_be_done_at_the_end()
-    _forget_other_processes()
-    _forget_bars()
+    _clear_exit_handlers()
+    _reset_multiprocessing()
+    _reset_bars()
     _posixsubprocess.fork_exec = _fork_ours
     subprocess._fork_exec = _fork_ours  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _library() -> list[str]:
-    """Return the folders of Python's own library and of what is installed."""
+    """Return the folders of the standard library and of installed packages."""
     prefixes = [str(Path(prefix) / "lib") for prefix in (sys.prefix, sys.base_prefix)]
     return [entry for entry in sys.path if entry.startswith(tuple(prefixes))]
 
 
-def _show(command: Sequence[str]) -> None:
-    """Let /proc/PID/cmdline have the command: what others find the process by."""
+def _set_command_line(command: Sequence[str]) -> None:
+    """Write the command to /proc/PID/cmdline, by which other processes find this one."""
     if sys.platform != "linux":
         return
     begin, end = map(int, Path("/proc/self/stat").read_text().rpartition(")")[2].split()[45:47])
@@ -326,8 +328,8 @@ def _show(command: Sequence[str]) -> None:
         ctypes.memmove(begin, shown, min(len(shown), end - begin - 1))
 
 
-def _forget_what_is_to_be_done_at_the_end() -> None:
-    """Leave to the process that forked this one what it is to do at its end: deleting its temporary files, for one."""
+def _clear_exit_handlers() -> None:
+    """Remove the exit handlers of the parent, such as the deletion of its temporary files."""
     finalize: Any = weakref.finalize
     util: Any = multiprocessing.util
     _kept.extend((dict(finalize._registry), dict(util._finalizer_registry)))
@@ -343,8 +345,8 @@ def _forget_what_is_to_be_done_at_the_end() -> None:
             atexit.register(measuring._atexit)
 
 
-def _forget_other_processes() -> None:
-    """Forget the servers and the children that multiprocessing knows of, which are the parent's."""
+def _reset_multiprocessing() -> None:
+    """Reset multiprocessing's servers and children, which belong to the parent."""
     process: Any = multiprocessing.process
     process._current_process, process._parent_process = _Main(), None
     process._children = set()
@@ -354,8 +356,8 @@ def _forget_other_processes() -> None:
         loky._resource_tracker.__init__()
 
 
-def _forget_bars() -> None:
-    """Leave the parent's bars to it, and their lock, which processes share: it may die with the one that holds it."""
+def _reset_bars() -> None:
+    """Reset tqdm's bars, which belong to the parent, and their lock, whose holder may have died."""
     std: Any = tqdm.std
     bars, lock = std.tqdm, std.TqdmDefaultWriteLock
     bars._instances, bars.monitor, lock.th_lock = weakref.WeakSet(), None, threading.RLock()

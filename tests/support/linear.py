@@ -1,4 +1,4 @@
-"""A network without batch normalisation, whose training does not depend on how a batch is divided."""
+"""Network without batch normalisation, whose training does not depend on the division of a batch among devices."""
 
 from torch import Tensor, nn
 

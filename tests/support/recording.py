@@ -1,4 +1,4 @@
-"""A network that writes down what it is shown, and fails or stops when told, for tests that start processes."""
+"""Network that records its inputs, and fails or stops on request, for tests that start processes."""
 
 import os
 import signal
@@ -13,10 +13,11 @@ from plainres.models.shortcuts import ShortcutFactory
 
 
 class Recording(CifarNet):
-    """Appends a line for each training step to the file $RECORD-<rank>: width, processes, the images' first pixels.
+    """CifarNet that appends a line for each training step to the file $RECORD-<rank>.
 
-    The first process gets SIGTERM after $RECORD_STOP steps; the second fails if the width is $RECORD_FAIL. A step takes
-    $RECORD_PAUSE seconds more: a run that others are to meet in training need not be a long one.
+    The line contains width, world size and the first pixel of each image. Rank 0 sends itself SIGTERM after
+    $RECORD_STOP steps. Rank 1 fails if the width is $RECORD_FAIL. A step takes $RECORD_PAUSE additional seconds, so
+    that other processes can meet even a short run in training.
     """
 
     def __init__(

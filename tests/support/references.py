@@ -1,6 +1,6 @@
-"""Residual networks written out from the papers in plain torch, with the names that other people's files have.
+"""Residual networks of the papers in plain torch, with the parameter names of published weight files.
 
-They share no line with plainres: what is equal to them is so because both follow the papers.
+They share no code with plainres, so that equal outputs show that both follow the papers.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    """He et al. 2015, figure 5: two 3x3 layers, or, with `bottleneck`, 1x1, 3x3, 1x1."""
+    """Block of He et al. 2015, figure 5: two 3x3 layers, or with `bottleneck` 1x1, 3x3 and 1x1."""
 
     def __init__(self, inputs: int, inside: int, stride: int, *, bottleneck: bool, option: str) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def _stage(inputs: int, inside: int, blocks: int, stride: int, *, bottleneck: bo
 
 
 class ImageNetResNet(nn.Module):
-    """He et al. 2015, Table 1, with torchvision's names; option B."""
+    """Network of He et al. 2015, Table 1, option B, with torchvision's names."""
 
     def __init__(self, blocks: tuple[int, int, int, int], *, bottleneck: bool, classes: int = 1000) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class ImageNetResNet(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """He et al. 2015, section 4.2, with the names of akamaster/pytorch_resnet_cifar10; option A."""
+    """Network of He et al. 2015, section 4.2, option A, with the names of akamaster/pytorch_resnet_cifar10."""
 
     def __init__(self, n: int) -> None:
         super().__init__()
@@ -85,9 +85,9 @@ class CifarResNet(nn.Module):
 
 
 def scrambled(network: nn.Module, size: int = 32) -> nn.Module:
-    """The network with weights, biases and batch statistics that are all its own, so that a mix-up shows.
+    """Randomise all weights, biases and batch statistics of a network, so that tests detect swapped parameters.
 
-    The statistics are those of some random images, as after a training, so that the signal keeps its size.
+    The statistics are those of random images, so that activations keep their scale as in a trained network.
     """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What conf/model ships, made as Hydra makes it."""
+"""Objects that the options of conf/model describe, instantiated by Hydra."""
 
 from typing import Any
 
@@ -10,20 +10,20 @@ from support.places import CONF
 
 
 def shipped(group: str) -> dict[str, Any]:
-    """What the YAML files of a group of conf/model name, made as Hydra makes it."""
+    """Return the instantiated options of a group of conf/model by name."""
     nodes = {}
     for file in sorted((CONF / "model" / group).glob("*.yaml")):
         node = OmegaConf.to_container(OmegaConf.load(file))
         assert isinstance(node, dict)
         nodes[file.stem] = node
-    made = {}
+    instances = {}
     for name, node in nodes.items():
         for base in node.pop("defaults", []):
             if isinstance(base, str) and base != "_self_":
                 node = {key: value for key, value in nodes[base].items() if key != "defaults"} | node  # noqa: PLW2901
-        node.pop("norm", None)  # the network's
-        made[name] = hydra.utils.instantiate(node, _convert_="all")
-    return made
+        node.pop("norm", None)  # same as in the network
+        instances[name] = hydra.utils.instantiate(node, _convert_="all")
+    return instances
 
 
 SHORTCUTS, BLOCKS, ORDERS, NORMS = (shipped(group) for group in ("shortcut", "block", "block/order", "norm"))

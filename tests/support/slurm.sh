@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# A real SLURM cluster on one machine, for tests: two nodes of two CPUs, no systemd, no accounting, loopback only.
-#   slurm.sh start FOLDER  the daemons, which keep all they write in FOLDER; then export SLURM_CONF=FOLDER/slurm.conf
-#   slurm.sh stop FOLDER
+# Real SLURM cluster on one machine for tests: two nodes with two CPUs, no systemd, no accounting, loopback only.
+#   slurm.sh start FOLDER  start the daemons, with all their files in FOLDER; then export SLURM_CONF=FOLDER/slurm.conf
+#   slurm.sh stop FOLDER   stop the daemons
 set -euo pipefail
 
 start() {
@@ -13,7 +13,7 @@ start() {
     chmod 400 "$folder/munge/key"
     munged --force --key-file="$folder/munge/key" --socket="$folder/run/munge.sock" --pid-file="$folder/run/munged.pid" \
         --log-file="$folder/log/munged.log" --seed-file="$folder/munge/seed"
-    # JobRequeue and PreemptMode: what is put back goes on; KillWait: seconds between SIGTERM and SIGKILL
+    # JobRequeue: requeued jobs run again; KillWait: seconds between SIGTERM and SIGKILL
     cat >"$folder/slurm.conf" <<EOF
 ClusterName=test
 SlurmctldHost=localhost(127.0.0.1)
@@ -49,7 +49,7 @@ CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 NodeName=n[0-1] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[17000-17001] CPUs=2 RealMemory=4000 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 EOF
-    # accounting there is none; submitit asks it for the states of jobs
+    # submitit asks sacct for the states of jobs; without accounting, squeue answers
     cat >"$folder/sacct" <<'EOF'
 #!/usr/bin/env bash
 echo 'JobID|State|NodeList'
@@ -70,12 +70,12 @@ EOF
         if [ "$(sinfo --noheader --states=idle --format=%D 2>/dev/null)" = 2 ]; then return; fi
         sleep 0.2
     done
-    echo "the nodes do not come up; see $folder/log" >&2
+    echo "the nodes did not start; see $folder/log" >&2
     exit 1
 }
 
 stop() {
-    local file # each of a daemon; its port is free when it has ended
+    local file # PID file of a daemon, whose port is free once it has exited
     for file in "$1"/run/slurmctld.pid "$1"/run/slurmd.*.pid "$1"/run/munged.pid; do
         if [ ! -f "$file" ]; then continue; fi
         kill "$(cat "$file")" || true

@@ -1,4 +1,4 @@
-"""Studies written here: runs with records, of networks that nobody has trained."""
+"""Synthetic studies: runs with records of networks that were never trained."""
 
 import json
 import random
@@ -16,7 +16,10 @@ END = EPOCHS * 23
 
 
 def a_run(folder: Path, shortcut: str, depth: int, seed: int, **changes: Any) -> Run:
-    """A run that has not started; `changes`: width, epochs, norm, shortcut_norm, reference, shortcut parameters."""
+    """Prepare a run that has not started.
+
+    `changes` are width, epochs, norm, groups, shortcut_norm, reference, and parameters of the shortcut.
+    """
     norm = changes.pop("norm", "batch")
     report = ReportOptions(changes.pop("reference", {}))
     recipe = Recipe(64, changes.pop("epochs", EPOCHS), None, 0.05, 0.9, 1e-4, [0.5, 0.75], 0.1, None, 80.0)
@@ -98,17 +101,17 @@ def finish(run: Run, error: float, **changes: Any) -> Run:
 
 
 def data_of(page: str) -> dict[str, Any]:
-    """What the page's script draws."""
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
-    assert found
-    return json.loads(found[1])
+    """Return the data that a page's script draws."""
+    match = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert match
+    return json.loads(match[1])
 
 
 def observe(run: Run, *, steps: Sequence[int] = (0, END), probe: str = "responses", columns: str = "std") -> Path:
-    """What a probe may have found in a run, the same in all columns; its file."""
+    """Write rows of a probe with equal values in all columns, and return the file."""
     (run.folder / "probes").mkdir(exist_ok=True)
     file = run.folder / "probes" / f"{probe}.csv"
     values = f"{{0}}{',{0}' * columns.count(',')}"
-    found = [f"{step},{i},layer{i},{values.format(1 + i + step)}" for step in steps for i in range(3)]
-    file.write_text("\n".join([f"step,layer,name,{columns}", *found, ""]))
+    rows = [f"{step},{i},layer{i},{values.format(1 + i + step)}" for step in steps for i in range(3)]
+    file.write_text("\n".join([f"step,layer,name,{columns}", *rows, ""]))
     return file

@@ -1,4 +1,4 @@
-"""What it takes to train a small network without a run: a recipe, a trainer, a logger, a recorder of its steps."""
+"""Recipe, trainer, logger and step recorder for training a small network without a run."""
 
 import math
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def recipe(**changes: Any) -> Recipe:
 
 
 class Rows(Logger):
-    """Keeps what is logged."""
+    """Logger that keeps the rows in memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Rows(Logger):
 
 
 def bare_trainer(steps: int, steps_per_epoch: int, rows: Rows) -> pl.Trainer:
-    """A trainer with nothing of ours, for so many steps."""
+    """Return a trainer without the callbacks of plainres, for the given number of steps."""
     return pl.Trainer(
         accelerator="cpu",
         min_epochs=0,
@@ -67,7 +67,7 @@ def bare_trainer(steps: int, steps_per_epoch: int, rows: Rows) -> pl.Trainer:
 
 
 class Recorder:
-    """Captures as a GPU does: what a step does to tensors is recorded, and repeated without the Python behind it."""
+    """CPU stand-in for CUDA graphs, which replays the tensor operations of a step without its Python code."""
 
     def __init__(self) -> None:
         self.graphs: list[Replay] = []
@@ -77,7 +77,7 @@ class Recorder:
             launch()
             return torch.zeros(())
 
-        graph = make_fx(step)()  # carries it out, too, which a GPU's capture does not
+        graph = make_fx(step)()  # also executes the step, unlike the capture of a GPU
         self.graphs.append(graph)
         replays: Iterator[Replay] = chain([lambda: None], repeat(graph))
 

@@ -1,7 +1,7 @@
-"""A stand-in for W&B's server: as much of GraphQL, the row stream and the uploads as wandb 0.31 asks for.
+"""Fake W&B server with the GraphQL queries, the row stream and the uploads that wandb 0.31 uses.
 
-It keeps what it gets, in memory, also rows that it gets twice under two numbers; a second row of the same number is
-noted (`WandbServer.again`). The real one has permissions, limits, and more patience.
+It keeps everything in memory, including equal rows under different numbers. A second row with the same number is
+recorded in `WandbServer.again`. Unlike the real server, it has no permissions, limits or retries.
 """
 
 import gzip
@@ -19,7 +19,7 @@ HISTORY, EVENTS, SUMMARY = "wandb-history.jsonl", "wandb-events.jsonl", "wandb-s
 
 @dataclass
 class ServerRun:
-    """What the server holds of a run."""
+    """Run on the server."""
 
     id: str
     project: str
@@ -28,9 +28,9 @@ class ServerRun:
     job_type: str = ""
     tags: list[str] = field(default_factory=list)
     raw_config: dict[str, Any] = field(default_factory=dict)
-    lines: dict[str, dict[int, str]] = field(default_factory=dict)  # of each stream: number -> line
+    lines: dict[str, dict[int, str]] = field(default_factory=dict)  # by stream, then by number
     files: dict[str, bytes] = field(default_factory=dict)
-    exit_code: int | None = None  # None: running, or never heard of again
+    exit_code: int | None = None  # None: running, or the client vanished
 
     def stream(self, name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for _, line in sorted(self.lines.get(name, {}).items())]
@@ -49,14 +49,14 @@ class ServerRun:
 
 
 class WandbServer:
-    """`with WandbServer() as server:` listens on a free port; `server.environment` leads the client to it.
+    """Context manager of a server on a free port. `environment` directs the client to it.
 
     Attributes:
-        runs: what it holds, by id.
-        refuses: answers everything with this status.
-        refuses_rows: answers rows, and what else a run's stream has, with this status.
-        unknown: what it was asked for and does not know; tests want it empty.
-        again: (run, number) of the rows that came once more; tests want it empty.
+        runs: runs by ID.
+        refuses: HTTP status with which every request is refused, 0 for none.
+        refuses_rows: HTTP status with which requests to a run's stream are refused, 0 for none.
+        unknown: requests that the server does not know; tests expect none.
+        again: (run, number) of rows received twice; tests expect none.
     """
 
     def __init__(self) -> None:
@@ -80,22 +80,22 @@ class WandbServer:
                 if self.headers.get("Content-Encoding") == "gzip":
                     body = gzip.decompress(body)
                 path = urllib.parse.unquote(urllib.parse.urlparse(self.path).path)
-                status, found = server.refuses, {"error": "refused"}
+                status, response = server.refuses, {"error": "refused"}
                 if not status:
                     with server.lock:
-                        status, found = server.route(path, body)
-                said = json.dumps(found).encode()
+                        status, response = server.route(path, body)
+                content = json.dumps(response).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(said)))
+                self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
-                self.wfile.write(said)
+                self.wfile.write(content)
 
             do_GET = do_POST = do_PUT = answer  # noqa: N815
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
-        self.http.handle_error = lambda request, client_address: None  # clients hang up when they end
+        self.http.handle_error = lambda request, client_address: None  # clients disconnect when they exit
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
 
     def __enter__(self) -> "WandbServer":
@@ -113,24 +113,24 @@ class WandbServer:
         return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": "f" * 40, "WANDB_ENTITY": ENTITY}
 
     def wait_for_rows(self, count: int, seconds: float = 30) -> None:
-        """Wait until the runs have so many rows together."""
+        """Wait until the runs have the given number of rows in total."""
         end = time.monotonic() + seconds
         while sum(len(run.rows) for run in list(self.runs.values())) < count:
-            assert time.monotonic() < end, "waited in vain"
+            assert time.monotonic() < end, "timed out waiting for rows"
             time.sleep(0.01)
 
     def route(self, path: str, body: bytes) -> tuple[int, Any]:
-        """The status and the answer to a request."""
+        """Return the status and the response to a request."""
         parts = path.strip("/").split("/")
         if path == "/graphql":
-            asked = json.loads(body)
-            name = asked.get("operationName") or asked["query"].split("{")[0].split("(")[0].split()[-1]
-            given = asked.get("variables") or {}
+            query = json.loads(body)
+            name = query.get("operationName") or query["query"].split("{")[0].split("(")[0].split()[-1]
+            variables = query.get("variables") or {}
             answer = getattr(self, f"on_{name}", None)
             if answer is None:
                 self.unknown.append(name)
-                return 200, {"data": None, "errors": [{"message": f"the stand-in does not know {name}"}]}
-            return 200, {"data": answer(given.get("input") or given)}
+                return 200, {"data": None, "errors": [{"message": f"the fake server does not know {name}"}]}
+            return 200, {"data": answer(variables.get("input") or variables)}
         if parts[0] == "files" and parts[-1] == "file_stream":
             if self.refuses_rows:
                 return self.refuses_rows, {"error": "refused"}
@@ -180,17 +180,17 @@ class WandbServer:
         new = id not in self.runs
         run = self.runs.setdefault(id, ServerRun(id, given.get("project") or "uncategorized"))
         names = {"displayName": "name", "groupName": "group", "jobType": "job_type", "tags": "tags"}
-        for theirs, ours in names.items():
-            if given.get(theirs) is not None:
-                setattr(run, ours, given[theirs])
+        for field_name, attribute in names.items():
+            if given.get(field_name) is not None:
+                setattr(run, attribute, given[field_name])
         if given.get("config"):
             run.raw_config = json.loads(given["config"])
         return {"upsertBucket": {"bucket": self.bucket(run), "inserted": new}}
 
     def on_RunResumeStatus(self, given: dict[str, Any]) -> Any:  # noqa: N802
-        found = None
+        bucket = None
         if run := self.runs.get(given["name"]):
-            found = self.bucket(run) | {
+            bucket = self.bucket(run) | {
                 "summaryMetrics": json.dumps(run.summary),
                 "tags": run.tags,
                 "notes": None,
@@ -201,11 +201,11 @@ class WandbServer:
                 "wandbConfig": json.dumps({"t": 1}) if "_wandb" in run.raw_config else None,
             }
         entity = {"id": "E", "name": ENTITY}
-        return {"model": {"id": "P", "name": given.get("project"), "entity": entity, "bucket": found}}
+        return {"model": {"id": "P", "name": given.get("project"), "entity": entity, "bucket": bucket}}
 
     def on_Run(self, given: dict[str, Any]) -> Any:  # noqa: N802
         run = self.runs.get(given["name"])
-        found = run and self.bucket(run) | {
+        bucket = run and self.bucket(run) | {
             **dict.fromkeys(("commit", "heartbeatAt", "notes", "systemMetrics", "historyKeys")),
             "tags": run.tags,
             "state": "running" if run.exit_code is None else "finished",
@@ -216,7 +216,7 @@ class WandbServer:
             "summaryMetrics": json.dumps(run.summary),
             "user": {"name": ENTITY, "username": ENTITY},
         }
-        return {"project": {"internalId": "1", "run": found}}
+        return {"project": {"internalId": "1", "run": bucket}}
 
     def on_RunStoppedStatus(self, given: dict[str, Any]) -> Any:  # noqa: N802
         return {"project": {"run": {"stopped": False}}}

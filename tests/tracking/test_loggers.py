@@ -1,4 +1,4 @@
-"""Where curves go besides metrics.csv: what can be chosen, TensorBoard's files. W&B has test_wandb.py."""
+"""Selection of loggers, and TensorBoard events. For W&B see test_wandb.py."""
 
 import errno
 import struct
@@ -21,16 +21,16 @@ from plainres.training.train import train
 Make = Callable[..., Config]
 
 
-def test_loggers_are_chosen_one_or_several_and_are_no_part_of_a_runs_identity() -> None:
-    chosen = {
+def test_one_or_several_loggers_can_be_selected_without_changing_the_name_of_a_run() -> None:
+    expected = {
         "logger=csv": Loggers(),
         "logger=wandb": Loggers(wandb=True),
         "logger=tensorboard": Loggers(tensorboard=True),
         "logger=[wandb,tensorboard]": Loggers(wandb=True, tensorboard=True),
         "logger=[wandb,csv]": Loggers(wandb=True),
     }
-    configs = {option: compose([option])[0] for option in chosen}
-    assert {option: config.logger for option, config in configs.items()} == chosen
+    configs = {option: compose([option])[0] for option in expected}
+    assert {option: config.logger for option, config in configs.items()} == expected
     assert len({run_name(config) for config in configs.values()}) == 1
     (config,) = compose(["logger=wandb", "logger.mode=online", "logger.tags=[a,b]", "logger.entity=me"])
     assert config.logger == Loggers(wandb=True, mode="online", tags=["a", "b"], entity="me")
@@ -42,16 +42,16 @@ def test_loggers_are_chosen_one_or_several_and_are_no_part_of_a_runs_identity() 
         (["logger.mode=online"], "logger.mode is online, but W&B is not chosen: add logger=wandb"),
         (["logger=wandb", "logger.mode=live"], "logger.mode is 'live'; it must be offline or online"),
         (["logger=mlflow"], "logger=mlflow: there is no such option; there are csv, tensorboard, wandb"),
-        (["logger=wandb", "logger.projekt=a"], "there is no option logger.projekt (did you mean project?)"),
+        (["logger=wandb", "logger.projekt=a"], "there is no option logger.projekt; did you mean logger.project=a?"),
     ],
 )
-def test_a_wrong_choice_is_told(options: list[str], message: str) -> None:
+def test_an_invalid_selection_is_rejected(options: list[str], message: str) -> None:
     with pytest.raises(InputError) as error:
         compose(options)
     assert str(error.value).startswith(message)
 
 
-def test_a_run_from_before_there_were_loggers_is_read(make_config: Make) -> None:
+def test_a_configuration_without_loggers_can_be_read(make_config: Make) -> None:
     run = Run.of(make_config())
     run.prepare()
     file = run.folder / "config.yaml"
@@ -62,20 +62,20 @@ def test_a_run_from_before_there_were_loggers_is_read(make_config: Make) -> None
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What the one file of TensorBoard's in a folder holds: records of length, CRC, event, CRC."""
+    """Read the only event file of a folder: records of length, CRC, event and CRC; return (step, value) by tag."""
     (file,) = folder.glob("events.*")
     data, position = file.read_bytes(), 0
-    found: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
+    values: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
     while position < len(data):
         (length,) = struct.unpack_from("<Q", data, position)
         event = Event.FromString(data[position + 12 : position + 12 + length])
         position += length + 16
         for value in event.summary.value:
-            found[value.tag].append((event.step, value.simple_value))
-    return found
+            values[value.tag].append((event.step, value.simple_value))
+    return values
 
 
-def test_tensorboard_has_every_point_once_also_of_a_run_that_was_stopped(make_config: Make) -> None:
+def test_tensorboard_has_every_point_of_a_resumed_run_once(make_config: Make) -> None:
     whole = Run.of(make_config(optim={"epochs": 4}))
     train(whole)
     config = replace(whole.config, study="shown", logger=Loggers(tensorboard=True))
@@ -84,17 +84,17 @@ def test_tensorboard_has_every_point_once_also_of_a_run_that_was_stopped(make_co
     train(run)
     (run.folder / "result.json").unlink()
     last = max(run.checkpoints.iterdir())
-    last.unlink()  # it goes on from the checkpoint before
+    last.unlink()  # the run resumes from the checkpoint before
     train(run)
     assert run.result["weights_sha256"] == whole.result["weights_sha256"]
-    found = scalars(run.folder / "tensorboard")
-    assert set(found) == set(whole.curve()[0]) - {"step"}
-    for name, points in found.items():
-        assert points == [(row["step"], pytest.approx(row[name])) for row in whole.curve()]
+    points = scalars(run.folder / "tensorboard")
+    assert set(points) == set(whole.curve()[0]) - {"step"}
+    for name, series in points.items():
+        assert series == [(row["step"], pytest.approx(row[name])) for row in whole.curve()]
 
 
 class Full:
-    """A file on a disk that is full after some bytes."""
+    """A file on a disk with room for a limited number of bytes."""
 
     def __init__(self, file: IO[bytes], room: int) -> None:
         self.file, self.room = file, room
@@ -110,31 +110,31 @@ class Full:
 
 
 @pytest.mark.parametrize("room", [0, 500])
-def test_a_full_disk_costs_tensorboard_and_one_line(
+def test_a_full_disk_turns_tensorboard_off_with_one_warning(
     make_config: Make, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], room: int
 ) -> None:
     from tensorboardX import record_writer
 
-    made: list[IO[bytes]] = []
-    begin = record_writer.open_file
+    files: list[IO[bytes]] = []
+    open_file = record_writer.open_file
 
     def full(path: str) -> Full:
-        made.append(begin(path))
-        return Full(made[-1], room)
+        files.append(open_file(path))
+        return Full(files[-1], room)
 
     monkeypatch.setattr(record_writer, "open_file", full)
     run = Run.of(make_config(optim={"epochs": 4}, logger=Loggers(tensorboard=True)))
     train(run)
-    made[0].close()
-    assert len(made) == 1
+    files[0].close()
+    assert len(files) == 1
     assert run.finished
     assert len(run.curve()) == 4
-    said = [line.rpartition("\r")[2] for line in capfd.readouterr().err.splitlines() if "TensorBoard" in line]
-    why = "[Errno 28] No space left on device"
-    assert said == [f"TensorBoard's events cannot be written ({why}); the run goes on without"]
+    lines = [line.rpartition("\r")[2] for line in capfd.readouterr().err.splitlines() if "TensorBoard" in line]
+    reason = "[Errno 28] No space left on device"
+    assert lines == [f"cannot write TensorBoard events ({reason}); the run continues without them"]
 
 
-def test_a_folder_that_cannot_be_made_costs_tensorboard_and_one_line(
+def test_a_folder_that_cannot_be_created_turns_tensorboard_off_with_one_warning(
     make_config: Make, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = Run.of(make_config(logger=Loggers(tensorboard=True)))
@@ -142,4 +142,4 @@ def test_a_folder_that_cannot_be_made_costs_tensorboard_and_one_line(
     (run.folder / "tensorboard").write_text("")
     train(run)
     assert run.finished
-    assert capfd.readouterr().err.count("TensorBoard's events cannot be written (") == 1
+    assert capfd.readouterr().err.count("cannot write TensorBoard events (") == 1

@@ -192,7 +192,7 @@ def test_a_diverged_run_is_reported_and_not_trained_again(
     assert main(options) == 1
     again = capfd.readouterr().err
     assert again.count("\n") == 1
-    assert "sweep.retry_failed=true tries it again" in again
+    assert "set sweep.retry_failed=true to retry it" in again
     assert main([*options, "sweep.retry_failed=true"]) == 1
     assert "the run has diverged" in capfd.readouterr().err
 
@@ -213,7 +213,7 @@ def test_a_checkpoint_with_code_is_skipped_and_its_code_not_run(
     state = torch.load(run.checkpoints / "step-000000006.ckpt", weights_only=True)
     torch.save(state | {"hostile": Hostile()}, run.checkpoints / "step-000000007.ckpt")
     train(run)
-    assert "step-000000007.ckpt is damaged, or no checkpoint of plainres, and passed over" in capfd.readouterr().err
+    assert "step-000000007.ckpt: it is damaged, or not a checkpoint of plainres" in capfd.readouterr().err
     assert not (tmp_path / "harm").exists()
     assert ending(run) == expected
 
@@ -227,7 +227,9 @@ def test_a_checkpoint_of_another_run_is_rejected(make_config: Make) -> None:
         train(run)
     run.folder.rename(other.folder.with_name("moved"))
     other.folder.rename(run.folder)
-    with pytest.raises(InputError, match=r"holds a run of another configuration: seed 1 \(asked for 0\); move it away"):
+    with pytest.raises(
+        InputError, match=r"contains a run of another configuration, where seed is 1 \(requested: 0\); move it away"
+    ):
         train(run)
 
 
@@ -320,5 +322,5 @@ def test_unreadable_checkpoints_are_removed_when_a_new_one_is_saved(
     for step in (4900, 5000):
         (run.checkpoints / f"step-{step:09d}.ckpt").write_bytes(b"torn")
     train(run)
-    assert capsys.readouterr().err.count("is damaged, or no checkpoint of plainres, and passed over") == 2
+    assert capsys.readouterr().err.count(": it is damaged, or not a checkpoint of plainres") == 2
     assert [path.name for path in run.checkpoints.iterdir()] == [f"step-{run.result['steps']:09d}.ckpt"]

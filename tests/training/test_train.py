@@ -183,7 +183,7 @@ def test_a_damaged_checkpoint_is_reported_and_skipped(make_config: Make, capfd: 
     newest = run.checkpoints / "step-000000006.ckpt"
     newest.write_bytes(newest.read_bytes()[:1000])
     assert weights(trained(config)) == digest
-    assert f"{newest} is damaged, or no checkpoint of plainres, and passed over" in capfd.readouterr().err
+    assert f"skipping {newest}: it is damaged, or not a checkpoint of plainres" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("damage", [b"", b"epoch,step\n1,abc\n", b"\xff\xfe\x00", None])
@@ -261,11 +261,11 @@ def test_a_failing_rank_fails_the_run(make_config: Make, capfd: pytest.CaptureFi
         ({"data": {"_target_": "plainres.data.Nowhere"}}, "has no attribute 'Nowhere'"),
         (
             {"data": {"_target_": "plainres.data.sources"}},
-            "data._target_=plainres.data.sources is no class or function",
+            "data._target_=plainres.data.sources is not a class or function",
         ),
         (
             {"data": {"_taget_": "plainres.data.Digits"}},
-            "data has no _target_, which names its class; it has _taget_",
+            "data has only _taget_; it needs _target_, the path of its class",
         ),
         (
             {"data": {"_target_": "plainres.data.Digits", "pad": -1, "flip": False}},
@@ -279,7 +279,7 @@ def test_a_failing_rank_fails_the_run(make_config: Make, capfd: pytest.CaptureFi
         ({"data": {"_target_": "plainres.data.Digits", "pad": 0}}, "data lacks flip, which Digits needs"),
         (
             {"data": {"_target_": "plainres.data.Digits", "pad": "4", "flip": False}},
-            "data.pad is '4'; it must be a whole number",
+            "data.pad is '4'; it must be an integer",
         ),
         (
             {"data": {"_target_": "plainres.data.Digits", "pad": 0, "flip": 1}},
@@ -296,8 +296,8 @@ def test_invalid_options_are_reported(make_config: Make, changes: dict[str, obje
     ("key", "value", "message"),
     [
         ("depht", 20, "model has no option 'depht'; CifarNet takes in_channels, classes, depth, width, shortcut"),
-        ("depth", "twenty", "model.depth is 'twenty'; it must be a whole number"),
-        ("depth", True, "model.depth is True; it must be a whole number"),
+        ("depth", "twenty", "model.depth is 'twenty'; it must be an integer"),
+        ("depth", True, "model.depth is True; it must be an integer"),
     ],
 )
 def test_model_options_that_do_not_match_its_signature(
@@ -327,7 +327,9 @@ def test_a_batch_larger_than_the_data(make_config: Make) -> None:
 def test_no_gpu(make_config: Make) -> None:
     config = make_config()
     config.trainer.accelerator = "gpu"
-    with pytest.raises(InputError, match=r"is to use 1 GPUs, but torch finds 0; trainer=cpu"):
+    with pytest.raises(
+        InputError, match=r"trainer.devices is 1, but torch finds 0 GPUs here; lower it, or use trainer=cpu"
+    ):
         check(config)
 
 

@@ -31,7 +31,7 @@ from plainres.data.batches import Batch, DeviceImages, EvaluationBatches
 from plainres.data.sources import sample_size
 from plainres.errors import InputError, LockedError, RunFailedError
 from plainres.files import csv_text, read_rows, write_atomically
-from plainres.processes.forkserver import begin, forkserver
+from plainres.processes.forkserver import attach_to_command, forkserver
 from plainres.reporting.figures import save
 from plainres.runs.record import Run
 
@@ -252,7 +252,7 @@ def _in_processes(tasks: Sequence[tuple[Any, ...]], processes: int) -> Iterator[
 
 
 def _begin() -> None:
-    begin()
+    attach_to_command()
     torch.set_num_threads(1)  # since there is one process per core
 
 

@@ -1,1 +1,1 @@
-"""The speed of training on this machine."""
+"""Benchmarks of the training speed on this machine."""

@@ -1,4 +1,4 @@
-"""What `plainres bench` compares training with: a loop by hand, and a DataLoader that crops image by image."""
+"""Baselines of `plainres bench`: a bare training loop, and a DataLoader that crops single images."""
 
 import os
 import time
@@ -21,34 +21,34 @@ from plainres.training.classifier import full_precision
 from plainres.training.epoch_loop import Replay, StepGraph
 
 PARTS = ("data", "forward", "backward", "optimizer")
-DATALOADER_WORKERS = 4  # at most; torch advises against more than there are cores
+DATALOADER_WORKERS = 4  # maximum; torch warns if there are more workers than cores
 
 
 class Loop(Protocol):
-    """Trains a network, some steps at a time, and evaluates the test set where an epoch ends."""
+    """Training loop that can be paused between steps, and that evaluates the test set after each epoch."""
 
     def run(self, steps: int) -> None:
-        """Take so many more optimizer steps."""
+        """Take the given number of optimizer steps."""
         ...
 
 
 def wait_for(device: torch.device) -> None:
-    """Let a GPU do what it has been given."""
+    """Wait until a GPU has finished its queued work. Do nothing on the CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 class BareLoop:
-    """The limit: what one writes by hand, with torch alone, for the same network, batches and precision.
+    """Handwritten PyTorch loop over the same network, batches and precision, as the limit of the speed.
 
-    No metrics, no curves, no checkpoints, no record.
+    It has no metrics, curves, checkpoints or record.
 
     Args:
-        config: of the run.
-        images: its images.
-        source: where they come from.
-        device: where to train.
-        capture: makes a graph of a step; None: each step is launched operation by operation.
+        config: configuration of the run.
+        images: images of the run.
+        source: source of these images.
+        device: device to train on.
+        capture: makes a CUDA graph of a step; None: launch each operation separately.
     """
 
     def __init__(
@@ -80,26 +80,26 @@ class BareLoop:
         self.take = StepGraph(self._step, capture) if capture else self._step
 
     def run(self, steps: int) -> None:
-        """Take so many more steps."""
+        """Take the given number of steps."""
         for _ in range(steps):
             self.take(self._next())
             self._count()
 
     def parts(self, steps: int) -> dict[str, float]:
-        """Take so many more steps, operation by operation; return the seconds of each part of one.
+        """Take steps without a CUDA graph, and return the mean seconds of each part of a step.
 
-        On a GPU each part waits for the one before, so that together they take longer than a step.
+        On a GPU each part waits for the previous one, so that their sum is longer than a step.
         """
         seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
         for _ in range(steps):
-            before = time.perf_counter()
+            last = time.perf_counter()
 
             def done(part: str) -> None:
-                nonlocal before
+                nonlocal last
                 wait_for(self.device)
                 now = time.perf_counter()
-                seconds[part] += (now - before) / steps
-                before = now
+                seconds[part] += (now - last) / steps
+                last = now
 
             self._step(self._next(), done)
             self._count()
@@ -110,14 +110,14 @@ class BareLoop:
         if sampled is None:
             self.epoch = iter(self.batches)
             sampled = next(self.epoch)
-        return sampled if self.training.fits else self._made(sampled)
+        return sampled if self.training.fits else self._batch(sampled)
 
-    def _made(self, sampled: SampledBatch) -> Batch:
+    def _batch(self, sampled: SampledBatch) -> Batch:
         images, targets = self.training.materialize(sampled)
         return images.to(self.device, self.dtype), targets.to(self.device)
 
     def _step(self, batch: SampledBatch | Batch, done: Callable[[str], None] = lambda part: None) -> None:
-        images, targets = self._made(batch) if isinstance(batch, SampledBatch) else batch
+        images, targets = self._batch(batch) if isinstance(batch, SampledBatch) else batch
         done("data")
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
             loss = F.cross_entropy(full_precision(self.logits_of(images)), targets)
@@ -135,32 +135,32 @@ class BareLoop:
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, pixels: DeviceImages, *, mixed: bool) -> float:
-    """The error on the images of `pixels`, in percent; with bfloat16 where it is `mixed` in."""
+def evaluate(network: nn.Module, split: DeviceImages, *, mixed: bool) -> float:
+    """Return the error on a set of images in percent, under bfloat16 autocast if `mixed`."""
     weight = next(network.parameters())
     network.eval()
     wrong = torch.zeros((), device=weight.device)
-    for images, targets in EvaluationBatches(pixels):
+    for images, targets in EvaluationBatches(split):
         with torch.autocast(weight.device.type, torch.bfloat16, enabled=mixed):
             logits = full_precision(network(images.to(weight.device, weight.dtype)))
             wrong += (logits.argmax(1) != targets.to(weight.device)).sum()
     network.train()
-    return 100 * wrong.item() / len(pixels.targets)
+    return 100 * wrong.item() / len(split.targets)
 
 
 class DataLoaderBaseline:
-    """The usual way: a DataLoader whose worker processes crop, mirror and normalise image by image; eager float32.
+    """DataLoader baseline: worker processes crop, mirror and normalise single images; training in eager float32.
 
-    The memory format is torch's own, and so should the number of threads be.
+    It uses torch's default memory format. Call it with torch's default number of threads.
 
     Raises:
-        InputError: Pillow has no such images.
+        InputError: the images have a number of channels that Pillow does not support.
     """
 
     def __init__(self, config: Config, images: Images, source: Source, device: torch.device) -> None:
         if source.shape[0] not in (1, 3):
             raise InputError(
-                f"the images have {source.shape[0]} channels; the DataLoader baseline, which uses Pillow, needs 1 or 3"
+                f"the images have {source.shape[0]} channels; the DataLoader baseline uses Pillow, which needs 1 or 3"
             )
         self.device = device
         self.network = network_of(config, source).to(device)
@@ -171,14 +171,14 @@ class DataLoaderBaseline:
         workers = min(DATALOADER_WORKERS, os.cpu_count() or 1)
         options: dict[str, Any] = {"num_workers": workers, "pin_memory": device.type == "cuda"}
         options |= {"persistent_workers": True}
-        train, test = (_OneByOne(split, source, images, training) for split, training in _splits(images))
+        train, test = (_PillowDataset(split, source, images, training) for split, training in _splits(images))
         self.batches = DataLoader(train, recipe.batch_size, shuffle=True, drop_last=True, **options)
         self.test = DataLoader(test, recipe.batch_size, **options)
         self.epoch: Iterator[tuple[Tensor, Tensor]] = iter(())
         self.step = 0
 
     def run(self, steps: int) -> None:
-        """Take so many more steps."""
+        """Take the given number of steps."""
         for _ in range(steps):
             batch = next(self.epoch, None)
             if batch is None:
@@ -195,7 +195,7 @@ class DataLoaderBaseline:
 
     @torch.no_grad()
     def evaluate(self) -> float:
-        """The error on the test set, in percent."""
+        """Return the error on the test set in percent."""
         self.network.eval()
         wrong = images_seen = 0
         for batch in self.test:
@@ -210,8 +210,8 @@ def _splits(images: Images) -> tuple[tuple[Split, bool], tuple[Split, bool]]:
     return (images.train, True), (images.test, False)
 
 
-class _OneByOne(Dataset[tuple[Tensor, int]]):
-    """Images of a split as Pillow crops and mirrors them, one at a time."""
+class _PillowDataset(Dataset[tuple[Tensor, int]]):
+    """Images of a split, cropped and mirrored one at a time by Pillow."""
 
     def __init__(self, split: Split, source: Source, images: Images, training: bool) -> None:
         self.split, self.training = split, training

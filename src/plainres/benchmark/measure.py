@@ -1,7 +1,7 @@
-"""How fast training is on this machine, against a bare loop and a DataLoader, and how long a study would take.
+"""Measurement of the training speed of plainres, a bare loop and a DataLoader, and estimate of a study's time.
 
-The three take turns in one process, a window of steps each, so that whatever else the machine does meets all of them.
-Where an epoch ends in a window, each evaluates the test set.
+The three contenders take turns in one process, one timing window of steps each, so that other load on the machine
+affects all of them. Each evaluates the test set when an epoch ends within a window.
 """
 
 import io
@@ -22,7 +22,7 @@ from lightning.pytorch.callbacks import Callback
 from plainres.benchmark.baselines import PARTS, BareLoop, DataLoaderBaseline, Loop, evaluate, wait_for
 from plainres.config.instantiate import check, description_of, source_of
 from plainres.config.schema import AUTO, Config
-from plainres.console import bar, duration
+from plainres.console import bar, duration, say
 from plainres.data.datamodule import ImageBatches
 from plainres.errors import InputError, StoppedError
 from plainres.launch.preflight import slots
@@ -42,39 +42,40 @@ if TYPE_CHECKING:
 OURS = "plainres"
 CONTENDERS = ("bare", OURS, "dataloader")
 NAMES = {"bare": "bare loop", OURS: "plainres", "dataloader": "DataLoader"}
-WARM_STEPS = 5  # which pay for what is done once
-PART_STEPS = 20  # at most, for the parts of a step
-WAIT_S = 600  # for the slowest of several processes
+WARM_STEPS = 5  # before the first window, because the first steps are slower
+PART_STEPS = 20  # maximum number of steps for timing the parts of a step
+WAIT_S = 600  # timeout when several processes wait for each other
+SETUP_S = 20  # approximate time to start and warm up a network's contenders
 PRELOADED = ["plainres.benchmark.measure"]
 
 
 @dataclass
-class Measured:
-    """What one network needs on this machine; times in seconds, memory in MiB."""
+class Measurement:
+    """Measurement of one network on this machine, with times in seconds and memory in MiB."""
 
     network: str
     settings: dict[str, Any]
     device: str
     batch_size: int
-    steps: dict[str, int] = field(default_factory=dict)  # of a window of each contender
-    multiply_adds: int = 0  # of one image forward
-    windows: dict[str, list[float]] = field(default_factory=dict)  # of each contender, a time for each round
-    parts: dict[str, float] = field(default_factory=dict)  # of a step of the bare loop
-    evaluation: float = 0.0  # of the test set
-    peak_memory: float = 0.0  # of training and evaluating as we do
-    side_by_side: int = 1  # runs that a sweep has on this machine at a time
-    gains: list[float] = field(default_factory=list)  # their images/s together over those of one alone, in each round
+    steps: dict[str, int] = field(default_factory=dict)  # steps in a window of each contender
+    multiply_adds: int = 0  # of the forward pass of one image
+    windows: dict[str, list[float]] = field(default_factory=dict)  # times of each contender's windows, one per round
+    parts: dict[str, float] = field(default_factory=dict)  # times of the parts of a step in the bare loop
+    evaluation: float = 0.0  # time to evaluate the test set
+    peak_memory: float = 0.0  # of training and evaluation by plainres
+    side_by_side: int = 1  # concurrent runs in a sweep on this machine
+    gains: list[float] = field(default_factory=list)  # images/s of concurrent runs relative to one run, one per round
     versions: dict[str, str] = field(default_factory=versions)
 
     def step(self, contender: str) -> float:
-        """The median of the seconds per step."""
+        """Return the median seconds per step."""
         return median(self.windows[contender]) / self.steps[contender]
 
     def ratios(self, contender: str) -> list[float]:
-        """Of images per second, ours to another contender's, round by round, sorted."""
+        """Return the ratios of images/s of plainres to those of another contender in each round, sorted."""
         steps = self.steps[OURS] / self.steps[contender]
         return sorted(
-            steps * theirs / ours for ours, theirs in zip(self.windows[OURS], self.windows[contender], strict=True)
+            steps * other / ours for ours, other in zip(self.windows[OURS], self.windows[contender], strict=True)
         )
 
     def __str__(self) -> str:
@@ -87,10 +88,10 @@ class Measured:
             )
         rounds = len(self.windows[OURS])
         for contender in ("bare", "dataloader"):
-            found = self.ratios(contender)
-            spread = f"{found[0]:.3f} .. {found[-1]:.3f}"
+            ratios = self.ratios(contender)
+            spread = f"{ratios[0]:.3f} .. {ratios[-1]:.3f}"
             lines.append(
-                f"  images/s of plainres / {NAMES[contender]}: {median(found):.3f} ({spread}; {rounds} rounds)"
+                f"  images/s of plainres / {NAMES[contender]}: {median(ratios):.3f} ({spread}; {rounds} rounds)"
             )
         shares = ", ".join(f"{name} {self.parts[name] / sum(self.parts.values()):.0%}" for name in PARTS)
         added = 1000 * (self.step(OURS) - self.step("bare"))
@@ -107,25 +108,26 @@ class Measured:
 
     @property
     def gain(self) -> float:
-        """By how much more runs side by side get done than one alone."""
+        """Median images/s of concurrent runs relative to a single run."""
         return median(self.gains) if self.gains else 1.0
 
 
 class _Trials(Callback):
-    """Lets the others take their turns in the middle of a training, and ends it after the last round."""
+    """Callback that lets the baselines take turns with a training run, and stops it after the last round."""
 
-    def __init__(self, config: Config, rounds: int, seconds: float, threads: int, found: Measured) -> None:
-        self.config, self.rounds, self.seconds, self.threads, self.found = config, rounds, seconds, threads, found
-        self.others: dict[str, Loop] = {}
-        self.steps = 0  # since the last look at the clock
-        self.round = -1  # before the first: warming up
+    def __init__(self, config: Config, rounds: int, seconds: float, threads: int, measurement: Measurement) -> None:
+        self.config, self.rounds, self.seconds, self.threads = config, rounds, seconds, threads
+        self.measurement = measurement
+        self.baselines: dict[str, Loop] = {}
+        self.steps = 0  # since the beginning of the window
+        self.round = -1  # -1 while warming up
 
     def _clock(self) -> float:
         wait_for(self.device)
         return time.perf_counter()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to warm up."""
+        """Reset the peak memory of the GPU."""
         self.device = pl_module.device
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -133,7 +135,7 @@ class _Trials(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """End a window, if it is time."""
+        """Count a step. At the end of a window, time a window of each baseline."""
         self.steps += 1
         if self.round < 0:
             if self.steps == WARM_STEPS - 1:
@@ -141,12 +143,12 @@ class _Trials(Callback):
             if self.steps == WARM_STEPS:
                 self._prepare(trainer, pl_module, self._clock() - self.started)
                 self.round, self.steps, self.started = 0, 0, self._clock()
-        elif self.steps == self.found.steps[OURS]:
-            self.found.windows.setdefault(OURS, []).append(self._clock() - self.started)
-            others = list(self.others)
-            for contender in others if self.round % 2 else reversed(others):
-                self.found.windows.setdefault(contender, []).append(
-                    self._window(contender, self.found.steps[contender])
+        elif self.steps == self.measurement.steps[OURS]:
+            self.measurement.windows.setdefault(OURS, []).append(self._clock() - self.started)
+            baselines = list(self.baselines)
+            for contender in baselines if self.round % 2 else reversed(baselines):
+                self.measurement.windows.setdefault(contender, []).append(
+                    self._window(contender, self.measurement.steps[contender])
                 )
             self.round += 1
             if self.round == self.rounds:
@@ -154,42 +156,42 @@ class _Trials(Callback):
             self.steps, self.started = 0, self._clock()
 
     def _window(self, contender: str, steps: int) -> float:
-        """The seconds that another contender takes for a window."""
+        """Return the seconds that a baseline takes for the given number of steps."""
         if contender == "dataloader":
             torch.set_num_threads(self.threads)
-            time.sleep(0.2)  # its workers have something ready, as they do all the time
+            time.sleep(0.2)  # until its workers have prefetched batches, as in steady state
         started = self._clock()
-        self.others[contender].run(steps)
-        taken = self._clock() - started
+        self.baselines[contender].run(steps)
+        elapsed = self._clock() - started
         if contender == "dataloader":
             torch.set_num_threads(self.config.trainer.threads)
-            time.sleep(0.2)  # its workers come to rest
-        return taken
+            time.sleep(0.2)  # until its workers are idle
+        return elapsed
 
     def _prepare(self, trainer: pl.Trainer, classifier: pl.LightningModule, step: float) -> None:
-        """Choose the window; note what only we have needed so far; warm the others up."""
+        """Choose the length of a window, record evaluation time and peak memory, and warm up the baselines."""
         steps = max(1, round(self.seconds / step))
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         assert isinstance(data, ImageBatches)
         assert isinstance(classifier, Classifier)
-        for _ in range(2):  # the first pays for what is done once
+        for _ in range(2):  # the first evaluation is slower
             started = self._clock()
             evaluate(classifier.network, data.test, mixed=self.config.precision == "bf16-mixed")
-            self.found.evaluation = self._clock() - started
-        self.found.peak_memory = peak_memory_mib(self.config.trainer.accelerator)
+            self.measurement.evaluation = self._clock() - started
+        self.measurement.peak_memory = peak_memory_mib(self.config.trainer.accelerator)
         capture = cuda_graph if self.config.trainer.cuda_graph else None
         bare = BareLoop(self.config, data.images, data.source, self.device, capture)
         bare.run(2)
-        self.found.parts = bare.parts(min(steps, PART_STEPS))
-        self.others = {
+        self.measurement.parts = bare.parts(min(steps, PART_STEPS))
+        self.baselines = {
             "bare": bare,
             "dataloader": DataLoaderBaseline(self.config, data.images, data.source, self.device),
         }
-        for contender in self.others:
+        for contender in self.baselines:
             self._window(contender, WARM_STEPS)
         baseline = self._window("dataloader", WARM_STEPS) / WARM_STEPS
-        # as long as ours, not as many steps: on a GPU it may be ten times slower
-        self.found.steps = {
+        # windows of equal time, not of equal steps, because on a GPU the DataLoader may be ten times slower
+        self.measurement.steps = {
             OURS: steps,
             "bare": steps,
             "dataloader": max(1, min(steps, round(self.seconds / baseline))),
@@ -197,8 +199,8 @@ class _Trials(Callback):
 
 
 def _train_endlessly(config: Config, observer: Callback) -> None:
-    """Train as `plainres train` does, in a folder that goes away, until the observer has seen enough."""
-    with tempfile.TemporaryDirectory() as scratch, redirect_stderr(io.StringIO()):  # without the progress bar
+    """Train as `plainres train` does, in a temporary folder, until the observer stops the training."""
+    with tempfile.TemporaryDirectory() as scratch, redirect_stderr(io.StringIO()):  # hides the progress bar
         endless = replace(config.optim, epochs=None, steps=10**9, milestones=[])
         try:
             train(Run.of(replace(config, optim=endless, runs=scratch)), [observer])
@@ -207,15 +209,15 @@ def _train_endlessly(config: Config, observer: Callback) -> None:
                 raise
 
 
-def measure(config: Config, network: str, rounds: int, seconds: float, threads: int) -> Measured:
+def measure(config: Config, network: str, rounds: int, seconds: float, threads: int) -> Measurement:
     """Measure one network in this process, which should be a fresh one.
 
     Args:
-        config: of a run on one device, `decided`.
-        network: what it is called.
-        rounds: windows of each contender.
-        seconds: about the length of one of our windows.
-        threads: that the DataLoader baseline has.
+        config: configuration of a run on one device, after `resolve_compile`.
+        network: name of the network.
+        rounds: number of windows of each contender.
+        seconds: approximate length of a window.
+        threads: number of threads of the DataLoader baseline.
 
     Raises:
         InputError: as `train`.
@@ -224,14 +226,17 @@ def measure(config: Config, network: str, rounds: int, seconds: float, threads: 
     settings = {"optim.batch_size": recipe.batch_size, "precision": config.precision}
     settings |= {f"trainer.{key}": value for key, value in asdict(config.trainer).items()}
     settings |= {"dataloader threads": threads}
-    found = Measured(network, settings, device_name(config.trainer.accelerator), recipe.batch_size)
-    found.multiply_adds = description_of(config, source_of(config)).multiply_adds
-    _train_endlessly(config, _Trials(config, rounds, seconds, threads, found))
-    return found
+    measurement = Measurement(network, settings, device_name(config.trainer.accelerator), recipe.batch_size)
+    measurement.multiply_adds = description_of(config, source_of(config)).multiply_adds
+    _train_endlessly(config, _Trials(config, rounds, seconds, threads, measurement))
+    return measurement
 
 
-def decided(config: Config) -> Config:
-    """The configuration with `trainer.compile` true or false, as its own length decides: what is measured has none."""
+def resolve_compile(config: Config) -> Config:
+    """Replace `trainer.compile=auto` by true or false, according to the length of the run.
+
+    The measured training is endless, so that it could not decide this itself.
+    """
     if config.trainer.compile != AUTO:
         return config
     source = source_of(config)
@@ -241,19 +246,19 @@ def decided(config: Config) -> Config:
 
 
 class _SideBySide(Callback):
-    """One of several trainings at a time: in each round the first takes a window alone, then all do together."""
+    """Callback of one of several concurrent runs. In each round the first run trains alone, then all train together."""
 
     def __init__(self, number: int, barrier: "Barrier", rounds: int, window: int) -> None:
         self.barrier, self.window = barrier, window
-        # the windows in which this one takes part
-        self.turns = [number == 0 or together for _ in range(rounds) for together in (False, True)]
+        # whether this run takes part in each window
+        self.participates = [number == 0 or together for _ in range(rounds) for together in (False, True)]
         self.times: list[float | None] = []
         self.steps = -WARM_STEPS
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """End a window, if it is time, and begin the next when all are ready."""
+        """Count a step. At the end of a window, record its time and wait for the other runs."""
         self.steps += 1
         if self.steps == self.window:
             wait_for(pl_module.device)
@@ -261,93 +266,120 @@ class _SideBySide(Callback):
         if self.steps in (0, self.window):
             wait_for(pl_module.device)
             self.barrier.wait(WAIT_S)
-            while len(self.times) < len(self.turns) and not self.turns[len(self.times)]:
+            while len(self.times) < len(self.participates) and not self.participates[len(self.times)]:
                 self.times.append(None)
                 self.barrier.wait(WAIT_S)
-            if len(self.times) == len(self.turns):
+            if len(self.times) == len(self.participates):
                 raise StoppedError("measured", 0)
             self.steps, self.started = 0, time.perf_counter()
 
 
 def _one_of_several(config: Config, number: int, barrier: "Barrier", rounds: int, window: int) -> list[float | None]:
-    """The times of the windows of one of several trainings."""
+    """Train one of several concurrent runs, and return the times of its windows, None where it did not take part."""
     observer = _SideBySide(number, barrier, rounds, window)
     try:
         _train_endlessly(replace(config, seed=config.seed + number), observer)
     except BaseException:
-        barrier.abort()  # the others need not wait
+        barrier.abort()  # so that the other runs do not wait
         raise
     return observer.times
 
 
 def side_by_side(config: Config, runs: int, rounds: int, window: int) -> list[float]:
-    """How much more so many runs get done together than one alone, in each round."""
+    """Return the images/s of concurrent runs relative to those of a single run, in each round."""
     context = forkserver(PRELOADED)
     barrier = context.Barrier(runs)
     calls = [(_one_of_several, config, number, barrier, rounds, window) for number in range(runs)]
-    found = call_in_processes(context, calls)
+    results = call_in_processes(context, calls)
     gains = []
-    for turn in range(0, 2 * rounds, 2):
-        alone, together = (found[0][turn], [times[turn + 1] for times in found])
+    for window_alone in range(0, 2 * rounds, 2):
+        alone, together = (results[0][window_alone], [times[window_alone + 1] for times in results])
         gains.append(runs * alone / max(together))
     return gains
 
 
-def bench(configs: Sequence[Config], rounds: int, seconds: float) -> tuple[list[Measured], str]:
-    """Measure each of the networks of a study once; return what was found, and how long the study would take.
+def bench(configs: Sequence[Config], rounds: int, seconds: float) -> tuple[list[Measurement], str]:
+    """Measure each network of a study once, after printing how long that takes.
 
     Args:
-        configs: of the runs.
-        rounds: windows of each contender.
-        seconds: about the length of a window of ours.
+        configs: configurations of the runs.
+        rounds: number of windows of each contender.
+        seconds: approximate length of a window.
+
+    Returns:
+        The measurements, and an estimate of the time of the study as text.
 
     Raises:
-        InputError: a configuration cannot be carried out, or wants several devices.
-        RunFailedError: the training diverged, or ran out of memory.
+        InputError: a configuration is invalid, or needs several devices.
+        RunFailedError: the training diverged or ran out of memory.
     """
     threads = torch.get_num_threads()
     groups: dict[str, list[Config]] = {}
     for config in configs:
         if config.trainer.processes > 1:
-            raise InputError("plainres bench measures a run on one device: trainer.devices=1 trainer.num_nodes=1")
+            raise InputError("plainres bench measures runs on one device; add trainer.devices=1 trainer.num_nodes=1")
         check(config)
-        like = replace(config, seed=0)
-        groups.setdefault(json.dumps([identity(like), asdict(like.trainer)]), []).append(config)
+        seedless = replace(config, seed=0)
+        groups.setdefault(json.dumps([identity(seedless), asdict(seedless.trainer)]), []).append(config)
     families = labelled([Run.of(config) for config in configs])
-    found, alone, together = [], 0.0, 0.0
-    with bar("measuring", "network", len(groups), leave=False) as done:
-        for members in groups.values():
-            config = members[0]
+    networks = []
+    for members in groups.values():
+        source_of(members[0]).prepare()
+        networks.append(resolve_compile(members[0]))
+    say(announcement(networks, rounds, seconds))
+    measurements, alone, together = [], 0.0, 0.0
+    with bar("measuring", "network", len(groups), leave=False) as progress:
+        for config, members in zip(networks, groups.values(), strict=True):
             model, name = config.model, families[Run.of(config).name][0]
             network = f"{name}, depth {model['depth']}, width {model['width']}, on {config.options['data']}"
-            done.set_postfix_str(network)
-            source_of(config).prepare()
-            config = decided(config)
-            (one,) = call_in_processes(forkserver(PRELOADED), [(measure, config, network, rounds, seconds, threads)])
-            one.side_by_side = len(slots([Run.of(config)], 1, ""))
-            if one.side_by_side > 1:
-                one.gains = side_by_side(config, one.side_by_side, rounds, one.steps[OURS])
-            found.append(one)
-            alone += len(members) * _run_seconds(config, one)
-            together += len(members) * _run_seconds(config, one) / one.gain
-            done.update()
-    return found, _estimate(configs, alone, together)
+            progress.set_postfix_str(network)
+            call = (measure, config, network, rounds, seconds, threads)
+            (measurement,) = call_in_processes(forkserver(PRELOADED), [call])
+            measurement.side_by_side = _concurrent_runs(config)
+            if measurement.side_by_side > 1:
+                window = measurement.steps[OURS]
+                measurement.gains = side_by_side(config, measurement.side_by_side, rounds, window)
+            measurements.append(measurement)
+            alone += len(members) * _run_seconds(config, measurement)
+            together += len(members) * _run_seconds(config, measurement) / measurement.gain
+            progress.update()
+    return measurements, _estimate(configs, alone, together)
 
 
-def _run_seconds(config: Config, found: Measured) -> float:
-    """How long a run takes: its steps, the evaluation of the test set after each epoch and of both sets at the end."""
+def announcement(configs: Sequence[Config], rounds: int, seconds: float) -> str:
+    """Say how long the benchmark of some networks takes, in a line.
+
+    Args:
+        configs: one configuration for each network, after `resolve_compile`.
+        rounds: number of windows of each contender.
+        seconds: approximate length of a window.
+    """
+    windows = [rounds * (len(CONTENDERS) + (2 if _concurrent_runs(config) > 1 else 0)) for config in configs]
+    total = sum(windows) * seconds + SETUP_S * len(configs)
+    networks = "1 network" if len(configs) == 1 else f"{len(configs)} networks"
+    text = f"measuring {networks}, about {duration(total)}: {sum(windows)} timing windows of {seconds:g} s, and setup"
+    compiled = any(config.trainer.compile is True for config in configs)
+    return f"{text}; torch.compile may add a minute per network" if compiled else text
+
+
+def _concurrent_runs(config: Config) -> int:
+    return len(slots([Run.of(config)], 1, ""))
+
+
+def _run_seconds(config: Config, measurement: Measurement) -> float:
+    """Return the seconds of a run, with an evaluation of the test set after each epoch and of both sets at the end."""
     images = source_of(config).load()
     train, test = len(images.train), len(images.test)
     per_epoch = train // config.optim.batch_size
     steps = config.optim.length(per_epoch)
     evaluations = math.ceil(steps / per_epoch) + 1 + train / test
-    window = found.steps[OURS]
-    in_windows = window // per_epoch * found.evaluation  # of the whole epochs in a window
-    return steps * (found.step(OURS) - in_windows / window) + evaluations * found.evaluation
+    window = measurement.steps[OURS]
+    in_window = window // per_epoch * measurement.evaluation  # evaluations within a window
+    return steps * (measurement.step(OURS) - in_window / window) + evaluations * measurement.evaluation
 
 
 def _estimate(configs: Sequence[Config], alone: float, together: float) -> str:
     if len(configs) == 1:
         return f"the run: {duration(alone)} of training and evaluation"
     text = f"{len(configs)} runs: {duration(alone)} of training and evaluation one after another"
-    return f"{text}, {duration(together)} as a sweep has them, side by side" if together < alone else text
+    return f"{text}, {duration(together)} as a sweep with concurrent runs" if together < alone else text

@@ -1,15 +1,15 @@
-"""The commands on finished runs. As in `commands`, each imports what it needs when it is called."""
+"""Commands that analyse finished runs. Like those in `commands`, each imports its dependencies when it is called."""
 
 import argparse
 import sys
 import textwrap
 from pathlib import Path
 
-from plainres.cli.arguments import Arguments, above_zero, whole
+from plainres.cli.arguments import Arguments, integer, positive_number
 
 
-class _OnRuns(Arguments):
-    """The options of a command on finished runs."""
+class _AnalysisArguments(Arguments):
+    """Parser of the options of a command on finished runs."""
 
     def __init__(self, command: str, description: str) -> None:
         super().__init__(command, textwrap.fill(description, 110))
@@ -17,86 +17,106 @@ class _OnRuns(Arguments):
         self.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: 0)")
 
     def read(self, arguments: list[str]) -> argparse.Namespace:
-        """Parse the arguments; see whether the runs are finished before the seconds that the import of torch takes.
+        """Parse the arguments and check that the runs are finished, before torch is imported.
 
         Raises:
-            InputError: an option is wrong, or a folder holds no finished run.
+            InputError: an option is invalid, or a folder holds no finished run.
         """
-        given = self.parse_args(arguments)
+        options = self.parse_args(arguments)
         from plainres.runs.record import Run
 
-        for folder in given.runs:
+        for folder in options.runs:
             Run.read_finished(folder)
-        return given
+        return options
 
 
 def lesion(arguments: list[str]) -> int:
-    """Finished runs without some of their blocks."""
-    parser = _OnRuns(
+    """Measure the errors of finished runs without some of their blocks."""
+    parser = _AnalysisArguments(
         "lesion",
-        "Training and test error of finished runs after deleting each block, after deleting blocks drawn at random, "
-        "and after swapping blocks of one stage (Veit et al. 2016). Deleted is the residual branch; a block of a plain "
-        "net is taken out whole, its input subsampled and padded with zeros where it changes the shape. Writes "
-        "lesion.csv, .svg and .png into each run's folder, and a figure of all into the folder above. Stopped, the "
-        "same command goes on.",
+        "Measure the training and test error of finished runs after deleting each block, after deleting several "
+        "blocks at random, and after swapping blocks of one stage (Veit et al. 2016). Deleting a block of a residual "
+        "net removes its residual branch. A block of a plain net is removed whole; if it changes the shape, its input "
+        "is subsampled and padded with zeros. Writes lesion.csv, .svg and .png into each run's folder, and a figure of "
+        "all runs into the parent folder. After an interruption, run the same command again to resume.",
     )
-    parser.add_argument("--most", type=whole(1), default=10, help="blocks deleted, or pairs swapped, at random (10)")
-    parser.add_argument("--draws", type=whole(1), default=5, help="of each number of blocks or pairs (5)")
-    parser.add_argument("--images", type=whole(1), help="size of a random sample of each set, by class (all)")
-    given = parser.read(arguments)
+    parser.add_argument(
+        "--most", type=integer(1), default=10, help="maximum number of deleted blocks or swapped pairs (default: 10)"
+    )
+    parser.add_argument(
+        "--draws", type=integer(1), default=5, help="random draws for each number of blocks or pairs (default: 5)"
+    )
+    parser.add_argument(
+        "--images", type=integer(1), help="size of a random sample of each set, by class (default: all)"
+    )
+    options = parser.read(arguments)
     from plainres.analysis.lesion import write
 
-    print(write(given.runs, given.most, given.draws, given.seed, given.images))
+    print(write(options.runs, options.most, options.draws, options.seed, options.images))
     return 0
 
 
 def landscape(arguments: list[str]) -> int:
-    """The loss around finished runs."""
-    parser = _OnRuns(
+    """Measure the loss around the weights of finished runs."""
+    parser = _AnalysisArguments(
         "landscape",
-        "Training loss and error of finished runs along filter-normalised random directions (Li et al. 2018), on one "
-        "scale. Writes landscape.csv and landscape-1d or -2d.svg and .png into each run's folder, and a figure of all "
-        "into the folder above. Stopped, the same command goes on.",
-    )
-    parser.add_argument("--dimensions", type=int, choices=(1, 2), default=1, help="directions (1)")
-    parser.add_argument("--points", type=whole(2), help="along each direction (51, or 21 with two)")
-    parser.add_argument(
-        "--range", type=above_zero, default=1.0, metavar="R", help="from -R to R, in units of the filters' norms (1)"
+        "Measure the training loss and error of finished runs along filter-normalised random directions (Li et al. "
+        "2018), on one scale. Writes landscape.csv and landscape-1d or -2d.svg and .png into each run's folder, and a "
+        "figure of all runs into the parent folder. After an interruption, run the same command again to resume.",
     )
     parser.add_argument(
-        "--images", type=whole(1), default=1000, help="size of a random sample of the training set, by class (1000)"
+        "--dimensions", type=int, choices=(1, 2), default=1, help="number of random directions (default: 1)"
     )
-    given = parser.read(arguments)
+    parser.add_argument(
+        "--points", type=integer(2), help="points along each direction (default: 51 in one dimension, 21 in two)"
+    )
+    parser.add_argument(
+        "--range",
+        type=positive_number,
+        default=1.0,
+        metavar="R",
+        help="range of the coefficients, -R to R, in units of the filters' norms (default: 1)",
+    )
+    parser.add_argument(
+        "--images",
+        type=integer(1),
+        default=1000,
+        help="size of the random sample of training images, by class (default: 1000)",
+    )
+    options = parser.read(arguments)
     from plainres.analysis.landscape import write
 
-    options = {"points": given.points, "dimensions": given.dimensions, "reach": given.range}
-    print(write(given.runs, **options, images=given.images, seed=given.seed))
+    grid = {"points": options.points, "dimensions": options.dimensions, "reach": options.range}
+    print(write(options.runs, **grid, images=options.images, seed=options.seed))
     return 0
 
 
 def sharpness(arguments: list[str]) -> int:
-    """The curvature of the loss where finished runs have come to."""
-    parser = _OnRuns(
+    """Measure the curvature of the loss at the weights of finished runs."""
+    parser = _AnalysisArguments(
         "sharpness",
-        "The top eigenvalue of the Hessian of the training loss of finished runs, by the Lanczos method. Writes "
-        "sharpness.csv, .svg and .png into each run's folder, and a figure of all into the folder above.",
+        "Measure the top eigenvalue of the Hessian of the training loss of finished runs, by the Lanczos method. "
+        "Writes sharpness.csv, .svg and .png into each run's folder, and a figure of all runs into the parent folder.",
     )
     parser.add_argument(
-        "--images", type=whole(1), default=1000, help="size of a random sample of the training set, by class (1000)"
+        "--images",
+        type=integer(1),
+        default=1000,
+        help="size of the random sample of training images, by class (default: 1000)",
     )
     parser.add_argument(
         "--tolerance",
-        type=above_zero,
+        type=positive_number,
         default=1e-3,
-        help="residual at which it ends, as a share of the eigenvalue (0.001)",
+        help="residual at which the iteration stops, relative to the eigenvalue (default: 0.001)",
     )
-    parser.add_argument("--iterations", type=whole(1), default=100, help="at most (100)")
-    given = parser.read(arguments)
+    parser.add_argument("--iterations", type=integer(1), default=100, help="maximum number of steps (default: 100)")
+    options = parser.read(arguments)
     from plainres.analysis.sharpness import write
 
     try:
-        print(write(given.runs, given.images, given.tolerance, given.iterations, given.seed))
+        print(write(options.runs, options.images, options.tolerance, options.iterations, options.seed))
     except KeyboardInterrupt:
-        print("plainres: stopped; the same command begins again", file=sys.stderr)
+        print("plainres: stopped; run the same command again to start over", file=sys.stderr)
         return 130
     return 0

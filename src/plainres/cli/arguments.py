@@ -1,4 +1,4 @@
-"""The options of a command."""
+"""Parsing of a command's options."""
 
 import argparse
 import math
@@ -7,39 +7,52 @@ from typing import NoReturn
 
 from plainres.errors import InputError
 
+OVERRIDES = """\
+OVERRIDES are group=option (model/shortcut=plain) or path.to.key=value (model.depth=56), as for plainres train.
+plainres list shows the groups and their options; plainres train --cfg job shows every key.
+"""
+
 
 class Arguments(argparse.ArgumentParser):
-    """Parses the options of `plainres COMMAND`; a mistake is one line.
+    """Parser of the options of `plainres COMMAND`. An error is one line, without the usage text.
+
+    Args:
+        command: name of the command.
+        description: first part of its help.
+        usage: its arguments, if argparse cannot derive them.
+        overrides: explain overrides of the configuration below the options.
 
     Raises:
-        InputError: an option is wrong.
+        InputError: an option is invalid.
     """
 
-    def __init__(self, command: str, description: str) -> None:
+    def __init__(self, command: str, description: str, usage: str | None = None, *, overrides: bool = False) -> None:
         super().__init__(
             f"plainres {command}",
+            usage=usage and f"plainres {command} {usage}",
             description=description,
+            epilog=OVERRIDES if overrides else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
 
     def error(self, message: str) -> NoReturn:
-        """Raise an InputError, where argparse would print its usage and exit."""
+        """Raise an InputError instead of printing the usage and exiting."""
         raise InputError(f"{message}; see {self.prog} --help")
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """Return a parser of integers, at least `least`."""
+def integer(minimum: int) -> Callable[[str], int]:
+    """Return a parser of integers that are at least `minimum`."""
 
     def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be an integer >= {least}, got {text!r}")
+        if not text.isdecimal() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"must be an integer >= {minimum}, got {text!r}")
         return int(text)
 
     return parse
 
 
-def above_zero(text: str) -> float:
+def positive_number(text: str) -> float:
     """Parse a finite number above 0."""
     try:
         value = float(text)

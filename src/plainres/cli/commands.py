@@ -1,37 +1,83 @@
-"""The commands on configurations and on folders of runs.
+"""Commands that compose configurations, and commands on folders of runs.
 
-What a command needs is imported when it is called: --help must not wait for torch.
+Each command imports its dependencies when it is called, so that --help does not wait for torch.
 """
 
 import json
 import sys
 import webbrowser
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plainres.cli.arguments import Arguments, above_zero, whole
+from plainres.cli.arguments import Arguments, integer, positive_number
 from plainres.errors import InputError, RunFailedError
 
 if TYPE_CHECKING:
     from plainres.runs.record import Run
 
-STUDY = "folder of a study's runs, for example runs/digits"
+STUDY = "folder of a study's runs, such as runs/digits"
 
-DESCRIBE = "A network layer by layer: output shape, parameters, multiply-adds; every network of a study."
+TRAIN = """\
+usage: plainres train [OVERRIDES] [-m] [--dry-run] [--cfg job] [--config-dir FOLDER]
+
+Train one network, or every run of a sweep. A run is kept in <runs>/<study>/<name>, and its name follows from its
+configuration. A finished run is not trained again. After an interruption, run the same command again to resume.
+
+  plainres train model.depth=20 model/shortcut=plain        one run
+  plainres train -m model.depth=8,20,56 seed=0,1,2          a sweep: one run for each combination
+  plainres train experiment=digits                          a study: a sweep whose values are predefined
+  plainres train experiment=digits model.depth=8,20 seed=0  a study with fewer runs
+
+overrides:
+  group=option         use a file of conf/, as in model/shortcut=plain; plainres list shows all of them
+  path.to.key=value    set a value, as in optim.lr=0.05; plainres train --cfg job shows all of them
+
+common overrides:
+  model.depth=20 model.width=16 model/shortcut=identity     the network
+  data=cifar10 optim=he2015 optim.epochs=10 optim.lr=0.1    the data set and the training recipe
+  trainer=gpu precision=bf16-mixed                          the hardware
+  study=NAME runs=FOLDER logger=wandb                       the record of the runs
+  sweep.retry_failed=true                                   train failed runs again
+
+options:
+  -m, --multirun       train every combination of comma-separated values; an experiment implies it
+  --dry-run            list the runs and their states, train nothing
+  --cfg job            print the configuration, train nothing
+  --info defaults      print the files of conf/ that the configuration is composed of
+  --config-dir FOLDER  add the options in a folder of your own, which is laid out like conf/
+  --hydra-help         print Hydra's own options
+  --debug              print the traceback of an error
+  -h, --help           print this help
+"""
+
+LIST = """\
+List the groups of the configuration and their options, with a line about each. Choose an option with group=option.
+
+  plainres list                   all groups, experiments included
+  plainres list model/shortcut    one group
+"""
+
+DESCRIBE = """\
+Show a network layer by layer: output shape, parameters and multiply-adds. For a study, show each of its networks.
+
+  plainres describe data=cifar10 model.depth=110 model/shortcut=projection
+"""
 
 BENCH = """\
-How fast this machine trains a network, or each network of a study: images/s and ms/step of plainres as you run it, of a
-bare loop over the same network, batches and precision in torch alone (the limit), and of a DataLoader whose worker
-processes crop and mirror image by image (eager float32). They take turns in one process. Then the parts of a step, the
-peak memory, and how long the run or the study would take.
+Measure how fast this machine trains a network, or each network of a study: images/s and ms/step of plainres, of a bare
+PyTorch loop over the same network, batches and precision (the limit), and of a DataLoader whose worker processes crop
+and mirror single images (eager float32). The three take turns in one process. Also report the parts of a step, the peak
+memory, and the time that the run or the study would take.
 
   plainres bench data=cifar10 optim=he2015 model.depth=20 trainer.threads=2
   plainres bench experiment=cifar10_degradation trainer=gpu precision=bf16-mixed
 """
 
 REPORT = """\
-Compare the finished runs of a study, or of several: table, verdicts, figures, page. The report of one study is written
-into its folder, report/; that of several beside the first.
+Compare the finished runs of one or more studies: table, verdicts, figures and an HTML page. The report is written into
+the folder of the (first) study, as report/.
 
   plainres report runs/digits --open
   plainres report runs/digits runs/digits_wide
@@ -39,22 +85,25 @@ into its folder, report/; that of several beside the first.
 """
 
 EVAL = """\
-Evaluate a run, by its folder, on its own test set or, with data=..., on another; or a file of weights (.pth, .th,
-.safetensors), whose network the overrides describe.
+Evaluate a run, given by its folder, on its own test set or, with data=..., on another. Or evaluate a file of weights
+(.pth, .th, .safetensors), whose network the overrides describe.
 
   plainres eval runs/default/identity-20-w16-s0-a1b2c3d4
   plainres eval resnet50.pth model=imagenet model.depth=50 model/block=bottleneck data=imagenet
 
-Images are normalised by the channel means and deviations of the network's training: a run and an exported file record
-them. For any other file they are data.mean and data.std, by default those of the data's own training images.
+Images are normalised by the channel statistics of the network's training, which a run and an exported file record.
+For any other file they are data.mean and data.std, by default those of the data's own training images.
 
-Prints loss, error and the error of each class, and writes a row for each image as Parquet: target, prediction, loss,
-logits; of a run into its folder, of a file into this one.
+Prints the loss, the error and the error of each class. Writes a Parquet file with one row for each image: target,
+prediction, loss and logits. It goes into the folder of the run, or for a file of weights into the current folder.
 """
 
 
 def train(arguments: list[str]) -> int:
     """Train one network, or every run of a sweep."""
+    if {"-h", "--help"} & set(arguments):
+        print(TRAIN, end="")
+        return 0
     from plainres.processes.signals import StopSignals
     from plainres.processes.world import World
 
@@ -62,8 +111,11 @@ def train(arguments: list[str]) -> int:
         from plainres.config.compose import compose_jobs
         from plainres.runs.record import Run
 
-        jobs = compose_jobs(arguments)
+        jobs = compose_jobs([word for word in arguments if word != "--dry-run"])
         runs = [Run.of(config) for config in jobs.configs]
+        if "--dry-run" in arguments:
+            _list_runs(runs)
+            return 0
         if jobs.launcher != "basic":
             if not jobs.overrides:
                 raise InputError(f"hydra/launcher={jobs.launcher} starts the runs of a sweep: add -m")
@@ -77,6 +129,31 @@ def train(arguments: list[str]) -> int:
         for run in runs:
             _train_one(run)
     return 0
+
+
+def _list_runs(runs: Sequence["Run"]) -> None:
+    """Check the configurations of runs, and print the state of each run and their numbers.
+
+    Raises:
+        InputError: a configuration is invalid, or the record of a run is damaged.
+    """
+    from plainres.config.instantiate import check
+    from plainres.console import aligned
+    from plainres.runs.record import State
+
+    distinct = {run.folder: run for run in runs}
+    for run in {repr((run.config.model, run.config.data)): run for run in distinct.values()}.values():
+        check(run.config, devices=False)
+    states = {run.folder: run.state for run in distinct.values()}
+    rows = []
+    for folder, state in states.items():
+        run = distinct[folder]
+        details = {State.INTERRUPTED: f"at step {run.step}", State.FAILED: run.failure or ""}
+        rows.append((state.value, str(folder), details.get(state, "")))
+    counts = Counter(state.value for state in states.values())
+    summary = ", ".join(f"{counts[state.value]} {state.value}" for state in State if counts[state.value])
+    if rows:
+        print("\n".join([*aligned(rows), "", f"{len(rows)} {'run' if len(rows) == 1 else 'runs'}: {summary}"]))
 
 
 def _train_one(run: "Run") -> None:
@@ -94,85 +171,102 @@ def _train_one(run: "Run") -> None:
         print(run.folder)
 
 
+def list_options(arguments: list[str]) -> int:
+    """List the groups of the configuration and their options."""
+    parser = Arguments("list", LIST)
+    parser.add_argument("group", nargs="?", help="group to list, such as model/shortcut (default: all groups)")
+    parser.add_argument("--config-dir", metavar="FOLDER", help="folder of your own options, laid out like conf/")
+    options = parser.parse_args(arguments)
+    from plainres.config.options import Options
+
+    print(Options(options.config_dir).table(options.group))
+    return 0
+
+
 def status(arguments: list[str]) -> int:
-    """Show how far the runs of a study are."""
-    parser = Arguments("status", "How far the runs of a study are.")
+    """Show the progress of the runs of a study."""
+    parser = Arguments("status", "Show the state and progress of the runs of a study.")
     parser.add_argument("folder", type=Path, help=STUDY)
     parser.add_argument(
         "--watch",
         action="store_true",
-        help="again and again, until nothing is left to train, or nothing has been running for half a minute",
+        help="refresh until no run is left to train, or none has been running for 30 seconds",
     )
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     from plainres.launch.status import status, watch
 
-    watch(given.folder) if given.watch else print(status(given.folder))
+    watch(options.folder) if options.watch else print(status(options.folder))
     return 0
 
 
 def report(arguments: list[str]) -> int:
-    """Compare the finished runs of a study."""
+    """Compare the finished runs of one or more studies."""
     parser = Arguments("report", REPORT)
     parser.add_argument("folders", type=Path, nargs="+", metavar="folder", help=STUDY)
     modes = ("offline", "online")
-    parser.add_argument("--format", choices=("markdown", "latex"), help="print the table alone, for a paper")
+    parser.add_argument("--format", choices=("markdown", "latex"), help="print only the table, in this format")
     parser.add_argument("--title", help="title of the figures (default: the study and its data)")
     parser.add_argument(
-        "--width", type=above_zero, metavar="INCHES", help="width of the figures (default: what their panels need)"
+        "--width", type=positive_number, metavar="INCHES", help="width of the figures (default: fitted to the panels)"
     )
-    parser.add_argument("--open", action="store_true", help="open the page in the browser")
-    parser.add_argument("--wandb", nargs="?", const="offline", choices=modes, help="show it in W&B; offline: later")
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
+    parser.add_argument(
+        "--wandb",
+        nargs="?",
+        const="offline",
+        choices=modes,
+        help="log the report to W&B as well: online now, or offline for a later wandb-sync (default: offline)",
+    )
     for position, word in enumerate(arguments[1:], 1):
         if arguments[position - 1] == "--wandb" and word not in modes:
-            arguments[position - 1] = "--wandb=offline"  # a folder stands behind it
-    given = parser.parse_args(arguments)
+            arguments[position - 1] = "--wandb=offline"  # the next word is a folder
+    options = parser.parse_args(arguments)
     from plainres.reporting.report import FORMATS, write_report
     from plainres.reporting.study import read_study
     from plainres.runs.record import REPORT as REPORTED
 
-    if given.format:
-        print(FORMATS[given.format](read_study(*given.folders).families))
+    if options.format:
+        print(FORMATS[options.format](read_study(*options.folders).families))
         return 0
-    print(write_report(*given.folders, title=given.title, width=given.width))
-    page = read_study(*given.folders).home / REPORTED / "index.html"
-    if given.open and not webbrowser.open(page.resolve().as_uri()):
+    print(write_report(*options.folders, title=options.title, width=options.width))
+    page = read_study(*options.folders).home / REPORTED / "index.html"
+    if options.open and not webbrowser.open(page.resolve().as_uri()):
         print(f"there is no browser to open {page} with", file=sys.stderr)
-    if given.wandb:
+    if options.wandb:
         from plainres.reporting.wandb_report import show
 
-        print(show(read_study(*given.folders), page.parent, given.wandb))
+        print(show(read_study(*options.folders), page.parent, options.wandb))
     return 0
 
 
 def wandb_sync(arguments: list[str]) -> int:
-    """Send to W&B what has not been sent."""
-    parser = Arguments("wandb-sync", "Send to W&B what was logged offline, or while it did not answer.")
+    """Upload to W&B what was logged offline, or while W&B could not be reached."""
+    parser = Arguments("wandb-sync", "Upload to W&B what was logged offline, or while W&B could not be reached.")
     parser.add_argument("folder", type=Path, help="folder of a run, of a study, or of all runs")
     parser.add_argument(
         "--timeout",
-        type=above_zero,
+        type=positive_number,
         default=60,
         metavar="SECONDS",
-        help="longest wait for W&B, each time (default: 60)",
+        help="longest wait for each response of W&B (default: 60)",
     )
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     from plainres.tracking.wandb_sync import sync
 
     complete = True
-    for line, sent in sync(given.folder, given.timeout):
+    for line, sent in sync(options.folder, options.timeout):
         print(line, file=sys.stdout if sent else sys.stderr, flush=True)
         complete &= sent
     if not complete:
-        raise RunFailedError(f"not everything in {given.folder} was sent; the same command tries again")
+        raise RunFailedError(f"not everything in {options.folder} was uploaded; run the same command again to retry")
     return 0
 
 
 def describe(arguments: list[str]) -> int:
     """Show networks layer by layer."""
-    parser = Arguments("describe", DESCRIBE)
-    parser.usage = "plainres describe [OVERRIDES] [--json]"
-    parser.add_argument("--json", action="store_true", help="output for programs")
-    given, overrides = parser.parse_known_args(arguments)
+    parser = Arguments("describe", DESCRIBE, "[OVERRIDES] [--json]", overrides=True)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options, overrides = parser.parse_known_args(arguments)
     from dataclasses import asdict
 
     from plainres.config.compose import compose
@@ -191,7 +285,7 @@ def describe(arguments: list[str]) -> int:
             label, _ = families[run.name]
             name = f"{label}, depth {model['depth']}, width {model['width']}, on {config.options['data']}"
             descriptions[key] = name, description_of(config, source)
-    if given.json:
+    if options.json:
         networks = [{"network": name, **asdict(description)} for name, description in descriptions.values()]
         print(json.dumps(networks[0] if len(networks) == 1 else networks, indent=2))
     else:
@@ -201,18 +295,20 @@ def describe(arguments: list[str]) -> int:
 
 def bench(arguments: list[str]) -> int:
     """Measure how fast this machine trains."""
-    parser = Arguments("bench", BENCH)
-    parser.usage = "plainres bench [OVERRIDES] [--rounds N] [--seconds S] [--json]"
-    parser.add_argument("--rounds", type=whole(1), default=5, help="timing windows of each contender (default: 5)")
+    parser = Arguments("bench", BENCH, "[OVERRIDES] [--rounds N] [--seconds S] [--json]", overrides=True)
+    parser.add_argument(
+        "--rounds", type=integer(1), default=5, metavar="N", help="timing windows of each contender (default: 5)"
+    )
     parser.add_argument(
         "--seconds",
-        type=above_zero,
+        type=positive_number,
         default=3.0,
-        help="approximate length of a timing window (default: 3); below a second, batches that the DataLoader has "
-        "prefetched count",
+        metavar="S",
+        help="approximate length of a timing window (default: 3); windows below a second flatter the DataLoader, "
+        "which has prefetched batches",
     )
-    parser.add_argument("--json", action="store_true", help="output for programs")
-    given, overrides = parser.parse_known_args(arguments)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    options, overrides = parser.parse_known_args(arguments)
     from plainres.config.compose import compose
 
     configs = compose(overrides)
@@ -222,30 +318,27 @@ def bench(arguments: list[str]) -> int:
 
     from plainres.benchmark.measure import bench
 
-    measured, estimate = bench(configs, given.rounds, given.seconds)
-    if given.json:
-        print(json.dumps({"measured": [asdict(one) for one in measured], "estimate": estimate}, indent=2))
+    measurements, estimate = bench(configs, options.rounds, options.seconds)
+    if options.json:
+        print(json.dumps({"measured": [asdict(each) for each in measurements], "estimate": estimate}, indent=2))
     else:
-        print("\n\n".join(map(str, measured)), estimate, sep="\n\n")
+        print("\n\n".join(map(str, measurements)), estimate, sep="\n\n")
     return 0
 
 
 def eval_(arguments: list[str]) -> int:
     """Evaluate a trained network on a test set."""
-    parser = Arguments("eval", EVAL)
-    parser.usage = "plainres eval RUN|WEIGHTS [OVERRIDES]"
-    parser.add_argument(
-        "target", type=Path, nargs="?", metavar="RUN|WEIGHTS", help="folder of a run, or file of weights"
-    )
-    given, overrides = parser.parse_known_args(arguments)
-    if given.target is None or "=" in str(given.target).partition("/")[0]:
+    parser = Arguments("eval", EVAL, "RUN|WEIGHTS [OVERRIDES]", overrides=True)
+    parser.add_argument("target", type=Path, nargs="?", metavar="RUN|WEIGHTS", help="folder of a run, or weights file")
+    options, overrides = parser.parse_known_args(arguments)
+    if options.target is None or "=" in str(options.target).partition("/")[0]:
         raise InputError("plainres eval needs the folder of a run or a file of weights first; see plainres eval --help")
     from plainres.analysis.evaluation import compose_one, evaluate, predict, sets_statistics, with_overrides
     from plainres.config.instantiate import build_network, check
     from plainres.models.weights import statistics_in
     from plainres.runs.record import Run
 
-    target: Path = given.target
+    target: Path = options.target
     if not target.exists():
         raise InputError(f"{target}: there is no such file of weights, and no such folder of a run")
     if target.is_dir():
@@ -277,18 +370,21 @@ def eval_(arguments: list[str]) -> int:
 
 def export(arguments: list[str]) -> int:
     """Write the weights of a run as safetensors."""
-    parser = Arguments("export", "Write the weights of a run as safetensors, in torchvision's names where it has such.")
+    parser = Arguments(
+        "export",
+        "Write the weights of a run as safetensors. The names are torchvision's if the network is one of its ResNets.",
+    )
     parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument("file", type=Path, help="file to write, NAME.safetensors")
-    given = parser.parse_args(arguments)
-    if given.file.suffix != ".safetensors":
-        raise InputError(f"{given.file}: the name of the file must end with .safetensors")
+    options = parser.parse_args(arguments)
+    if options.file.suffix != ".safetensors":
+        raise InputError(f"{options.file}: the name of the file must end with .safetensors")
     from plainres.runs.record import Run
 
-    run = Run.read(given.run)
+    run = Run.read(options.run)
     from plainres.analysis.evaluation import load_network, training_statistics
     from plainres.models.weights import save_weights
 
-    names = save_weights(load_network(run), run.config.model, training_statistics(run, run.config), given.file)
-    print(f"{given.file}: in {names} names")
+    names = save_weights(load_network(run), run.config.model, training_statistics(run, run.config), options.file)
+    print(f"{options.file}: in {names} names")
     return 0

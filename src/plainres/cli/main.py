@@ -1,37 +1,45 @@
-"""The command line: a table of commands, and what their mistakes and signals become on the screen."""
+"""The command line: a table of commands, and the messages and exit codes of errors and signals."""
 
+import difflib
 import os
 import re
+import select
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import TextIO
 
+from plainres import __version__
 from plainres.cli import analysis, commands
 from plainres.errors import InputError, RunFailedError, StoppedError
 
 HELP = """\
-plainres puts one change to a deep network, the shortcut, on a test bench.
+plainres trains deep networks that differ only in their shortcut connections, and compares them.
 
-  plainres train [OVERRIDES]        train one network, or a study: see plainres train --help
-  plainres status FOLDER [--watch]  how far the runs of a study are
-  plainres report FOLDER ...        compare the finished runs of studies: table, verdicts, figures, page, LaTeX, W&B
-  plainres wandb-sync FOLDER        send what was logged to W&B offline: a run, a study, all of runs/
-  plainres describe [OVERRIDES]     a network layer by layer; --json for programs
-  plainres bench [OVERRIDES]        images/s here, against a bare loop and a DataLoader; how long a study takes
-  plainres eval RUN|WEIGHTS [OVERRIDES]   a trained network on a test set: loss, error, error of each class, predictions
-  plainres export RUN FILE          a run's weights as safetensors, in torchvision's names where it has such
-  plainres lesion RUN [RUN ...]     finished runs without some of their blocks, or with blocks swapped: errors
-  plainres landscape RUN [RUN ...]  the training loss around them, along one or two random directions
-  plainres sharpness RUN [RUN ...]  the top eigenvalue of their Hessian
+  plainres train [OVERRIDES]        train one network, or every run of a sweep or a study
+  plainres list [GROUP]             list experiments, shortcuts and the other options of the configuration
+  plainres status FOLDER            show the progress of a study's runs; --watch refreshes it
+  plainres report FOLDER ...        compare finished runs: table, verdicts, figures, HTML page, LaTeX, W&B
+  plainres describe [OVERRIDES]     show a network layer by layer: shapes, parameters, multiply-adds
+  plainres bench [OVERRIDES]        measure images/s on this machine, and estimate the time of a study
+  plainres eval RUN|WEIGHTS         evaluate a trained network: loss, error, error of each class, predictions
+  plainres export RUN FILE          write a run's weights as safetensors
+  plainres lesion RUN ...           measure errors without some blocks, or with blocks swapped
+  plainres landscape RUN ...        measure the training loss along one or two random directions
+  plainres sharpness RUN ...        measure the top eigenvalue of the Hessian
+  plainres wandb-sync FOLDER        upload to W&B what was logged offline
 
   plainres train experiment=digits && plainres report runs/digits
 
-An override is group=option or path.to.key=value, as in model/shortcut=plain model.depth=56.
---debug shows the traceback of an error. Tab completion: eval "$(plainres train -sc install=bash)"
+plainres COMMAND --help explains a command. --version prints the version, --debug the traceback of an error.
+OVERRIDES are group=option or path.to.key=value, as in model/shortcut=plain model.depth=56.
+Tab completion: eval "$(plainres train -sc install=bash)"
 """
 
 COMMANDS = {
     "train": commands.train,
+    "list": commands.list_options,
     "status": commands.status,
     "report": commands.report,
     "describe": commands.describe,
@@ -43,26 +51,36 @@ COMMANDS = {
     "sharpness": analysis.sharpness,
     "wandb-sync": commands.wandb_sync,
 }
-ON_FOLDERS = ("status", "report", "wandb-sync", "export", "lesion", "landscape", "sharpness")  # they take no overrides
+WITHOUT_OVERRIDES = ("list", "status", "report", "wandb-sync", "export", "lesion", "landscape", "sharpness")
+MEANT = {  # names that other tools give to a command
+    **dict.fromkeys(("run", "fit", "sweep"), "train"),
+    **dict.fromkeys(("plot", "figures", "compare", "table"), "report"),
+    **dict.fromkeys(("evaluate", "test", "predict"), "eval"),
+    **dict.fromkeys(("benchmark", "speed", "time"), "bench"),
+    **dict.fromkeys(("ls", "options", "experiments", "shortcuts"), "list"),
+    **dict.fromkeys(("summary", "info", "show"), "describe"),
+    **dict.fromkeys(("sync", "wandb"), "wandb-sync"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return the exit code.
+    """Run a command and return its exit code.
 
-    0; 1 if a run failed; 2 if what was asked for cannot be done; 128 + the signal's number if one stopped it.
+    0 for success; 1 if a run failed; 2 for invalid input; 128 + its number for a signal, also for SIGPIPE if the reader
+    of the output closed it.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given or os.environ.get("HYDRA_FULL_ERROR") == "1"
-    command, *rest = [word for word in given if word != "--debug"] or ["--help"]
     try:
-        if command in ("--help", "-h", "help"):
-            print(HELP, end="")
-            return 0
-        if command in ("-sc", "--shell-completion"):  # how the shell asks for completions, whatever the command
-            return _complete([command, *rest])
-        if command not in COMMANDS:
-            raise InputError(f"there is no command {command!r}; there are {', '.join(COMMANDS)}")
-        return COMMANDS[command](rest)
+        code = _run(given)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError as error:
+        closed = [stream for stream in (sys.stdout, sys.stderr) if _closed_by_reader(stream)]
+        if not closed:  # the pipe of a child process
+            return _report(error, given)
+        for stream in closed:  # otherwise Python complains when it flushes them at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 128 + signal.SIGPIPE
     except StoppedError as stop:
         from plainres.processes.world import requeue
 
@@ -70,17 +88,64 @@ def main(arguments: Sequence[str] | None = None) -> int:
         requeue(stop)
         return 128 + stop.number
     except (InputError, RunFailedError, OSError) as error:
-        if debug:
-            traceback.print_exc()
-        print(f"plainres: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
+        return _report(error, given)
     except KeyboardInterrupt:
-        print("plainres: stopped; the same command goes on", file=sys.stderr)
+        print("plainres: stopped; run the same command again to resume", file=sys.stderr)
         return 130
 
 
+def _run(given: Sequence[str]) -> int:
+    """Run the command that the arguments name.
+
+    Raises:
+        InputError: there is no such command, or as the command.
+    """
+    command, *rest = [word for word in given if word != "--debug"] or ["--help"]
+    if command == "help" and rest:
+        command, rest = rest[0], ["--help"]
+    if command in ("--help", "-h", "help"):
+        print(HELP, end="")
+        return 0
+    if command in ("--version", "-V"):
+        print(f"plainres {__version__}")
+        return 0
+    if command in ("-sc", "--shell-completion"):  # the shell asks so for completions of any command
+        return _complete([command, *rest])
+    if command not in COMMANDS:
+        raise InputError(f"there is no command {command!r}; {_advice(command)}")
+    return COMMANDS[command](rest)
+
+
+def _advice(command: str) -> str:
+    """Say what to run instead of a command that does not exist."""
+    if command == "resume":
+        return "to resume, run the same plainres train command again"
+    if "=" in command or command == "-m":
+        return f"did you mean plainres train {command}?"
+    close = [MEANT[command]] if command in MEANT else difflib.get_close_matches(command, COMMANDS, n=1)
+    return f"did you mean plainres {close[0]}?" if close else f"the commands are {', '.join(COMMANDS)}"
+
+
+def _report(error: Exception, given: Sequence[str]) -> int:
+    """Print an error as one line, with --debug below its traceback; return the exit code."""
+    if "--debug" in given or os.environ.get("HYDRA_FULL_ERROR") == "1":
+        traceback.print_exception(error)
+    print(f"plainres: {error}", file=sys.stderr)
+    return 2 if isinstance(error, InputError) else 1
+
+
+def _closed_by_reader(stream: TextIO) -> bool:
+    """Whether a stream is a pipe whose reader has closed it."""
+    poll = select.poll()
+    try:
+        poll.register(stream.fileno(), 0)
+    except (OSError, ValueError):
+        return False
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+
+
 def _complete(arguments: list[str]) -> int:
-    """Let Hydra complete what stands behind the name of our command."""
+    """Print completions: of the command's name here, of its overrides through Hydra."""
     from plainres.config.compose import compose
 
     line = os.environ.get("COMP_LINE", "")
@@ -88,10 +153,10 @@ def _complete(arguments: list[str]) -> int:
     if words and (len(words) == 1 or (len(words) == 2 and not line.endswith(" "))):
         print(" ".join(COMMANDS))
         return 0
-    if words[1:2] in [[command] for command in ON_FOLDERS] or (
+    if words[1:2] in [[command] for command in WITHOUT_OVERRIDES] or (
         words[1:2] == ["eval"] and (len(words) + line.endswith(" ")) < 4
     ):
-        return 0  # a folder or a file: the shell's own completion
+        return 0  # the shell completes folders and files itself
     os.environ["COMP_LINE"] = re.sub(r"^(\S+)\s+(train|describe|bench|eval\s+\S+)(?=\s)", r"\1", line)
     compose(arguments)
     return 0

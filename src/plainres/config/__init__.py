@@ -1,1 +1,1 @@
-"""The configuration: its options, its schema, and the objects made of it."""
+"""The configuration: its groups and options, its schema, and the objects built from it."""

@@ -1,14 +1,13 @@
-"""What a command line asks for: Hydra composes, this module collects."""
+"""Composition of a command line's overrides into configurations, by Hydra."""
 
 import argparse
 import copy
-import difflib
 import hashlib
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
@@ -28,27 +27,30 @@ from yaml import MarkedYAMLError
 
 from plainres.config.options import Options
 from plainres.config.schema import Config, in_words
+from plainres.config.suggestions import keys_of, suggestion
 from plainres.console import bar
 from plainres.errors import InputError, first_line
 
+RESUME = "; run the same command again, without it, to resume"
+
 ConfigStore.instance().store(name="schema", node=Config)
 
-# Hydra composes every job of a sweep twice, to check it and to launch it. Once is enough.
+# Hydra composes every job of a sweep twice, to validate it and to launch it. The collector below does it once.
 Sweeper.validate_batch_is_legal = lambda self, batch: None
 
 
 @dataclass
 class Jobs:
-    """What a command line asks for: configurations, and for a sweep the launcher that is to start them."""
+    """The configurations of a command line and, for a sweep, the launcher to start them with."""
 
     configs: list[Config] = field(default_factory=list)
     overrides: list[list[str]] = field(default_factory=list)  # of each job of a sweep
-    launcher: str = "basic"  # the option chosen from hydra/launcher
-    composed: DictConfig | None = None  # what the jobs of a sweep have in common
+    launcher: str = "basic"  # option chosen from hydra/launcher
+    composed: DictConfig | None = None  # configuration shared by the jobs of a sweep
     context: HydraContext | None = None
 
     def launch(self, overrides: Sequence[Sequence[str]], task: TaskFunction) -> Sequence[JobReturn]:
-        """Have the launcher start `task` for each of some jobs, wherever it does; wait for all of them."""
+        """Start `task` through the launcher, once for each list of overrides, and wait for all of them."""
         assert self.context is not None
         assert self.composed is not None
         launcher = Plugins.instance().instantiate_launcher(
@@ -58,37 +60,39 @@ class Jobs:
 
 
 class _Collector(Launcher):
-    """Stands where a sweep has its launcher: composes the jobs and keeps them."""
+    """Launcher that composes the jobs of a sweep and keeps them instead of starting them."""
 
     def __init__(self, jobs: Jobs, progress: Callable[[], Any]) -> None:
         self.jobs, self.progress = jobs, progress
 
     def instantiate(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> Launcher:
-        """Take the place of `Plugins.instantiate_launcher`."""
+        """Return this launcher, as a substitute for `Plugins.instantiate_launcher`."""
         self.setup(hydra_context=hydra_context, task_function=task_function, config=config)
         return self
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Note what composing and launching need."""
+        """Keep the objects that composing and launching need."""
         self.jobs.context, self.jobs.composed = hydra_context, config
         self.jobs.launcher = config.hydra.runtime.choices["hydra/launcher"]
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Compose the jobs of a sweep, and launch none."""
+        """Compose the jobs of a sweep without launching them."""
         context, common = self.jobs.context, self.jobs.composed
         assert context is not None
         assert common is not None
         for overrides in job_overrides:
             composed = context.config_loader.load_sweep_config(common, list(overrides))
             HydraConfig.instance().set_config(composed)
-            self.jobs.configs.append(typed(composed, chosen_options()))
+            self.jobs.configs.append(typed(composed, chosen_options(), overrides))
             self.jobs.overrides.append(list(overrides))
             self.progress()
         return [JobReturn(status=JobStatus.COMPLETED, _return_value=None) for _ in job_overrides]
 
 
 def compose(arguments: Sequence[str]) -> list[Config]:
-    """One configuration, or, for a sweep, one for each of its jobs; none if Hydra was only asked to show something.
+    """Return the configurations of a command line: one, or one for each job of a sweep.
+
+    The list is empty if Hydra was only asked to print something, as by --cfg.
 
     Raises:
         InputError: as `compose_jobs`.
@@ -97,69 +101,95 @@ def compose(arguments: Sequence[str]) -> list[Config]:
 
 
 def compose_jobs(arguments: Sequence[str]) -> Jobs:
-    """What a command line asks for.
+    """Compose the configurations of a command line without launching anything.
 
-    Hydra's own command line is at work here: groups, overrides, `-m`, `--cfg`, `--info`, `--config-dir`. But nothing is
-    launched yet, so a mistake in any of the jobs shows before the first one trains.
+    Hydra parses the command line, including `-m`, `--cfg`, `--info` and `--config-dir`. All jobs are composed before
+    the first one trains, so that an error in any of them is reported first.
 
     Raises:
-        InputError: an override, an option or a YAML file is wrong.
+        InputError: an override, an option or a YAML file is invalid.
     """
-    flags = _flags(arguments)
+    flags = _parse_flags(arguments)
     jobs = Jobs()
-    if flags.help:
-        print(Options(flags.config_dir).help(), end="")
-        return jobs
     composing = bar("composing the runs", "run", leave=False, delay=1, disable=None)
     collector = _Collector(jobs, composing.update)
 
     @hydra.main(version_base="1.3", config_path="pkg://plainres.conf", config_name="config")
     def collect(composed: DictConfig) -> None:
         jobs.launcher = chosen_options()["hydra/launcher"]
-        collected.append((composed, chosen_options()))  # what is wrong with it Hydra would report in its own way
+        # converted below, because Hydra prints errors raised here
+        collected.append((composed, chosen_options(), list(HydraConfig.get().overrides.task)))
 
-    collected: list[tuple[DictConfig, dict[str, str]]] = []
-    wanted = os.environ.get("HYDRA_FULL_ERROR", "0")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its errors itself, and exits
+    collected: list[tuple[DictConfig, dict[str, str], list[str]]] = []
+    full_error = os.environ.get("HYDRA_FULL_ERROR", "0")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints its errors itself, and exits
     plugins: Any = Plugins.instance()
     instantiate_launcher, plugins.instantiate_launcher = plugins.instantiate_launcher, collector.instantiate
     try:
-        with tempfile.TemporaryDirectory() as scratch:  # a sweep leaves a multirun.yaml behind
+        with tempfile.TemporaryDirectory() as scratch:  # Hydra writes a multirun.yaml for every sweep
             os.environ["PLAINRES_SCRATCH"] = scratch
-            # Hydra's parser takes no override after a flag that follows one
+            # Hydra's parser accepts no overrides on both sides of a flag
             sys.argv[1:] = sorted(arguments, key=lambda word: word not in ("-m", "--multirun"))
             collect()
-        jobs.configs += [typed(composed, made) for composed, made in collected]
-    except InputError:
+        jobs.configs += [typed(*job) for job in collected]
+    except (InputError, BrokenPipeError):
         raise
-    except Exception as error:  # nothing runs here but Hydra on what it was given
+    except Exception as error:  # raised by Hydra, OmegaConf or YAML
         if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
             raise InputError(f"{error.problem_mark.name}, {first_line(error)}") from error
-        if isinstance(error, MissingConfigException) and not error.options:  # in a list of options
-            error.options = Options(flags.config_dir).of(str(error.missing_cfg_file).rpartition("/")[0])
+        options = Options(flags.config_dir)
+        if isinstance(error, MissingConfigException) and not error.options:  # for an option in a list of options
+            error.options = options.of(str(error.missing_cfg_file).rpartition("/")[0])
         known = isinstance(error, HydraException | OmegaConfBaseException)
-        raise InputError(_one_line(error) if known else f"{' '.join(arguments)}: {_first_lines(error)}") from error
+        message = _one_line(error, arguments, options) if known else f"{' '.join(arguments)}: {_sentences(error)}"
+        raise InputError(message) from error
     finally:
         composing.close()
-        os.environ["HYDRA_FULL_ERROR"] = wanted
+        os.environ["HYDRA_FULL_ERROR"] = full_error
         plugins.instantiate_launcher = instantiate_launcher
     return jobs
 
 
-def _flags(arguments: Sequence[str]) -> argparse.Namespace:
-    """Look at Hydra's flags before Hydra does, which would print its usage and exit."""
+def _parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
+    """Check Hydra's flags before Hydra does, because it would print its usage and exit.
+
+    Raises:
+        InputError: a flag does not exist, or a word is not an override.
+    """
     parser = get_args_parser()
+    parser.allow_abbrev = False  # --experiment is not --experimental-rerun
 
     def refuse(message: str) -> NoReturn:
         raise InputError(f"{message}; --hydra-help shows Hydra's own options")
 
     parser.error = refuse
     flags, unknown = parser.parse_known_args(list(arguments))
-    if wrong := [word for word in unknown if word.startswith("-")]:
-        refuse(f"there is no option {wrong[0]}")
+    if invalid := [word for word in unknown if word.startswith("-")]:
+        flag, _, value = invalid[0].partition("=")
+        following = list(arguments)[list(arguments).index(invalid[0]) + 1 :]
+        if not value and following and "=" not in following[0] and not following[0].startswith("-"):
+            value = following[0]
+        message = f"there is no option {flag}"
+        if guess := _suggest_for_flag(flag.lstrip("-"), value or None, flags.config_dir):
+            raise InputError(f"{message}{guess}")
+        refuse(message)
+    for word in [*flags.overrides, *unknown]:
+        if "=" not in word and not word.startswith("~"):
+            raise InputError(
+                f"{word!r} is not an override; write group=option or path.to.key=value, "
+                "as in experiment=digits or model.depth=56"
+            )
     if flags.multirun and (flags.cfg or flags.info):
         raise InputError("--cfg and --info show one configuration: leave out -m, and give each option one value")
     return flags
+
+
+def _suggest_for_flag(name: str, value: str | None, config_dir: str | None) -> str:
+    """Return a suggestion for a flag that was meant as an override, such as --depth 20."""
+    if name == "resume":
+        return RESUME
+    keys = keys_of(OmegaConf.structured(compose([])[0]))
+    return suggestion(name.replace("-", "_"), value, keys, list(Options(config_dir).groups()))
 
 
 def chosen_options() -> dict[str, str]:
@@ -167,18 +197,25 @@ def chosen_options() -> dict[str, str]:
     return {group: name for group, name in HydraConfig.get().runtime.choices.items() if name is not None}
 
 
-def typed(composed: DictConfig, options: dict[str, str]) -> Config:
-    """What Hydra composed for a job, and the options chosen for it, as a `Config`.
+def typed(composed: DictConfig, options: dict[str, str], overrides: Sequence[str] = ()) -> Config:
+    """Convert a job that Hydra composed to a `Config`.
+
+    Args:
+        composed: the job, resolved or not.
+        options: the option chosen from each group.
+        overrides: the overrides of the job, for error messages.
 
     Raises:
-        InputError: a value is wrong.
+        InputError: a value is invalid.
     """
     if (sweeper := options["hydra/sweeper"]) != "basic":
-        raise InputError(f"hydra/sweeper={sweeper}: plainres sweeps over the values given, with hydra/sweeper=basic")
+        raise InputError(f"hydra/sweeper={sweeper} is not supported; sweep over listed values with hydra/sweeper=basic")
     task = copy.deepcopy(composed)
     with open_dict(task):
         task.pop("hydra", None)
     OmegaConf.resolve(task)
+    _check_keys(task, overrides)
+    _check_length(task, overrides)
     config = OmegaConf.to_object(task)
     assert isinstance(config, Config)
     config.options = {group: name for group, name in options.items() if not group.startswith("hydra/")}
@@ -187,8 +224,45 @@ def typed(composed: DictConfig, options: dict[str, str]) -> Config:
     return config
 
 
+def _check_keys(task: DictConfig, overrides: Sequence[str], parent: str = "") -> None:
+    """Check that `+key=value` added no key to a node with a schema, which would be ignored.
+
+    Raises:
+        InputError: it did.
+    """
+    root = task._get_root()
+    assert isinstance(root, DictConfig)
+    kind = OmegaConf.get_type(task)
+    for name in map(str, task):
+        key = f"{parent}.{name}".lstrip(".")
+        if is_dataclass(kind) and name not in {each.name for each in fields(kind)}:
+            keys = [each for each in keys_of(root) if each != key]
+            guess = suggestion(key, _value_of(key, overrides), keys, list(Options().groups()))
+            raise InputError(f"there is no option {key}{guess}")
+        child = task._get_node(name)
+        if isinstance(child, DictConfig) and is_dataclass(OmegaConf.get_type(child)):
+            _check_keys(child, overrides, key)
+
+
+def _check_length(task: DictConfig, overrides: Sequence[str]) -> None:
+    """Check that a recipe does not have both epochs and steps, and say which override sets the other one to null.
+
+    Raises:
+        InputError: it has both, and exactly one of them was overridden.
+    """
+    length = {key: task.optim.get(key) for key in ("epochs", "steps")}
+    overridden = [word for word in overrides if word.partition("=")[0].lstrip("+") in ("optim.epochs", "optim.steps")]
+    if None not in length.values() and len(overridden) == 1:
+        word = overridden[0].lstrip("+")
+        other = "epochs" if word.startswith("optim.steps") else "steps"
+        raise InputError(
+            f"optim.{other} is {length[other]} in this recipe, and a run's length is either epochs or steps; "
+            f"use {word} optim.{other}=null"
+        )
+
+
 def _sha256(file: Any) -> str:
-    """The digest of a file: which weights a run begins with is what it holds, not what it is called."""
+    """Return the digest of a file of weights, by whose content, not name, a run is identified."""
     from plainres.models.weights import weights_file  # with torch
 
     try:
@@ -199,8 +273,8 @@ def _sha256(file: Any) -> str:
         raise InputError(f"model.weights={file}: {reason}") from error
 
 
-def _one_line(error: Exception) -> str:
-    """What Hydra or OmegaConf say over several lines, in one, with what would have been right."""
+def _one_line(error: Exception, arguments: Sequence[str], options: Options) -> str:
+    """Return a multi-line message of Hydra or OmegaConf as one line that names valid alternatives."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         if group == "hydra/launcher":
@@ -213,25 +287,35 @@ def _one_line(error: Exception) -> str:
         return f"{str(error).splitlines()[0]}: to train each of several values, add -m"
     cause = error.__cause__
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
-        keys = [str(key) for key in cause.parent_node]
-        others = f"{_suggestion(str(cause.key), keys)}; there are {', '.join(keys)}" if keys else ""
-        return f"there is no option {cause.full_key}{others}"
-    said = [_first_lines(error).removeprefix("Error merging override ")]
+        key = str(cause.full_key)
+        keys = keys_of(cause.parent_node._get_root())  # pyright: ignore[reportArgumentType]
+        guess = suggestion(key, _value_of(key, arguments), keys, list(options.groups())) if key != "resume" else RESUME
+        if "/" in key:
+            return f"there is no group {key}" + (guess or f"; the groups are {', '.join(options.groups())}")
+        siblings = ", ".join(str(name) for name in cause.parent_node if not _internal(str(name)))
+        return f"there is no option {key}" + (guess or (f"; there are {siblings}" if siblings else ""))
+    parts = [_sentences(error).removeprefix("Error merging override ")]
     if isinstance(cause, ValidationError) and cause.object_type is not None:
         element = cause.object_type is list
         hint = get_args(cause.ref_type)[0] if element else get_type_hints(cause.object_type)[str(cause.key)]
-        said.append(f"{cause.full_key} must be {in_words(hint)}")
+        parts.append(f"{cause.full_key} must be {in_words(hint)}")
     elif isinstance(cause, OmegaConfBaseException):
-        said.append(_first_lines(cause))
-    return ": ".join(part for part in said if part)
+        parts.append(_sentences(cause))
+    return ": ".join(part for part in parts if part)
 
 
-def _suggestion(key: str, keys: Iterable[str]) -> str:
-    close = difflib.get_close_matches(key, list(keys), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+def _internal(key: str) -> bool:
+    """Whether a key is not meant to be overridden."""
+    return key.startswith("_") or key in ("hydra", "options", "weights_sha256")
 
 
-def _first_lines(error: Any) -> str:
-    """The sentences of a message, without its advice and its indented details."""
+def _value_of(key: str, arguments: Sequence[str]) -> str | None:
+    """Return the value that the command line gives to a key or group, None if it is not given there."""
+    overrides = [word.lstrip("+~").partition("=") for word in arguments if "=" in word]
+    return next((value for name, _, value in overrides if name == key), None)
+
+
+def _sentences(error: Any) -> str:
+    """Return the sentences of a message without its advice and its indented details."""
     advice = (" ", "\t", "To append", "See http", "Set the env", "Config search path")
     return " ".join(line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith(advice))

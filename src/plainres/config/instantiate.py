@@ -1,4 +1,4 @@
-"""From the configuration to objects: what conf/ names is called, after its arguments have been checked."""
+"""Instantiation of the objects that a configuration describes, after a check of their arguments."""
 
 import inspect
 import os
@@ -26,19 +26,19 @@ from plainres.randomness import mix, seed_noise
 
 
 def source_of(config: Config) -> Source:
-    """The source of the images.
+    """Return the source of the images.
 
     Raises:
-        InputError: `config.data` does not fit the signature it names, or the source refuses it.
+        InputError: `config.data` does not match the signature of its class, or the source rejects a value.
     """
     return _instantiate(config.data, "data")
 
 
 def architecture_of(config: Config, source: Source) -> nn.Module:
-    """The network for the images of `source`, with whatever weights its layers come with.
+    """Return the network for the images of `source`, with the default initial weights of its layers.
 
     Raises:
-        InputError: `config.model` does not fit the signature it names, or the network refuses it.
+        InputError: `config.model` does not match the signature of its class, or the network rejects a value.
     """
     node = {key: value for key, value in config.model.items() if key not in MODEL_DEFAULTS}
     factory = _instantiate(node, "model")
@@ -46,12 +46,14 @@ def architecture_of(config: Config, source: Source) -> nn.Module:
         return factory(in_channels=source.shape[0], classes=source.classes)
     except InputError:
         raise
-    except Exception as error:  # the class may be the user's own
+    except Exception as error:  # from a user's own class, too
         raise InputError(f"model: {type(error).__name__}: {first_line(error)}") from error
 
 
 def description_of(config: Config, source: Source) -> Description:
-    """The layers, parameters and multiply-adds of the network for the images of `source`, found without memory.
+    """Return the layers, parameters and multiply-adds of the network for the images of `source`.
+
+    The network is made on the meta device, so that it takes no memory.
 
     Raises:
         InputError: as `architecture_of`.
@@ -61,39 +63,45 @@ def description_of(config: Config, source: Source) -> Description:
 
 
 def probes_of(config: Config) -> dict[str, Probe]:
-    """The probes of a run, by name.
+    """Return the probes of a run by name.
 
     Raises:
-        InputError: an option of one is wrong.
+        InputError: an option of a probe is invalid.
     """
     return {name: _instantiate(node, f"probes.{name}") for name, node in config.probes.items()}
 
 
 def check_devices(config: Config) -> None:
-    """See whether the devices that a run asks for, and what they need, are here.
+    """Check that this machine has the devices of a run, and the compiler if the run needs one.
 
     Raises:
-        InputError: they are not.
+        InputError: something is missing.
     """
     trainer = config.trainer
     compiler = os.environ.get("CXX", "g++")
-    there = shutil.which(compiler) or shutil.which("clang++")
-    if trainer.compile is True and trainer.accelerator == "cpu" and not there:
-        raise InputError(f"trainer.compile=true needs a C++ compiler on the CPU; there is no {compiler} (CXX names it)")
+    available = shutil.which(compiler) or shutil.which("clang++")
+    if trainer.compile is True and trainer.accelerator == "cpu" and not available:
+        raise InputError(
+            f"trainer.compile=true needs a C++ compiler on the CPU, but there is no {compiler}; "
+            "install one, name it in the environment variable CXX, or set trainer.compile=false"
+        )
     if trainer.accelerator == "gpu" and torch.cuda.device_count() < trainer.devices:
         raise InputError(
-            f"the trainer is to use {trainer.devices} GPUs, but torch finds {torch.cuda.device_count()}; "
-            "trainer=cpu needs none"
+            f"trainer.devices is {trainer.devices}, but torch finds {torch.cuda.device_count()} GPUs here; "
+            "lower it, or use trainer=cpu"
         )
 
 
 def check(config: Config, *, devices: bool = True) -> None:
-    """See whether there are `devices` here for a run; make its source and its network, and show it images, all without
-    memory.
+    """Check that a run can be trained, without allocating memory for its images or its network.
+
+    Args:
+        config: the run.
+        devices: check this machine's devices as well.
 
     Raises:
-        InputError: as `check_devices`, `source_of` and `architecture_of`; the network does not take the images or the
-            initialisation, has nothing that a probe could look at, or the weights in its file do not fit.
+        InputError: as `check_devices`, `source_of` and `architecture_of`; or the network does not accept the images or
+            the initialisation, has no layers that a probe observes, or does not match its file of weights.
     """
     if devices:
         check_devices(config)
@@ -103,15 +111,18 @@ def check(config: Config, *, devices: bool = True) -> None:
         network = architecture_of(config, source)
         try:
             logits = network(torch.zeros(2, *source.shape))
-        except Exception as error:  # the class may be the user's own
+        except Exception as error:  # from a user's own class, too
             reason = f"{type(error).__name__}: {first_line(error)}"
-            raise InputError(f"model: fails on images of shape {list(source.shape)}: {reason}") from error
-        _scheme(config)(network, Generator())  # the meta device draws nothing, but a scheme may not suit the network
+            raise InputError(f"model fails on images of shape {list(source.shape)}: {reason}") from error
+        _scheme(config)(network, Generator())  # draws nothing on the meta device, but rejects unsuitable networks
     check_probes(probes, network)
     if file := config.model.get("weights"):
         weights_for(network, Path(file))
     if logits.shape != (2, source.classes):
-        raise InputError(f"model: gives {list(logits.shape[1:])} for an image; it must give {source.classes} logits")
+        raise InputError(
+            f"model returns an output of shape {list(logits.shape[1:])} for an image; "
+            f"it must return {source.classes} logits"
+        )
 
 
 def build_network(config: Config) -> nn.Module:
@@ -124,13 +135,13 @@ def build_network(config: Config) -> nn.Module:
 
 
 def network_of(config: Config, source: Source) -> nn.Module:
-    """The network with its initial weights, a function of the seed, or, if it is given one, of a file.
+    """Return the network with its initial weights, drawn from the seed or read from the file model.weights.
 
-    What a shortcut draws when it is made comes from one stream of random numbers, the backbone's weights from another;
-    the global stream is left as it was.
+    The shortcuts and the backbone draw from separate streams of random numbers, so that all shortcuts start from the
+    same backbone. The global stream is restored.
 
     Raises:
-        InputError: as `architecture_of`; the initialisation does not suit the network, or the file does not fit it.
+        InputError: as `architecture_of`; or the network does not match the initialisation or the file.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix("shortcut", config.seed))
@@ -145,7 +156,7 @@ def network_of(config: Config, source: Source) -> nn.Module:
 def _scheme(config: Config) -> Scheme:
     node = config.model.get("init", MODEL_DEFAULTS["init"])
     if not isinstance(node, Mapping):
-        raise InputError(f"model.init is {node!r}; it is chosen with a slash, model/init={node}")
+        raise InputError(f"model.init is {node!r}; choose an option with a slash, model/init={node}")
     return _instantiate(node, "model.init")
 
 
@@ -160,19 +171,22 @@ def _instantiate(node: Mapping[str, Any], key: str) -> Any:
 
 
 def _check(node: Mapping[str, Any], key: str) -> None:
-    """Compare the values of a node, and of the nodes in it, with the signature that `_target_` names.
+    """Compare the values of a node and of its nested nodes with the signature of its `_target_`.
 
     Raises:
-        InputError: an argument is unknown, missing or of another type than its annotation says.
+        InputError: an argument is unknown, missing, or does not have the type of its annotation.
     """
     if "_target_" not in node:
-        raise InputError(f"{key} has no _target_, which names its class; it has {', '.join(node) or 'nothing'}")
+        keys = f"only {', '.join(node)}" if node else "no key at all"
+        raise InputError(f"{key} has {keys}; it needs _target_, the path of its class")
     try:
         target = pkgutil.resolve_name(node["_target_"])
     except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"{key}._target_={node['_target_']}: {error}; is its folder on PYTHONPATH?") from error
+        raise InputError(
+            f"{key}._target_={node['_target_']}: {error}; add its folder to PYTHONPATH if it is your own"
+        ) from error
     if not callable(target):
-        raise InputError(f"{key}._target_={node['_target_']} is no class or function")
+        raise InputError(f"{key}._target_={node['_target_']} is not a class or function")
     parameters = inspect.signature(target).parameters
     hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
     for name, value in node.items():
@@ -184,20 +198,20 @@ def _check(node: Mapping[str, Any], key: str) -> None:
             _check(value, f"{key}.{name}")
         elif getattr(hints.get(name), "_is_protocol", False) or is_dataclass(hints.get(name)):
             group = "model/norm" if name == "norm" else f"{key}.{name}".replace(".", "/")
-            raise InputError(f"{key}.{name} is {value!r}; it is chosen with a slash, {group}={value}")
+            raise InputError(f"{key}.{name} is {value!r}; choose an option with a slash, {group}={value}")
         elif not _is_a(value, hints.get(name, Any)):
             raise InputError(f"{key}.{name} is {value!r}; it must be {in_words(hints[name])}")
     if not node.get("_partial_"):
         required = [name for name, p in parameters.items() if p.default is p.empty]
         if missing := [name for name in required if name not in node]:
             raise InputError(
-                f"{key} lacks {', '.join(missing)}, which {target.__name__} needs; "
-                "if they are given later, it lacks _partial_: true"
+                f"{key} lacks {', '.join(missing)}, which {target.__name__} needs; add the value, "
+                "or _partial_: true if the arguments follow later"
             )
 
 
 def _is_a(value: Any, hint: Any) -> bool:
-    """Whether a value from YAML fits an annotation; annotations other than plain types and their unions fit all."""
+    """Whether a value from YAML has the type of an annotation. Only plain types and their unions are checked."""
     if get_origin(hint) in (Union, UnionType):
         return any(_is_a(value, option) for option in get_args(hint))
     if hint in (int, float):

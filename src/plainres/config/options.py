@@ -1,5 +1,6 @@
-"""The options that can be chosen from conf/, and from a user's own --config-dir, for help and messages."""
+"""Groups and options of conf/ and of a user's own --config-dir, for `plainres list` and for error messages."""
 
+import difflib
 from collections.abc import Iterator
 from functools import cached_property
 from importlib.resources import files
@@ -9,31 +10,17 @@ from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.utils import create_config_search_path
 from hydra.core.object_type import ObjectType
 
+from plainres.console import aligned
+from plainres.errors import InputError
+
 CONF = "plainres.conf"
-HELP = """\
-plainres train [OVERRIDES]: train one network, or a whole study.
-
-  plainres train model.depth=20 model/shortcut=plain        one run
-  plainres train -m model.depth=8,20,56 seed=0,1,2          a sweep: every combination
-  plainres train experiment=digits                          a study with its axes ready
-  plainres train --cfg job                                  show the whole configuration, train nothing
-  plainres train --hydra-help                               Hydra's own options
-
-Options (group=option)
-{groups}
-
-Studies (experiment=study)
-{studies}
-
-Every value of the configuration is an override too: path.to.key=value, as in optim.lr=0.05.
-"""
 
 
 class Options:
     """The groups of conf/ and their options.
 
     Args:
-        config_dir: a folder that adds to conf/, as of --config-dir.
+        config_dir: folder whose options are added to those of conf/, as given by --config-dir.
     """
 
     def __init__(self, config_dir: str | None = None) -> None:
@@ -47,11 +34,11 @@ class Options:
         return ConfigRepository(path)
 
     def of(self, group: str) -> list[str]:
-        """Return the options of a group, in alphabetical order."""
+        """Return the options of a group in alphabetical order."""
         return self._repository.get_group_options(group, ObjectType.CONFIG)
 
     def groups(self, parent: str = "") -> Iterator[str]:
-        """Yield the groups with options, Hydra's own left out."""
+        """Yield the groups that have options, except Hydra's own."""
         for name in self._repository.get_group_options(parent, ObjectType.GROUP):
             group = f"{parent}/{name}".lstrip("/")
             if group == "hydra":
@@ -61,9 +48,9 @@ class Options:
             yield from self.groups(group)
 
     def header(self, group: str, option: str) -> str:
-        """Return the first sentence that an option's file says about itself, "" if it says nothing."""
-        places = [Path(self.config_dir)] if self.config_dir else []
-        for folder in [*places, files(CONF)]:
+        """Return the first line of the comment at the top of an option's YAML file, "" if there is none."""
+        folders = [Path(self.config_dir)] if self.config_dir else []
+        for folder in [*folders, files(CONF)]:
             file = folder.joinpath(group, f"{option}.yaml")
             if file.is_file():
                 lines = file.read_text(encoding="utf-8").splitlines()
@@ -71,8 +58,19 @@ class Options:
                 return next((line for line in comments if not line.startswith("@package")), "")
         return ""
 
-    def help(self) -> str:
-        """Return the help of `plainres train`."""
-        groups = [f"  {group}: {', '.join(self.of(group))}" for group in self.groups() if group != "experiment"]
-        studies = [f"  {study:<26}{self.header('experiment', study)}" for study in self.of("experiment")]
-        return HELP.format(groups="\n".join(groups), studies="\n".join(studies))
+    def table(self, group: str | None = None) -> str:
+        """Return one line for each option of a group, or of every group.
+
+        Raises:
+            InputError: the group does not exist.
+        """
+        groups = list(self.groups())
+        if group is not None and group not in groups:
+            close = difflib.get_close_matches(group, groups, n=1)
+            guess = f"; did you mean {close[0]}?" if close else f"; the groups are {', '.join(groups)}"
+            raise InputError(f"there is no group {group!r}{guess}")
+        blocks = []
+        for name in [group] if group else groups:
+            rows = [(option, self.header(name, option)) for option in self.of(name)]
+            blocks.append("\n".join([name, *aligned(rows, indent="  ")]))
+        return "\n\n".join(blocks)

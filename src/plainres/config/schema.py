@@ -1,7 +1,7 @@
-"""The typed root of the configuration: what one run is made of.
+"""The typed root of the configuration of one run.
 
-Every node is either declared here or instantiated, its signature then being its schema. Hydra composes a `Config`
-from conf/ (see `plainres.config.compose`); after that nothing is a DictConfig any more.
+A node is either declared here, or instantiated, and then the signature of its class is its schema. Hydra composes a
+`Config` from conf/ (see `plainres.config.compose`), which holds plain Python objects and no DictConfig.
 """
 
 import math
@@ -16,23 +16,23 @@ from plainres.errors import InputError
 
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 AUTO = "auto"
-# of `model`, beside those of its network's signature: what its weights are initialised with
+# keys of `model` that are not in the signature of its network, because they set the initial weights
 MODEL_DEFAULTS: dict[str, Any] = {
     "init": {"_target_": "plainres.models.he_fan_out", "_partial_": True},
     "weights": None,
 }
 WORDS = {
-    int: "a whole number",
+    int: "an integer",
     float: "a number",
     bool: "true or false",
-    str: "a text",
+    str: "a string",
     list: "a list",
     NoneType: "null",
 }
 
 
 def in_words(hint: Any) -> str:
-    """What a value with such an annotation is, for messages."""
+    """Describe the values that an annotation allows, for messages."""
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(map(in_words, get_args(hint)))
     return WORDS.get(get_origin(hint) or hint, getattr(hint, "__name__", str(hint)))
@@ -46,15 +46,15 @@ def _at_least(least: float, **values: float | None) -> None:
 
 @dataclass
 class Recipe:
-    """How a network is trained: SGD with momentum, weight decay on all weights, a learning rate that drops in steps.
+    """Training recipe: SGD with momentum, weight decay on all weights, and a learning rate that drops in steps.
 
     The warm-up is that of He et al. 2015, section 4.2, for 110 layers: 0.01 until the training error is below 80 %.
 
     Raises:
-        InputError: a value is out of its range, or not exactly one of `epochs` and `steps` is given.
+        InputError: a value is out of range, or not exactly one of `epochs` and `steps` is given.
     """
 
-    batch_size: int = MISSING  # images of one step, over all devices
+    batch_size: int = MISSING  # images per step, over all devices
     epochs: int | None = None
     steps: int | None = None
     lr: float = MISSING
@@ -62,8 +62,8 @@ class Recipe:
     weight_decay: float = MISSING
     milestones: list[float] = MISSING  # fractions of all steps, in (0, 1), ascending
     gamma: float = MISSING
-    warmup_lr: float | None = None  # a small one, until the net has begun to learn; None: no warm-up
-    warmup_until: float = 80.0  # training error in percent
+    warmup_lr: float | None = None  # learning rate of the warm-up; None: no warm-up
+    warmup_until: float = 80.0  # training error in percent at which the warm-up ends
 
     def __post_init__(self) -> None:
         _at_least(1, optim__batch_size=self.batch_size, optim__epochs=self.epochs, optim__steps=self.steps)
@@ -77,48 +77,52 @@ class Recipe:
         )
         if not 0 < self.lr < math.inf:
             raise InputError(f"optim.lr is {self.lr}; it must be above 0 and finite")
-        if (self.epochs is None) == (self.steps is None):
+        if self.epochs is None and self.steps is None:
             raise InputError(
-                f"optim.epochs is {self.epochs} and optim.steps is {self.steps}; "
-                "give the length in one of the two and set the other to null"
+                "optim.epochs and optim.steps are both null; give the length in one of the two, such as optim.epochs=10"
+            )
+        if self.epochs is not None and self.steps is not None:
+            raise InputError(
+                f"optim.epochs is {self.epochs} and optim.steps is {self.steps}; give the length in one of the two: "
+                f"optim.epochs={self.epochs} optim.steps=null, or optim.steps={self.steps} optim.epochs=null"
             )
         if sorted(self.milestones) != self.milestones or not all(0 < m < 1 for m in self.milestones):
             raise InputError(
-                f"optim.milestones is {self.milestones}; they are fractions of the steps, ascending, between 0 and 1"
+                f"optim.milestones is {self.milestones}; it must be fractions of the steps between 0 and 1, ascending"
             )
 
     def length(self, steps_per_epoch: int) -> int:
-        """The number of optimizer steps of the whole run."""
+        """Return the number of optimizer steps of the whole run."""
         return self.steps if self.steps is not None else (self.epochs or 0) * steps_per_epoch
 
     def lr_factor(self, step: int, length: int) -> float:
-        """What `lr` is multiplied with in optimizer step `step` (0-based) of `length`, warm-up aside."""
+        """Return the factor on `lr` in optimizer step `step` (0-based) of `length`, without the warm-up."""
         return self.gamma ** sum(step >= round(fraction * length) for fraction in self.milestones)
 
 
 @dataclass
 class Devices:
-    """Where a run computes. No part of a run's identity."""
+    """Hardware of a run and its use. Not part of a run's identity."""
 
     accelerator: str = MISSING  # cpu or gpu
-    devices: int = MISSING  # of each machine; one process each
-    threads: int = MISSING  # of each process, on the CPU
+    devices: int = MISSING  # per machine, with one process each
+    threads: int = MISSING  # CPU threads per process
     num_nodes: int = 1  # machines
-    sync_batch_norm: bool = False  # batch statistics of the whole batch instead of each device's share
-    compile: Any = AUTO  # the network, by torch.compile; auto: if the run is so long that it pays
-    cuda_graph: bool = False  # launch each step as a whole; on one GPU
-    deterministic: bool = False  # on a GPU: the same bits in every repetition, with slower kernels
+    sync_batch_norm: bool = False  # batch statistics over the whole batch instead of each device's share
+    compile: Any = AUTO  # compile the network with torch.compile; auto: in runs long enough to benefit
+    cuda_graph: bool = False  # launch each step as one CUDA graph; needs a single GPU
+    deterministic: bool = False  # bit-identical repetitions on a GPU, with slower kernels
 
     @property
     def processes(self) -> int:
-        """On all machines together."""
+        """Number of processes on all machines."""
         return self.devices * self.num_nodes
 
     def __post_init__(self) -> None:
         if self.accelerator not in ("cpu", "gpu"):
             raise InputError(f"trainer.accelerator is {self.accelerator!r}; it must be cpu or gpu")
         if self.cuda_graph and (self.accelerator != "gpu" or self.processes > 1):
-            raise InputError("trainer.cuda_graph=true is for one GPU; set trainer.cuda_graph=false")
+            raise InputError("trainer.cuda_graph=true is for one GPU only; set trainer.cuda_graph=false")
         if not isinstance(self.compile, bool) and self.compile != AUTO:
             raise InputError(f"trainer.compile is {self.compile!r}; it must be true, false or auto")
         _at_least(1, trainer__devices=self.devices, trainer__threads=self.threads, trainer__num_nodes=self.num_nodes)
@@ -126,7 +130,10 @@ class Devices:
 
 @dataclass
 class CheckpointTimes:
-    """When a run is saved, besides the end of training: at the end of a step, whichever of the two is due first."""
+    """Times at which a run is saved, besides the end of training.
+
+    A run is saved at the end of a step, as soon as either interval has passed.
+    """
 
     every_minutes: float = MISSING
     every_n_steps: int | None = None
@@ -138,14 +145,14 @@ class CheckpointTimes:
 
 @dataclass
 class Loggers:
-    """Where the curves go besides metrics.csv. No part of a run's identity."""
+    """Loggers of the curves besides metrics.csv. Not part of a run's identity."""
 
     wandb: bool = False
     tensorboard: bool = False
-    mode: str = "offline"  # of W&B: offline or online
+    mode: str = "offline"  # mode of W&B, offline or online
     project: str = "plainres"
-    entity: str | None = None  # whose project; None: the account's default
-    tags: list[str] = field(default_factory=list)  # besides shortcut, depth and data
+    entity: str | None = None  # owner of the project; None: the account's default
+    tags: list[str] = field(default_factory=list)  # additional to shortcut, depth and data
 
     def __post_init__(self) -> None:
         if self.mode not in ("offline", "online"):
@@ -156,11 +163,11 @@ class Loggers:
 
 @dataclass
 class SweepOptions:
-    """How the runs of a sweep are scheduled. No part of a run's identity."""
+    """Scheduling of the runs of a sweep. Not part of a run's identity."""
 
-    retry_failed: bool = False  # train failed runs again; else they are reported and left alone
-    runs_per_device: Any = AUTO  # at a time; auto: on the CPU as many as its threads allow, one on a GPU
-    # settings of runs (see `plainres.runs.identity.settings`), the most urgent first; the most expensive within each
+    retry_failed: bool = False  # train failed runs again, instead of reporting and skipping them
+    runs_per_device: Any = AUTO  # concurrent runs; auto: as many as the CPU's cores allow, or one per GPU
+    # settings of runs (see `plainres.runs.identity.settings`), most urgent first; ties by cost, most expensive first
     priority: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -170,18 +177,18 @@ class SweepOptions:
 
 @dataclass
 class ReportOptions:
-    """How a report compares the runs of a study. No part of a run's identity."""
+    """Comparisons in the report of a study. Not part of a run's identity."""
 
-    # settings of the runs that the others are compared with (see `plainres.runs.identity.settings`); empty: plain nets
+    # settings of the runs to compare the others with (see `plainres.runs.identity.settings`); empty: plain nets
     reference: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class Config:
-    """One run.
+    """Configuration of one run.
 
-    `model` is a recipe of a network factory `(in_channels, classes) -> nn.Module` with the keys depth, width and
-    shortcut; `data` of a `plainres.data.sources.Source`. Both are plain dictionaries for `hydra.utils.instantiate`.
+    `model` describes a network factory `(in_channels, classes) -> nn.Module` with the keys depth, width and shortcut.
+    `data` describes a `plainres.data.sources.Source`. Both are plain dictionaries for `hydra.utils.instantiate`.
     """
 
     model: Any = MISSING
@@ -196,9 +203,9 @@ class Config:
     precision: str = MISSING
     sweep: SweepOptions = field(default_factory=SweepOptions)
     report: ReportOptions = field(default_factory=ReportOptions)
-    probes: dict[str, Any] = field(default_factory=dict)  # what is observed during training, by name
-    weights_sha256: str | None = None  # of the file model.weights
-    options: dict[str, str] = field(default_factory=dict)  # the option chosen from each group: {"data": "digits"}
+    probes: dict[str, Any] = field(default_factory=dict)  # probes that observe the training, by name
+    weights_sha256: str | None = None  # digest of the file model.weights
+    options: dict[str, str] = field(default_factory=dict)  # option chosen from each group, such as {"data": "digits"}
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -208,16 +215,16 @@ class Config:
             raise InputError(f"study is {self.study!r}; it must be the name of a folder, without a slash")
         if not self.runs:
             raise InputError("runs is empty; it must name a folder")
-        if lacking := [key for key in ("depth", "width", "shortcut") if key not in self.model]:
-            raise InputError(f"model lacks {', '.join(lacking)}")
+        if missing := [key for key in ("depth", "width", "shortcut") if key not in self.model]:
+            raise InputError(f"model lacks {', '.join(missing)}")
         devices = self.trainer.processes
         if self.optim.batch_size % devices:
             raise InputError(
-                f"optim.batch_size is {self.optim.batch_size}; the {devices} devices share it evenly, "
-                f"so it must be a multiple of {devices}"
+                f"optim.batch_size is {self.optim.batch_size}; it must be a multiple of {devices}, "
+                f"because it is divided evenly among {devices} devices"
             )
 
     @property
     def shortcut(self) -> str:
-        """The name of the shortcut, as in conf/model/shortcut: the family a run belongs to."""
+        """Name of the shortcut in conf/model/shortcut."""
         return self.options["model/shortcut"]

@@ -1,4 +1,4 @@
-"""Images: where they come from and the batches made of them. conf/data names these sources."""
+"""Image data sets and batches. conf/data refers to these sources."""
 
 from plainres.data.hub import HubImages
 from plainres.data.sources import Digits, Images, Source, Split, Synthetic

@@ -1,7 +1,7 @@
-"""The batches of a run: images in their order, augmented, normalised, on the device.
+"""Batches of shuffled, augmented and normalised images on a device.
 
-Nothing here has a state of its own: which images a step sees, and how, follows from the number of steps done. So a run
-can go on from any step, on any number of devices, and see what it would have seen.
+Batches are stateless: the images of a step and their augmentation are a function of the seed and the number of the
+step. A run can therefore resume from any step and with any number of devices, and sees the same batches.
 """
 
 import math
@@ -18,70 +18,73 @@ Batch = tuple[Tensor, Tensor]  # images (N, C, H, W) float32 in channels_last or
 
 
 class SampledBatch(NamedTuple):
-    """A training batch before it is made: which images, and what their augmentation is sampled with."""
+    """Training batch before materialization."""
 
-    which: Tensor  # (N,) int64, their indices
-    key: Tensor  # () int64, that of the epoch
+    indices: Tensor  # (N,) int64, of the images
+    key: Tensor  # () int64, random key of the epoch's augmentation
 
 
-# Images, by where they are; in evaluation mode the result does not depend on it. Of 512, activations leave a CPU's
-# cache, and an image of CIFAR-10 takes up to 1.75 times as long (experiments/throughput). A GPU, where nobody has
-# measured it, would wait for launches if there were few images in each.
+# Batch size by device type, which does not affect the results of evaluation. With 512 images the activations exceed a
+# CPU's cache, and an image of CIFAR-10 takes up to 1.75 times as long (experiments/throughput). The size for GPUs has
+# not been tuned; small batches would be bound by kernel launches.
 EVALUATION_BATCH = {"cpu": 256, "cuda": 1024}
 
 
 class DeviceImages:
-    """The images of a split on a device, as what a network takes: zero mean and unit variance in each channel.
+    """Images of a split on a device, which are materialized as batches.
+
+    Each channel of a batch is normalised to zero mean and unit variance.
 
     Args:
-        split: images, which may be larger than those of `source.shape`.
-        source: the shape that the network is shown, and the augmentation.
+        split: images, which may be larger than `source.shape`.
+        source: shape of the network's input, and augmentation.
         statistics: mean and standard deviation of each channel (C,), in units of pixel values.
-        device: where the batches are made, if the images fit there.
+        device: device of the images and batches. If the images do not fit there, both are on the CPU.
     """
 
     def __init__(self, split: Split, source: Source, statistics: tuple[Tensor, Tensor], device: torch.device) -> None:
         self.fits = _fits(split.images, device)
-        home = device if self.fits else torch.device("cpu")
-        self.images, self.targets = split.images.to(home), split.targets.to(home)
+        storage = device if self.fits else torch.device("cpu")
+        self.images, self.targets = split.images.to(storage), split.targets.to(storage)
         mean, std = statistics
-        self.mean, self.scale = mean.to(home), 1 / std.clamp(min=1e-6).to(home)
+        self.mean, self.scale = mean.to(storage), 1 / std.clamp(min=1e-6).to(storage)
         _, self.height, self.width = source.shape
         self.pad, self.flip = source.pad, source.flip
-        # pixels that lie beside a crop, in each direction
-        self.spare = split.images.shape[1] - self.height, split.images.shape[2] - self.width
+        # height and width of the images in excess of the network's input
+        self.excess = split.images.shape[1] - self.height, split.images.shape[2] - self.width
 
     @property
     def augmenting(self) -> bool:
-        """Whether a training image is shown in more than one way."""
-        return bool(self.pad or self.flip or any(self.spare))
+        """Whether training images are augmented."""
+        return bool(self.pad or self.flip or any(self.excess))
 
     def batch(self, index: Tensor) -> Batch:
-        """The images at `index` (N,) as they are, or their middle if they are larger than what is shown."""
+        """Return the images at `index` (N,) without augmentation, cropped to the centre if they are larger."""
         index = index.to(self.images.device)
         images = self.images[index]
-        if any(self.spare):
-            top, left = (spare // 2 for spare in self.spare)
+        if any(self.excess):
+            top, left = (excess // 2 for excess in self.excess)
             images = images[:, top : top + self.height, left : left + self.width]
-        return self._normalised(images), self.targets[index]
+        return self._normalise(images), self.targets[index]
 
     def materialize(self, sampled: SampledBatch) -> Batch:
-        """A training batch."""
+        """Build a training batch from its indices and key."""
         if self.augmenting:
-            return self.augmented(sampled.which, draws(sampled.key, sampled.which))
-        return self.batch(sampled.which)
+            return self.augmented(sampled.indices, draws(sampled.key, sampled.indices))
+        return self.batch(sampled.indices)
 
     def augmented(self, index: Tensor, random: Tensor) -> Batch:
-        """The images at `index` (N,), each cropped at random from its padded self and, if `flip`, perhaps mirrored.
+        """Return the images at `index` (N,), padded, randomly cropped and, if `flip`, flipped with probability 1/2.
 
-        He et al. 2015, sections 3.4 and 4.2: `pad` pixels on each side (here zeros after normalisation), then a crop of
-        the size that is shown. `random` (N,) has the random bits of each image.
+        He et al. 2015, sections 3.4 and 4.2. Each side is padded with `pad` pixels, which are zeros after
+        normalisation, and the crop has the size of the network's input. `random` (N,) holds the random bits of each
+        image.
         """
         index, random = index.to(self.images.device), random.to(self.images.device)
         _, height, width, _ = self.images.shape
         pad = self.pad
-        top = (random >> 1) % (self.spare[0] + 2 * pad + 1)
-        left = shift_right(random, 32) % (self.spare[1] + 2 * pad + 1)
+        top = (random >> 1) % (self.excess[0] + 2 * pad + 1)
+        left = shift_right(random, 32) % (self.excess[1] + 2 * pad + 1)
         rows = torch.arange(-pad, self.height - pad, device=index.device) + top[:, None]
         columns = torch.arange(-pad, self.width - pad, device=index.device) + left[:, None]
         if self.flip:
@@ -89,28 +92,34 @@ class DeviceImages:
         crops = self.images[
             index[:, None, None], rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]
         ]
-        images = self._normalised(crops)
+        images = self._normalise(crops)
         if pad:
             inside_rows = (rows >= 0) & (rows < height)
             inside_columns = (columns >= 0) & (columns < width)
             images *= (inside_rows[:, None, :, None] & inside_columns[:, None, None, :]).to(images.dtype)
         return images, self.targets[index]
 
-    def _normalised(self, pixels: Tensor) -> Tensor:
-        """(N, H, W, C) uint8 -> (N, C, H, W) float32, channels_last without a copy."""
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        """Normalise (N, H, W, C) uint8 to (N, C, H, W) float32, in channels_last order without a copy."""
         return pixels.float().sub_(self.mean).mul_(self.scale).permute(0, 3, 1, 2)
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:
-    """Whether a GPU can hold the images and still has half of its free memory for the training."""
+    """Whether the images take less than half of a GPU's free memory, which leaves the rest for training."""
     return device.type != "cuda" or images.nbytes < torch.cuda.mem_get_info(device)[0] / 2
 
 
 class TrainingBatches:
-    """The batches of one epoch after another, sampled; the last images of an epoch, too few for a batch, are left out.
+    """Sampled batches of the current epoch, without the last, incomplete batch.
 
-    `position` tells the number of optimizer steps done, from which the epoch and the place in it follow. Each of
-    `world_size` processes gets its contiguous part of every global batch.
+    Args:
+        pixels: images to sample from.
+        batch_size: size of the global batch. Each rank gets a contiguous part of it.
+        seed: seed of the run.
+        position: function that returns the number of completed optimizer steps, which determines the epoch and the
+            first batch.
+        rank: rank of this process.
+        world_size: number of ranks.
     """
 
     def __init__(
@@ -131,37 +140,38 @@ class TrainingBatches:
 
     def __iter__(self) -> Iterator[SampledBatch]:
         epoch, start = divmod(self.position(), len(self))
-        home = self.pixels.targets.device  # to which each epoch is brought at once, and not each batch
-        permutation = order(self.seed, epoch, len(self.pixels.targets)).to(home)
-        key = torch.tensor(augmentation_key(self.seed, epoch), device=home)
-        share = self.batch_size // self.world_size
+        device = self.pixels.targets.device  # one transfer per epoch instead of one per batch
+        permutation = order(self.seed, epoch, len(self.pixels.targets)).to(device)
+        key = torch.tensor(augmentation_key(self.seed, epoch), device=device)
+        per_rank = self.batch_size // self.world_size
         for step in range(start, len(self)):
-            first = step * self.batch_size + self.rank * share
-            yield SampledBatch(permutation[first : first + share], key)
+            first = step * self.batch_size + self.rank * per_rank
+            yield SampledBatch(permutation[first : first + per_rank], key)
 
     def state_dict(self) -> dict[str, object]:
-        """Nothing. That there is this method tells Lightning that the batches can go on in mid-epoch."""
+        """Return an empty dict. Lightning resumes mid-epoch only if a dataloader has this method."""
         return {}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Nothing: `position` tells where to go on."""
+        """Do nothing, since `position` determines where to resume."""
 
 
 class EvaluationBatches:
-    """Every image once, as it is; each of `world_size` processes gets its part, which may differ by one in size.
+    """Batches of every image once, without augmentation.
 
-    All processes have as many batches, be it an empty one.
+    Each of `world_size` ranks gets a part of the images, and these differ in size by at most one. All ranks have the
+    same number of batches, so the last one may be empty.
     """
 
     def __init__(self, pixels: DeviceImages, rank: int = 0, world_size: int = 1) -> None:
         self.pixels = pixels
         parts = torch.arange(len(pixels.targets)).tensor_split(world_size)
-        self.index, self.longest = parts[rank], len(parts[0])
+        self.index, self.max_images = parts[rank], len(parts[0])
         self.size = EVALUATION_BATCH[pixels.targets.device.type]
 
     def __len__(self) -> int:
-        return math.ceil(self.longest / self.size)
+        return math.ceil(self.max_images / self.size)
 
     def __iter__(self) -> Iterator[Batch]:
-        for start in range(0, self.longest, self.size):
+        for start in range(0, self.max_images, self.size):
             yield self.pixels.batch(self.index[start : start + self.size])

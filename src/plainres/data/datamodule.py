@@ -1,4 +1,4 @@
-"""The LightningDataModule: the loaders of a run."""
+"""LightningDataModule with the dataloaders of a run."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from plainres.errors import InputError
 
 
 class ImageBatches(pl.LightningDataModule):
-    """The loaders of a run: training batches, and the test and training sets for evaluation."""
+    """Dataloaders of a run: batches for training, and the test and training sets for evaluation."""
 
     def __init__(self, images: Images, source: Source, batch_size: int, seed: int) -> None:
         super().__init__()
@@ -22,11 +22,11 @@ class ImageBatches(pl.LightningDataModule):
 
     @property
     def steps_per_epoch(self) -> int:
-        """The number of whole batches in the training set."""
+        """Number of full batches in the training set."""
         return len(self.images.train) // self.batch_size
 
     def setup(self, stage: str) -> None:
-        """Bring the images to the device of this process."""
+        """Move the images to the device of this rank."""
         assert self.trainer is not None
         device = self.trainer.strategy.root_device
         statistics = self.images.channel_statistics
@@ -34,20 +34,23 @@ class ImageBatches(pl.LightningDataModule):
         self.test = DeviceImages(self.images.test, self.source, statistics, device)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
-        """Make a training batch, where it is needed."""
+        """Materialize a sampled training batch, and return other batches unchanged."""
         if not isinstance(batch, SampledBatch):
             return batch
         assert self.trainer is not None
         images, targets = self.trainer.precision_plugin.convert_input(self.training.materialize(batch))
         device = self.trainer.strategy.root_device
-        return images.to(device), targets.to(device)  # for large data sets stay in the host's memory
+        return images.to(device), targets.to(device)  # large data sets stay in host memory
 
     def on_device(self, sampled: SampledBatch) -> Batch | SampledBatch:
-        """What a step on the device can take: a batch that is made already, if the images do not fit there."""
+        """Materialize a batch if the images do not fit on the device.
+
+        Otherwise return it unchanged, and the training step materializes it on the device.
+        """
         return sampled if self.training.fits else self.on_after_batch_transfer(sampled, 0)
 
     def train_dataloader(self) -> TrainingBatches:
-        """The training batches, beginning where the trainer stands."""
+        """Return the training batches, starting at the trainer's global step."""
         trainer = self.trainer
         assert trainer is not None
         return TrainingBatches(
@@ -60,11 +63,11 @@ class ImageBatches(pl.LightningDataModule):
         )
 
     def val_dataloader(self) -> EvaluationBatches:
-        """The test set."""
+        """Return the batches of the test set."""
         return self._evaluation(self.test)
 
     def evaluation_of_training_set(self) -> EvaluationBatches:
-        """The training set, unaugmented and whole."""
+        """Return the batches of the whole training set, without augmentation."""
         return self._evaluation(self.training)
 
     def _evaluation(self, pixels: DeviceImages) -> EvaluationBatches:

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub, or of a folder that holds one, decoded once into arrays on disk."""
+"""Data sets from the Hugging Face Hub or a local folder, decoded once into arrays on disk."""
 
 import hashlib
 import io
@@ -22,20 +22,36 @@ from plainres.console import bar
 from plainres.data.sources import Images, Split, check_options
 from plainres.errors import InputError
 
-DECODED_AT_ONCE = 500  # images; enough to keep the threads busy, few enough for a lively bar
+DECODE_CHUNK = 500  # images; large enough to keep the threads busy, small enough for a smooth progress bar
 
 
 @dataclass(frozen=True)
 class HubImages:
-    """A classified image data set of the Hugging Face Hub with the splits train and test, or `test_split`.
+    """Image classification data set from the Hugging Face Hub or a local folder.
 
-    `name` is the Hub's name; `path`, if given, a folder that holds the same data set, and then nothing is downloaded.
-    Images are of `shape`, or, with `stored`, of any size: then the middle square of each is kept, with sides of so many
-    pixels, and the network is shown crops of `shape`. `mean` and `std` normalise the channels as somebody's weights
-    want it, as shares of 255; by default they are those of the training images.
+    The decoded copy under `cache` is memory-mapped. It is written under a temporary name and renamed when it is
+    complete, so that a partial copy is never used.
 
-    The decoded copy lies under `cache` and is memory-mapped. A copy is made under another name and renamed when it is
-    whole, so that a half-written one is never used.
+    Args:
+        name: name of the data set on the Hub.
+        cache: folder of decoded copies.
+        image_column: name of the column of images.
+        label_column: name of the column of labels, integers in [0, classes).
+        classes: number of classes.
+        shape: channels, height and width of the network's input. Without `stored` all images must have this shape.
+        pad: number of zeros on each side before a random crop.
+        flip: whether to flip training images horizontally with probability 1/2.
+        path: folder with the same data set, which is then not downloaded.
+        train_per_class: number of training images per class (default: all).
+        test_per_class: number of test images per class (default: all).
+        mean: channel means (C,) for normalisation, in units of 255 (default: those of the training images).
+        std: channel standard deviations (C,) for normalisation, in units of 255 (default: as `mean`).
+        stored: side in pixels of the decoded images. Images may then have any size; the centre square of each is
+            resized to this side, and the network sees crops of `shape`.
+        test_split: name of the test split.
+
+    Raises:
+        InputError: a value is out of range, or only one of `mean` and `std` is set.
     """
 
     name: str
@@ -58,23 +74,25 @@ class HubImages:
         check_options(self, train_per_class=self.train_per_class, test_per_class=self.test_per_class)
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != self.shape[0]:
-                raise InputError(f"data.{name} has {len(values)} numbers; the images have {self.shape[0]} channels")
+                raise InputError(f"data.{name} has {len(values)} values; it must have {self.shape[0]}, one per channel")
         if (self.mean is None) != (self.std is None):
-            raise InputError("data.mean and data.std are given together, or neither")
+            raise InputError("only one of data.mean and data.std is set; set both or neither")
         if self.stored is not None and self.stored < max(self.shape[1:]):
-            raise InputError(f"data.stored is {self.stored}; it must be at least {max(self.shape[1:])}, as data.shape")
+            raise InputError(
+                f"data.stored is {self.stored}; it must be at least {max(self.shape[1:])}, as in data.shape"
+            )
 
     def load(self) -> Images:
-        """Return both splits, decoding them first if that has not been done.
+        """Return both splits, and decode them first if there is no decoded copy.
 
         Raises:
-            InputError: as `prepare`, or a class has fewer images than asked for.
+            InputError: as `prepare`, or a class has fewer images than requested.
         """
         self.prepare()
-        folder = self._decoded
+        folder = self._decoded_folder
         splits = []
         for split in self._splits:
-            # copy-on-write: the pages are shared with other runs, and torch gets the writable array it wants
+            # copy-on-write: other runs share the pages, and torch requires a writable array
             images = np.load(folder / f"{split}_images.npy", mmap_mode="c")
             splits.append(Split(torch.from_numpy(images), torch.from_numpy(np.load(folder / f"{split}_targets.npy"))))
         train, test = splits
@@ -86,10 +104,11 @@ class HubImages:
         """Download and decode the data set unless there is a decoded copy.
 
         Raises:
-            InputError: the folder, the network, a split, a column or the cache is missing, a label is outside the
-                classes, or an image has another shape.
+            InputError: the folder at `path` does not exist, the cache is not writable, the data set cannot be read, a
+                split or a column is missing, a label is out of range, or an image cannot be decoded or has the wrong
+                shape.
         """
-        folder = self._decoded
+        folder = self._decoded_folder
         if folder.exists():
             return
         try:
@@ -97,23 +116,23 @@ class HubImages:
             lock = FileLock(f"{folder}.lock").acquire()
         except OSError as error:
             raise InputError(
-                f"cannot write the cache {folder.parent}: {error.strerror}; set data.cache=FOLDER or PLAINRES_CACHE"
+                f"cannot write to the cache {folder.parent}: {error.strerror}; set data.cache=FOLDER or PLAINRES_CACHE"
             ) from error
         with lock:
-            if folder.exists():  # another run has decoded it meanwhile
+            if folder.exists():  # another run decoded it while this one waited for the lock
                 return
-            unfinished = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir()
+            temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
             try:
-                self._decode(unfinished)
-                unfinished.rename(folder)
+                self._decode(temporary)
+                temporary.rename(folder)
             finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
+                shutil.rmtree(temporary, ignore_errors=True)
 
     @property
-    def _decoded(self) -> Path:
-        """The folder of the decoded copy: another one if the data, or what is read of them, is another."""
+    def _decoded_folder(self) -> Path:
+        """Folder of the decoded copy, named after a digest of the data and of the options that affect decoding."""
         key: list[Any] = [self.name, self.image_column, self.label_column, self.classes, list(self.shape)]
         if self.stored is not None or self.test_split != "test":
             key += [self.stored, self.test_split]
@@ -128,12 +147,12 @@ class HubImages:
 
     @property
     def _splits(self) -> dict[str, str]:
-        """Our name of each split -> the data set's."""
+        """Mapping from plainres's name of each split to that of the data set."""
         return {"train": "train", "test": self.test_split}
 
     @property
     def _decoded_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of a decoded image."""
+        """Height, width and number of channels of a decoded image."""
         channels, height, width = self.shape
         return self.stored or height, self.stored or width, channels
 
@@ -141,33 +160,40 @@ class HubImages:
         """Write <split>_images.npy (N, H, W, C), uint8, and <split>_targets.npy (N,), int64, into `folder`.
 
         Raises:
-            InputError: the folder, the network, a split or a column is missing, a label is outside the classes, or an
-                image has another shape.
+            InputError: the data set cannot be read, a split or a column is missing, a column has the wrong type, a
+                label is out of range, or an image cannot be decoded or has the wrong shape.
         """
         import datasets
 
-        there = self._read()
-        data = {split: there.get(theirs) for split, theirs in self._splits.items()}
-        for split, theirs in self._splits.items():
+        available = self._read()
+        data = {split: available.get(name) for split, name in self._splits.items()}
+        for split, name in self._splits.items():
             if data[split] is None:
-                raise InputError(f"{self._where} has no split {theirs!r}; it has {', '.join(there) or 'none'}")
+                splits = ", ".join(available) or "none"
+                raise InputError(f"{self._origin} has no split {name!r}; available splits: {splits}")
             for column in (self.image_column, self.label_column):
                 if column not in data[split].column_names:
                     columns = ", ".join(data[split].column_names)
-                    raise InputError(f"{self._where} has no column {column!r}; it has {columns}")
+                    raise InputError(f"{self._origin} has no column {column!r}; available columns: {columns}")
         total = sum(map(len, data.values()))
-        with bar(f"decoding {self.name}", "image", total, leave=False) as decoded:
+        with bar(f"decoding {self.name}", "image", total, leave=False) as progress:
             for split, rows in data.items():
                 if not isinstance(rows.features[self.image_column], datasets.Image):
-                    raise InputError(f"{self._where}: column {self.image_column!r} of {split} holds no images")
+                    raise InputError(
+                        f"{self._origin}: column {self.image_column!r} of {split} does not contain images; "
+                        "set data.image_column"
+                    )
                 targets = np.asarray(rows[self.label_column])
                 if targets.dtype.kind not in "iu":
-                    raise InputError(f"{self._where}: column {self.label_column!r} of {split} holds no whole numbers")
-                wrong = np.flatnonzero((targets < 0) | (targets >= self.classes))
-                if wrong.size:
                     raise InputError(
-                        f"{self._where}: image {wrong[0]} of {split} has the label {targets[wrong[0]]}; "
-                        f"with data.classes={self.classes} labels are 0 to {self.classes - 1}"
+                        f"{self._origin}: column {self.label_column!r} of {split} does not contain integers; "
+                        "set data.label_column"
+                    )
+                invalid = np.flatnonzero((targets < 0) | (targets >= self.classes))
+                if invalid.size:
+                    raise InputError(
+                        f"{self._origin}: image {invalid[0]} of {split} has label {targets[invalid[0]]}; "
+                        f"with data.classes={self.classes} it must be between 0 and {self.classes - 1}"
                     )
                 np.save(folder / f"{split}_targets.npy", targets.astype(np.int64))
                 images = np.lib.format.open_memmap(
@@ -176,59 +202,65 @@ class HubImages:
                     dtype=np.uint8,
                     shape=(len(rows), *self._decoded_shape),
                 )
-                for start, some in self._decode_in_parallel(rows, split):
-                    images[start : start + len(some)] = some
-                    decoded.update(len(some))
+                for start, chunk in self._decode_in_parallel(rows, split):
+                    images[start : start + len(chunk)] = chunk
+                    progress.update(len(chunk))
                 images.flush()
 
     def _decode_in_parallel(self, rows: Any, split: str) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (index of the first image, images (n, H, W, C)); Pillow decodes without the interpreter's lock."""
+        """Yield chunks as (index of the first image, images (n, H, W, C)), decoded by threads.
+
+        Pillow releases the GIL while it decodes.
+        """
         height, width, channels = self._decoded_shape
 
-        def decode(numbered: tuple[int, dict[str, Any]]) -> np.ndarray:
+        def decode(item: tuple[int, dict[str, Any]]) -> np.ndarray:
             from PIL import Image
 
-            index, encoded = numbered
+            index, encoded = item
             file = encoded["path"] if encoded["bytes"] is None else io.BytesIO(encoded["bytes"])
             try:
                 with Image.open(file) as image:
                     if self.stored is not None:
-                        pixels = np.asarray(_middle(image.convert("RGB" if channels == 3 else "L"), height))
+                        pixels = np.asarray(_centre_square(image.convert("RGB" if channels == 3 else "L"), height))
                     else:
                         pixels = np.asarray(image.convert("RGB") if image.mode == "P" else image)
             except OSError as error:
-                raise InputError(f"{self._where}: image {index} of {split} cannot be decoded: {error}") from error
+                raise InputError(f"{self._origin}: cannot decode image {index} of {split}: {error}") from error
             pixels = pixels.reshape(*pixels.shape[:2], -1)
             if pixels.dtype != np.uint8:
-                raise InputError(f"{self._where}: image {index} of {split} has pixels of {pixels.dtype}, not of 8 bits")
-            if pixels.shape != (height, width, channels):
                 raise InputError(
-                    f"{self._where}: image {index} of {split} is {pixels.shape[2]}x{pixels.shape[0]}x{pixels.shape[1]} "
-                    f"(channels x height x width); data.shape is {channels}x{height}x{width}"
+                    f"{self._origin}: image {index} of {split} has pixels of type {pixels.dtype}; it must be uint8"
+                )
+            if pixels.shape != (height, width, channels):
+                actual = f"{pixels.shape[2]}x{pixels.shape[0]}x{pixels.shape[1]}"
+                raise InputError(
+                    f"{self._origin}: image {index} of {split} is {actual} (channels x height x width), "
+                    f"but data.shape is {channels}x{height}x{width}"
                 )
             return pixels
 
         with ThreadPoolExecutor(joblib.cpu_count()) as pool:
-            for start in range(0, len(rows), DECODED_AT_ONCE):
-                encoded = rows[start : start + DECODED_AT_ONCE][self.image_column]
+            for start in range(0, len(rows), DECODE_CHUNK):
+                encoded = rows[start : start + DECODE_CHUNK][self.image_column]
                 yield start, np.stack(list(pool.map(decode, enumerate(encoded, start))))
 
     def _read(self) -> Any:
-        """The data set as `datasets` gives it, images still encoded."""
+        """Load the splits of the data set, with encoded images."""
         import datasets
         from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
-        where = f"{self.name} from the Hugging Face Hub" if self.path is None else self.path
-        print(f"reading {where} ...", file=sys.stderr)
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it narrates each of its retries
+        origin = f"{self.name} from the Hugging Face Hub" if self.path is None else self.path
+        print(f"reading {origin} ...", file=sys.stderr)
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns at each retry
         try:
             data = datasets.load_dataset(self.name if self.path is None else str(Path(self.path).expanduser()))
         except DatasetNotFoundError as error:
-            raise InputError(f"{self._where}: {str(error).splitlines()[0]}") from error
+            raise InputError(f"{self._origin}: {str(error).splitlines()[0]}") from error
         except (ConnectionError, DatasetsError, OSError, ValueError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            hint = "; a copy in a folder is read with data.path=FOLDER" if self.path is None else ""
-            raise InputError(f"{self._where} cannot be read: {reason}{hint}") from error
+            hint = "; set data.path=FOLDER to read a local copy" if self.path is None else ""
+            raise InputError(f"cannot read {self._origin}: {reason}{hint}") from error
         image = datasets.Image(decode=False)
         return {
             split: rows.cast_column(self.image_column, image)
@@ -238,12 +270,13 @@ class HubImages:
         }
 
     @property
-    def _where(self) -> str:
+    def _origin(self) -> str:
+        """Name or path of the data set, for messages."""
         return self.name if self.path is None else self.path
 
 
-def _middle(image: Any, side: int) -> Any:
-    """The middle square of a Pillow image, its sides scaled to `side` pixels."""
+def _centre_square(image: Any, side: int) -> Any:
+    """Crop a Pillow image to its centre square and resize that to `side` x `side` pixels."""
     shorter = min(image.size)
     left, top = ((length - shorter) / 2 for length in image.size)
     return image.resize((side, side), resample=2, box=(left, top, left + shorter, top + shorter), reducing_gap=3)

@@ -1,7 +1,7 @@
-"""Where images come from.
+"""Sources of images, and the splits that they load.
 
-A source knows the shape and the classes of its images without loading them. `load` returns both splits as uint8 arrays;
-sources that must download or decode keep a decoded copy on disk, which concurrent runs share.
+A source knows the shape and number of classes of its images without loading them. `load` returns both splits as uint8
+tensors. Sources that download or decode images cache a decoded copy on disk, which concurrent runs share.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from plainres.randomness import mix
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, H, W, C), uint8, and their targets (N,), int64, in [0, classes)."""
+    """Images (N, H, W, C), uint8, and targets (N,), int64, in [0, classes)."""
 
     images: Tensor
     targets: Tensor
@@ -29,23 +29,23 @@ class Split:
         return len(self.targets)
 
     def first_per_class(self, count: int | None) -> "Split":
-        """The first `count` images of each class, in their order; everything if None.
+        """Select the first `count` images of each class, in their original order. None selects all images.
 
         Raises:
-            InputError: a class has fewer.
+            InputError: a class has fewer than `count` images.
         """
         if count is None:
             return self
         keep = []
         for target, size in enumerate(torch.bincount(self.targets).tolist()):
             if size < count:
-                raise InputError(f"{count} images per class were asked for, but class {target} has only {size}")
+                raise InputError(f"class {target} has only {size} images, but {count} per class were requested")
             keep.append(torch.nonzero(self.targets == target).flatten()[:count])
         index = torch.cat(keep).sort().values
         return Split(self.images[index], self.targets[index])
 
     def sample(self, count: int | None) -> "Split":
-        """Return the images of `stratified`, in their order; everything if None or no more than `count`."""
+        """Select the images of `stratified`, in their original order. None selects all images."""
         if count is None or count >= len(self):
             return self
         index = stratified(self.targets, count)
@@ -53,11 +53,11 @@ class Split:
 
 
 def stratified(targets: Tensor, count: int) -> Tensor:
-    """Return the indices (min(count, N),), ascending, of a random sample of images with targets (N,), by class.
+    """Return the ascending indices (min(count, N),) of a class-stratified random sample of images with targets (N,).
 
-    Each class has its proportional share, rounded down or up: up where the remainder is largest, and of equal ones
-    where the class comes first. The sample depends on nothing but the targets and the count, so that all runs on a data
-    set have the same one.
+    The number of images of each class is proportional to its size, rounded by the largest remainder method. Ties go to
+    the lower class. The sample is a function of the targets and the count only, so all runs on a data set use the same
+    images.
     """
     total = len(targets)
     count = min(count, total)
@@ -71,25 +71,25 @@ def stratified(targets: Tensor, count: int) -> Tensor:
 
 
 def sample_size(count: int, total: int) -> str:
-    """Name a sample of `count` of `total` images, as measurements record it: '500 of 1500', or '1500' for all."""
+    """Format the size of a sample of `count` out of `total` images: '500 of 1500', or '1500' for all of them."""
     return f"{count}" if count == total else f"{count} of {total}"
 
 
 @dataclass(frozen=True)
 class Images:
-    """The splits of a data set, and by what its channels (C,) are to be normalised, as shares of 255."""
+    """Splits of a data set, and the channel statistics (C,) for normalisation, in units of 255."""
 
     train: Split
     test: Split
-    mean: Sequence[float] | None = None  # None: that of the training pixels
-    std: Sequence[float] | None = None
+    mean: Sequence[float] | None = None  # None: computed from the training images
+    std: Sequence[float] | None = None  # None: computed from the training images
 
     @cached_property
     def channel_statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (C,) by which each channel is normalised, in units of pixel values.
+        """Mean and standard deviation (C,) for normalising each channel, in units of pixel values.
 
-        Those of the training pixels come from exact counts, so they depend neither on the order of summation nor on the
-        number of threads.
+        Those of the training images are computed from exact histograms, so they do not depend on the order of summation
+        or on the number of threads.
         """
         if self.mean is not None and self.std is not None:
             return 255 * torch.tensor(self.mean), 255 * torch.tensor(self.std)
@@ -103,7 +103,7 @@ class Images:
         return torch.stack(means).float(), torch.stack(deviations).float()
 
     def sha256(self) -> str:
-        """A digest of all images and targets, to tell whether two runs saw the same data."""
+        """Compute a digest of all images and targets, which identifies the data of a run."""
         digest = hashlib.sha256()
         for split in (self.train, self.test):
             for array in (split.images, split.targets):
@@ -113,47 +113,47 @@ class Images:
 
 
 def check_options(source: Any, **counts: int | None) -> None:
-    """Check the options that all sources share, and `counts` of images.
+    """Check the options that all sources share, and the `counts` of images.
 
     Raises:
-        InputError: the shape, the number of classes, the padding or a count is out of its range.
+        InputError: the shape, the number of classes, the padding or a count is out of range.
     """
     shape = list(source.shape)
     if len(shape) != 3 or not all(isinstance(size, int) and size >= 1 for size in shape):
-        raise InputError(f"data.shape is {shape}; it must be [channels, height, width], whole numbers, at least 1")
-    for name, value, least in (("classes", source.classes, 1), ("pad", source.pad, 0)):
-        if value < least:
-            raise InputError(f"data.{name} is {value}; it must be at least {least}")
+        raise InputError(f"data.shape is {shape}; it must be [channels, height, width], integers >= 1")
+    for name, value, minimum in (("classes", source.classes, 1), ("pad", source.pad, 0)):
+        if value < minimum:
+            raise InputError(f"data.{name} is {value}; it must be at least {minimum}")
     for name, count in counts.items():
         if count is not None and count < 1:
             raise InputError(f"data.{name} is {count}; it must be at least 1")
 
 
 class Source(Protocol):
-    """Where images come from, and how a training image is augmented: pad, random crop, mirror."""
+    """Source of images, and the augmentation of its training images by padding, random cropping and flipping."""
 
     @property
     def shape(self) -> Sequence[int]:
-        """Channels, height, width."""
+        """Channels, height and width."""
         ...
 
     @property
     def classes(self) -> int:
-        """The number of classes."""
+        """Number of classes."""
         ...
 
     @property
     def pad(self) -> int:
-        """Zeros on each side before a random crop of the image's size; 0: no crop."""
+        """Number of zeros on each side before a random crop to the original size; 0 for no crop."""
         ...
 
     @property
     def flip(self) -> bool:
-        """Whether a training image is mirrored left-right with probability 1/2."""
+        """Whether to flip training images horizontally with probability 1/2."""
         ...
 
     def prepare(self) -> None:
-        """Do once what makes `load` quick: download, decode."""
+        """Download and decode the images once, so that `load` is fast."""
         ...
 
     def load(self) -> Images:
@@ -163,9 +163,9 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Digits:
-    """scikit-learn's handwritten digits (Alpaydin & Kaynak 1998): 1,500 training and 297 test images, grey, 8x8.
+    """Handwritten digits of scikit-learn (Alpaydin & Kaynak 1998): 1,500 training and 297 test images, grey, 8x8.
 
-    scikit-learn has no split of its own; this one is a fixed permutation.
+    scikit-learn does not define a split. This one is a fixed random permutation.
     """
 
     pad: int
@@ -179,10 +179,10 @@ class Digits:
         check_options(self)
 
     def prepare(self) -> None:
-        """Nothing: the images are part of scikit-learn."""
+        """Do nothing, since the images are part of scikit-learn."""
 
     def load(self) -> Images:
-        """Return both splits; pixel values are 0 to 16."""
+        """Return both splits, with pixel values from 0 to 16."""
         from sklearn.datasets import load_digits
 
         bunch: Any = load_digits()
@@ -195,7 +195,7 @@ class Digits:
 
 @dataclass(frozen=True)
 class Synthetic:
-    """Random images with random targets: `train` and `test` of them, of `shape` (C, H, W)."""
+    """Random images of `shape` (C, H, W) with random targets, `train` and `test` of them."""
 
     shape: Sequence[int]
     classes: int
@@ -208,10 +208,10 @@ class Synthetic:
         check_options(self, train=self.train, test=self.test)
 
     def prepare(self) -> None:
-        """Nothing."""
+        """Do nothing, since the images are generated by `load`."""
 
     def load(self) -> Images:
-        """Return both splits, always the same."""
+        """Return both splits, generated from a fixed seed."""
         generator = Generator().manual_seed(0)
         channels, height, width = self.shape
 

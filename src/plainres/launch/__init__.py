@@ -1,1 +1,1 @@
-"""Many runs, and the processes of one."""
+"""Launching of sweeps and of runs on several devices."""

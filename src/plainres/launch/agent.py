@@ -1,6 +1,6 @@
-"""Starts the processes of one run, as torchrun does, watches over them, and tells how they ended.
+"""Elastic agent of one run: starts a worker per device, as torchrun does, and reports how the workers exited.
 
-`python -m plainres.launch.agent FOLDER OUTCOME`: the folder of a run; the file that takes the outcome as JSON.
+Usage: `python -m plainres.launch.agent FOLDER OUTCOME`. FOLDER is the folder of a run, OUTCOME the JSON file to write.
 """
 
 import json
@@ -22,32 +22,32 @@ from plainres.files import write_atomically
 from plainres.processes.signals import STOPPING
 from plainres.runs.record import Run
 
-KILLED = "killed"  # a kind of outcome beside the names of exceptions
-SAVING_S = 600  # after a signal: for the end of a step, the evaluation if it was an epoch's last, and a checkpoint
+KILLED = "killed"  # the kind of outcome of a worker that raised no exception
+SAVING_S = 600  # after a signal; time for the current step, an evaluation that follows it, and a checkpoint
 
 
 def main(folder: Path, file: Path) -> None:
-    """Train the run in `folder`; write the outcome to `file`."""
-    threading.Thread(target=_end_with_standard_input, daemon=True).start()
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what it reports, we do, in one line
+    """Train the run in `folder` and write the outcome to `file`."""
+    threading.Thread(target=_exit_when_stdin_closes, daemon=True).start()
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the command reports a failure itself
     run = Run.read(folder)
     config = launch_config(run.config.trainer.devices)
     outcome: dict[str, Any] = {"kind": "None", "message": ""}
     try:
         elastic_launch(config, sys.executable)("-m", "plainres.launch.worker", str(folder))
     except SignalException:
-        pass  # who has sent it knows
+        pass  # the command forwarded the signal and reports it
     except ChildFailedError as error:
-        outcome = _outcome(error.failures)
+        outcome = _first_failure(error.failures)
         if outcome["kind"] == "Exception":
             run.fail(outcome["message"])
     write_atomically(file, json.dumps(outcome))
 
 
 def launch_config(processes: int) -> LaunchConfig:
-    """Return torch's configuration of a run with so many processes on this machine."""
+    """Return the launch configuration for `processes` workers on this machine."""
     options: dict[str, Any] = {"shutdown_timeout": SAVING_S}
-    known = {each.name for each in fields(LaunchConfig)}  # torch 2.11 gives processes 30 s instead
+    supported = {field.name for field in fields(LaunchConfig)}  # torch 2.11 has a fixed timeout of 30 s
     return LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -57,31 +57,32 @@ def launch_config(processes: int) -> LaunchConfig:
         rdzv_endpoint="localhost:0",  # a free port
         max_restarts=0,
         monitor_interval=0.1,
-        signals_to_handle=",".join(number.name for number in STOPPING),  # handed on to the processes
-        **{name: value for name, value in options.items() if name in known},
+        signals_to_handle=",".join(number.name for number in STOPPING),  # forwarded to the workers
+        **{name: value for name, value in options.items() if name in supported},
     )
 
 
-def _end_with_standard_input() -> None:
+def _exit_when_stdin_closes() -> None:
+    """Exit with the command, which holds the other end of standard input."""
     os.read(sys.stdin.fileno(), 1)
     os._exit(1)
 
 
-def _outcome(failures: dict[int, ProcessFailure]) -> dict[str, Any]:
-    """What ended the first process that failed: the others fail because of it.
+def _first_failure(failures: dict[int, ProcessFailure]) -> dict[str, Any]:
+    """Return the outcome of the worker that failed first, since the others fail because of it.
 
-    A process that was killed has left no word, so it goes first; then the one that has left its word first.
+    A killed worker writes no error file, so it takes precedence. Otherwise the oldest error file decides.
     """
-    words = [file for failure in failures.values() if (file := Path(failure.error_file)).is_file()]
+    error_files = [file for failure in failures.values() if (file := Path(failure.error_file)).is_file()]
     for rank, failure in failures.items():
-        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM and Path(failure.error_file) not in words:
+        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM and Path(failure.error_file) not in error_files:
             name = signal.Signals(-failure.exitcode).name
-            message = f"process {rank} was killed ({name}; out of memory?); the same command goes on"
+            message = f"rank {rank} was killed ({name}), possibly out of memory; run the same command again to resume"
             return {"kind": KILLED, "message": message}
-    if not words:
-        codes = ", ".join(f"{rank} with code {failure.exitcode}" for rank, failure in failures.items())
-        return {"kind": KILLED, "message": f"process {codes} ended; the same command goes on"}
-    return json.loads(min(words, key=lambda file: file.stat().st_mtime_ns).read_text())
+    if not error_files:
+        exits = ", ".join(f"rank {rank} exited with code {failure.exitcode}" for rank, failure in failures.items())
+        return {"kind": KILLED, "message": f"{exits}; run the same command again to resume"}
+    return json.loads(min(error_files, key=lambda file: file.stat().st_mtime_ns).read_text())
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""One run on the devices of this machine: in this process, or in a process for each device.
+"""Launching of one run on the devices of this machine, in this process or in one process per device.
 
-A run on several devices is started as torchrun does it, in a fresh process tree:
+A run on several devices gets a fresh process tree, as with torchrun:
 
-    plainres train -> python -m plainres.launch.agent -> python -m plainres.launch.worker, one for each device
+    plainres train -> python -m plainres.launch.agent -> python -m plainres.launch.worker, one per device
 
-The agent is torch's elastic one. No process of the tree outlives the command, and no state of it reaches the next run
-of a sweep. Under the user's own torchrun, or srun, `plainres train` is already one of the run's processes.
+The agent is torch's elastic agent. The tree exits with the command and leaves no state for the next run of a sweep.
+Under the user's own torchrun or srun, `plainres train` is already a worker of the run.
 """
 
 import json
@@ -25,34 +25,34 @@ from plainres.processes.signals import StopSignals
 from plainres.processes.world import World
 from plainres.runs.record import Run
 
-# what earlier process groups may have left in the environment
-LEAKY = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
-LEAKY_PREFIXES = ("TORCHELASTIC_", "PL_", "MASTER_PORT", "SLURM_")
+# variables of an enclosing process group, which the workers must not inherit
+STALE = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
+STALE_PREFIXES = ("TORCHELASTIC_", "PL_", "MASTER_PORT", "SLURM_")
 
 
 def train(run: Run | Config) -> Run:
-    """Train one run on the devices of this machine, from its newest checkpoint if it has one.
+    """Train a run on the devices of this machine; resume from its newest checkpoint if there is one.
 
     Args:
-        run: a run, or its configuration. A finished run is left as it is.
+        run: a run, or its configuration. A finished run is returned unchanged.
 
     Returns:
         The finished run.
 
     Raises:
-        InputError: the configuration cannot be carried out.
-        LockedError: another process trains the run.
-        RunFailedError: the run has failed, now or before; `sweep.retry_failed=true` trains it again.
-        StoppedError: a signal came; the run is saved.
+        InputError: the configuration is invalid.
+        LockedError: another process is training the run.
+        RunFailedError: the run failed, now or earlier; `sweep.retry_failed=true` retries it.
+        StoppedError: a signal arrived; the run is saved.
     """
     run = run if isinstance(run, Run) else Run.of(run)
     if run.finished and run.result:
         return run
     if (reason := run.failure) and not run.config.sweep.retry_failed:
-        raise RunFailedError(f"{run.folder} has failed: {reason}; sweep.retry_failed=true tries it again")
+        raise RunFailedError(f"{run.folder} has failed: {reason}; set sweep.retry_failed=true to retry it")
     from plainres.config.instantiate import check
 
-    check(run.config)  # before the seconds that the import of Lightning takes
+    check(run.config)  # before importing Lightning, which takes seconds
     if World.current().rank == 0:
         for hint in hints([run]):
             say(hint)
@@ -61,10 +61,11 @@ def train(run: Run | Config) -> Run:
 
 
 def launch(run: Run) -> None:
-    """Train a run to its end, in this process, or, on several devices of this machine, in one for each.
+    """Train a run in this process or, on several devices of this machine, in one worker per device.
 
     Raises:
-        Exception: as `plainres.training.train.train`; the error of a process of several is on the screen.
+        InputError: this process belongs to a group whose world size does not fit the configuration.
+        Exception: see `plainres.training.train.train` and `train_in_processes`.
     """
     devices, world = run.config.trainer, World.current()
     if devices.processes == world.size:
@@ -72,35 +73,36 @@ def launch(run: Run) -> None:
 
         train(run)
     elif world.size > 1 or devices.num_nodes > 1:
-        count = f"trainer.devices={devices.devices} on trainer.num_nodes={devices.num_nodes}"
         raise InputError(
-            f"this is one of {world.size} processes, but {count} needs {devices.processes}; "
-            "start a run on several machines with torchrun or srun (see the README)"
+            f"the world size is {world.size}, but trainer.devices={devices.devices} and "
+            f"trainer.num_nodes={devices.num_nodes} need {devices.processes}; "
+            "start a run on several machines with torchrun or srun (see docs/resuming.md)"
         )
     else:
         from plainres.config.instantiate import source_of
 
-        source_of(run.config).prepare()  # once, and not by every process
+        source_of(run.config).prepare()  # here rather than in every worker
         run.prepare()
         train_in_processes(run)
 
 
 def train_in_processes(run: Run) -> None:
-    """Train a run on the devices of this machine, in a fresh process for each; wait for its end.
+    """Train a run on the devices of this machine, in a fresh worker per device, and wait until it exits.
 
     Raises:
-        InputError: what a process finds wrong with what was asked for.
-        LockedError: another process trains the run.
-        OSError: the disk is full, or its like.
-        RunFailedError: a process has failed, or was killed; its error is on the screen.
-        StoppedError: a signal came, and was handed on to the processes.
+        InputError: a worker rejects the configuration.
+        LockedError: another process is training the run.
+        OSError: a worker cannot write, for instance because the disk is full.
+        RunFailedError: a worker failed or was killed; it has printed its traceback.
+        StoppedError: a signal arrived and was forwarded to the workers.
     """
-    environment = {k: v for k, v in os.environ.items() if k not in LEAKY and not k.startswith(LEAKY_PREFIXES)}
+    environment = {k: v for k, v in os.environ.items() if k not in STALE and not k.startswith(STALE_PREFIXES)}
     environment["OMP_NUM_THREADS"] = str(run.config.trainer.threads)
     with tempfile.TemporaryDirectory() as scratch, StopSignals() as signals:
         outcome = Path(scratch) / "outcome.json"
         command = [sys.executable, "-m", "plainres.launch.agent", str(run.folder), str(outcome)]
-        # the agent ends when its standard input does, be it that this process is killed; Ctrl-C is for us to hand on
+        # the agent exits when its standard input closes, also if this process is killed; in its own session it does
+        # not receive Ctrl-C, which this process forwards
         agent = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
         signals.deferring, sent = True, 0
         try:
@@ -113,14 +115,14 @@ def train_in_processes(run: Run) -> None:
             agent.kill()
             agent.communicate()
         try:
-            ended: dict[str, Any] = json.loads(outcome.read_text())
+            result: dict[str, Any] = json.loads(outcome.read_text())
         except (OSError, ValueError):
-            ended = {"kind": "killed", "message": "its processes were killed"}
+            result = {"kind": "killed", "message": "its processes were killed; run the same command again to resume"}
     if sent:
         raise StoppedError(f"{run.name} is saved up to step {run.step}; run the same command again to resume", sent)
-    kind, message = ended["kind"], str(ended["message"])
+    kind, message = result["kind"], str(result["message"])
     if kind == "StoppedError":
-        raise StoppedError(message, int(ended["number"]))
-    known: dict[str, type[Exception]] = {"InputError": InputError, "LockedError": LockedError, "OSError": OSError}
+        raise StoppedError(message, int(result["number"]))
+    exceptions: dict[str, type[Exception]] = {"InputError": InputError, "LockedError": LockedError, "OSError": OSError}
     if kind != "None":
-        raise known.get(kind, RunFailedError)(message)
+        raise exceptions.get(kind, RunFailedError)(message)

@@ -1,4 +1,4 @@
-"""Hints about runs that have not begun: what their user may not have meant."""
+"""Hints about settings of new runs that may be unintended."""
 
 import json
 from collections.abc import Sequence
@@ -9,17 +9,17 @@ from plainres.errors import InputError
 from plainres.runs.identity import complete
 from plainres.runs.record import Run, State, folders_of
 
-DEEP = 100  # layers, from which on He et al. 2015 (section 4.2) warm up
-LENGTH = ("epochs", "steps")
+DEEP = 100  # layers; He et al. 2015 (section 4.2) warm up deeper networks
+LENGTH = ("epochs", "steps")  # the options of `optim` that set the length of a run
 
 
 def hints(runs: Sequence[Run]) -> list[str]:
-    """Return a line for each thing about these runs that their user may not have meant."""
+    """Return one line per setting of the new runs among `runs` that may be unintended."""
     new = [run for run in runs if run.state is State.MISSING]
-    return [*_without_warmup(new), *_of_another_length(new)]
+    return [*_missing_warmup(new), *_changed_length(new)]
 
 
-def _without_warmup(runs: Sequence[Run]) -> list[str]:
+def _missing_warmup(runs: Sequence[Run]) -> list[str]:
     depths = sorted({run.config.model["depth"] for run in runs if run.config.optim.warmup_lr is None})
     deep = ", ".join(str(depth) for depth in depths if depth >= DEEP)
     if not deep:
@@ -27,28 +27,30 @@ def _without_warmup(runs: Sequence[Run]) -> list[str]:
     return [f"hint: {deep} layers without warm-up; He et al. 2015 warm up with optim.warmup_lr=0.01"]
 
 
-def _of_another_length(runs: Sequence[Run]) -> list[str]:
+def _changed_length(runs: Sequence[Run]) -> list[str]:
+    """Return a hint for each study in which a new run differs from an existing one only in its length."""
     lines = []
     for folder in sorted({run.folder.parent for run in runs}):
-        shorter: dict[str, list[Run]] = {}
+        existing: dict[str, list[Run]] = {}
         for path in folders_of(folder) if folder.is_dir() else ():
             try:
                 run = Run.read(path)
-            except InputError:  # the report names what is no run
+            except InputError:  # the report lists such folders
                 continue
-            shorter.setdefault(_without_length(run), []).append(run)
-        begun = [
+            existing.setdefault(_without_length(run), []).append(run)
+        pairs = [
             (run, other)
             for run in runs
             if run.folder.parent == folder
-            for other in shorter.get(_without_length(run), [])
+            for other in existing.get(_without_length(run), [])
             if other.name != run.name
         ]
-        for run, other in begun[:1]:
-            more = f" (and {len(begun) - 1} more)" if len(begun) > 1 else ""
+        for run, other in pairs[:1]:
+            others = len({new.name for new, _ in pairs}) - 1
+            more = f" (and {others} more)" if others else ""
             lines.append(
-                f"hint: {other.name}{more} differs from {run.name} in its length alone ({_length(other.config.optim)}, "
-                f"now {_length(run.config.optim)}); another length is another run and begins at step 0"
+                f"hint: {run.name}{more} differs from {other.name} only in its length ({_length(run.config.optim)}, "
+                f"before {_length(other.config.optim)}); a run of another length starts from step 0"
             )
     return lines
 

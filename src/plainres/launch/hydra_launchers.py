@@ -1,7 +1,7 @@
-"""A sweep by one of Hydra's launchers: joblib, SLURM, and whatever else there is a plugin for.
+"""Sweeps by a Hydra launcher: joblib, SLURM, or any other launcher plugin.
 
-A launcher with a plugin needs no code here: `hydra/launcher=NAME` chooses it, and conf/hydra/launcher/ holds settings
-for some. Each job trains one run, wherever the launcher starts it; this process follows the runs by their folders.
+A launcher plugin needs no code here: `hydra/launcher=NAME` selects it, and conf/hydra/launcher/ holds settings for some
+of them. Each job trains one run wherever the launcher starts it; this process monitors the folders of the runs.
 """
 
 import os
@@ -16,122 +16,138 @@ from omegaconf import DictConfig
 
 from plainres.config.compose import Jobs, chosen_options, typed
 from plainres.config.instantiate import check
-from plainres.console import say
+from plainres.console import quantity, say
 from plainres.errors import LockedError, StoppedError, first_line
+from plainres.launch.active import mark_active
+from plainres.launch.messages import print_outcome, print_summary, report_upload_problem
 from plainres.launch.preflight import check_priority, urgency
-from plainres.launch.sweep import outcome_text, summarise, tell_trouble, to_train, train_quietly
+from plainres.launch.sweep import select_runs, train_quietly
 from plainres.processes.world import requeue
 from plainres.runs.record import Run
 
-POLL_SECONDS = 0.5  # between two looks at the folders of the runs
-JOBS = ".jobs"  # the folder beside the runs that takes what a launcher writes
+POLL_SECONDS = 0.5  # between two polls of the folders of the runs
+EXITED_EARLY = "its job exited early: cancelled, killed or out of memory; run the same command again to resume"
+JOBS = ".jobs"  # the folder next to the runs for the output of the launcher
 
 
 def sweep_with(jobs: Jobs) -> int:
-    """Have the launcher train the runs that are not finished; return how many failed.
+    """Train the unfinished runs with the launcher that `jobs` names.
+
+    Returns:
+        The number of failed runs.
 
     Raises:
-        InputError: a run's configuration cannot be carried out, or the launcher cannot start any; nothing was trained.
+        InputError: a configuration is invalid, or the launcher cannot start a job; no run has been trained.
     """
     overrides = {Run.of(config).folder: each for config, each in zip(jobs.configs, jobs.overrides, strict=True)}
-    unfinished, failed = to_train([Run.of(config) for config in jobs.configs])
+    runs = [Run.of(config) for config in jobs.configs]
+    unfinished, failed = select_runs(runs)
     elsewhere = [run for run in unfinished if run.locked]
     missing = sorted((run for run in unfinished if run not in elsewhere), key=urgency)
     check_priority(missing)
     for run in missing:
-        check(run.config, devices=False)  # they are elsewhere
+        check(run.config, devices=False)  # the jobs may run on other machines
     for run in missing:
         run.prepare()
         (run.folder / "failed.json").unlink(missing_ok=True)
-    watch = _Watch([*missing, *elsewhere])
-    with watch.looking():
+    monitor = _Monitor([*missing, *elsewhere])
+    with mark_active(missing), monitor.polling():
         if missing:
             jobs_folder = missing[0].folder.parent / JOBS
             os.environ["PLAINRES_SCRATCH"] = str(jobs_folder.absolute())
-            os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"  # what runs take as the end of their time
-            say(f"hydra/launcher={jobs.launcher} starts {len(missing)} jobs; what it writes is in {jobs_folder}")
-            _launch(jobs, missing, [overrides[run.folder] for run in missing], watch)
+            os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"  # runs save themselves and exit on SIGUSR1
+            say(
+                f"hydra/launcher={jobs.launcher} starts {quantity(len(missing), 'job')}; its output is in {jobs_folder}"
+            )
+            _launch(jobs, missing, [overrides[run.folder] for run in missing], monitor)
         for run in elsewhere:
             while run.locked:
                 time.sleep(POLL_SECONDS)
-            watch.conclude(run, "the process that trained it has ended before it; the same command goes on")
-    return summarise(failed + watch.failed)
+            monitor.conclude(run, "its training process exited early; run the same command again to resume")
+    return print_summary(runs, missing, failed + monitor.failed)
 
 
-def _launch(jobs: Jobs, runs: Sequence[Run], overrides: Sequence[Sequence[str]], watch: "_Watch") -> None:
-    """Launch, wait for the end of all jobs, and tell of those that the look at their folders does not explain."""
+def _launch(jobs: Jobs, runs: Sequence[Run], overrides: Sequence[Sequence[str]], monitor: "_Monitor") -> None:
+    """Launch all jobs, wait for them, and report the runs whose folders do not explain how their jobs exited."""
     error = ""
     returned: list[Any] = []
-    with _patient_submitit():
+    with _tolerating_cancelled_jobs():
         try:
             returned = [job.return_value for job in jobs.launch(overrides, train_job)]
         except (SystemExit, KeyboardInterrupt):
             raise
         except Exception as caught:
-            error = f"{jobs.launcher} gave up: {type(caught).__name__}: {first_line(caught)}"
+            error = f"hydra/launcher={jobs.launcher} failed: {type(caught).__name__}: {first_line(caught)}"
     for run, reason in zip(runs, [*returned, *[None] * (len(runs) - len(returned))], strict=True):
-        watch.conclude(run, reason or error or "its job ended before its run: cancelled, killed, or out of memory")
+        monitor.conclude(run, reason or error or EXITED_EARLY)
 
 
-class _Watch:
-    """Looks at the folders of runs, and says at once what becomes of each."""
+class _Monitor:
+    """Polls the folders of runs, and reports each run as soon as it finishes or fails."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
-        self.runs, self.ended = runs, set[Path]()
+        self.runs, self.reported = runs, set[Path]()
         self.failed: list[tuple[Run, str]] = []
-        self.troubled: list[Run] = []
+        self.not_uploaded: list[Run] = []
         self.started = time.monotonic()
         self.lock = threading.Lock()
 
     @contextmanager
-    def looking(self) -> Iterator[None]:
-        """Look again and again, from another thread."""
-        over = threading.Event()
+    def polling(self) -> Iterator[None]:
+        """Poll from another thread."""
+        stop = threading.Event()
 
-        def look() -> None:
-            while not over.wait(POLL_SECONDS):
-                self.look()
+        def poll_until_stopped() -> None:
+            while not stop.wait(POLL_SECONDS):
+                self.poll()
 
-        thread = threading.Thread(target=look, daemon=True)
+        thread = threading.Thread(target=poll_until_stopped, daemon=True)
         thread.start()
         try:
             yield
         finally:
-            over.set()
+            stop.set()
             thread.join()
 
-    def look(self) -> None:
-        """Report the runs that have ended since the last look."""
+    def poll(self) -> None:
+        """Report the runs that have finished or failed since the last poll."""
         with self.lock:
             for run in self.runs:
-                if run.folder not in self.ended and (run.finished or run.failure):
+                if run.folder not in self.reported and (run.finished or run.failure):
                     self._report(run, None if run.finished else run.failure)
 
     def conclude(self, run: Run, reason: str) -> None:
-        """Nobody trains this run any more: if it has not ended, it has failed, for this reason."""
-        self.look()
+        """Report a run that no process trains any more; unless its folder says otherwise, it failed for `reason`."""
+        self.poll()
         with self.lock:
-            if run.folder not in self.ended:
+            if run.folder not in self.reported:
                 self._report(run, reason)
 
     def _report(self, run: Run, reason: str | None) -> None:
-        """One line for a run that has ended."""
-        self.ended.add(run.folder)
-        tell_trouble(run, self.troubled)
+        """Account for a run that finished or failed, and print its outcome."""
+        self.reported.add(run.folder)
+        report_upload_problem(run, self.not_uploaded)
         if reason is not None:
             self.failed.append((run, reason))
-        left, seconds = len(self.runs) - len(self.ended), time.monotonic() - self.started
-        say(
-            f"[{len(self.ended)}/{len(self.runs)}] {run.name:<30} {outcome_text(run, reason)}  "
-            f"after {seconds:.0f} s, {left} left"
+        count, total = len(self.reported), len(self.runs)
+        print_outcome(
+            f"[{count:>{len(str(total))}}/{total}]",
+            run,
+            reason,
+            elapsed=f"after {time.monotonic() - self.started:.0f} s",
+            remaining=[f"{total - count} left" if count < total else "done"],
+            name_columns=max(len(each.name) for each in self.runs),
         )
 
 
 def train_job(composed: DictConfig) -> str | None:
-    """Train the run of one job, in the process that a launcher has made for it; return why it failed.
+    """Train the run of one job in the process that the launcher started for it.
+
+    Returns:
+        The reason of a failure, None if the run finished.
 
     Raises:
-        StoppedError: a signal came. Under SLURM the job is back in the queue if its time was up.
+        StoppedError: a signal arrived. If it announced SLURM's time limit, the job is back in the queue.
     """
     run = Run.of(typed(composed, chosen_options()))
     if run.finished:
@@ -146,8 +162,8 @@ def train_job(composed: DictConfig) -> str | None:
 
 
 @contextmanager
-def _patient_submitit() -> Iterator[None]:
-    """Let a cancelled job of submitit's say so, instead of ending the wait for all the others."""
+def _tolerating_cancelled_jobs() -> Iterator[None]:
+    """Make submitit return a cancelled job's reason, where it would raise and stop waiting for the other jobs."""
     try:
         import submitit
         from hydra.core.utils import JobReturn, JobStatus
@@ -158,14 +174,14 @@ def _patient_submitit() -> Iterator[None]:
     job_class: Any = submitit.Job
     results = job_class.results
 
-    def patient(job: Any) -> list[Any]:
+    def results_or_reason(job: Any) -> list[Any]:
         try:
             return results(job)
         except (FailedJobError, UncompletedJobError) as error:
-            reason = f"job {job.job_id} did not end: {first_line(error)}; the same command goes on"
+            reason = f"job {job.job_id} did not finish: {first_line(error)}; run the same command again to resume"
             return [JobReturn(status=JobStatus.COMPLETED, _return_value=reason)]
 
-    job_class.results = patient
+    job_class.results = results_or_reason
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What a sweep must know before it begins: whether every run can be trained, what each costs, where there is room."""
+"""Checks before a sweep starts, and its schedule: costs, priorities and slots."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ from plainres.runs.record import Run
 
 
 def preflight(runs: Sequence[Run]) -> tuple[list[float], int]:
-    """Check every run before the first one trains: make its network, prepare its data.
+    """Build every network and prepare all data, so that mistakes surface before the first run trains.
 
     Returns:
-        For each run the multiply-adds of its training, which say how long it takes relative to the others; and the
-        number of GPUs.
+        costs: the multiply-adds of each run's training, an estimate of its relative duration.
+        gpus: the number of GPUs.
 
     Raises:
-        InputError: a run's configuration cannot be carried out.
+        InputError: a configuration is invalid.
         OSError: the data cannot be written, for instance because the disk is full.
     """
     import torch
@@ -34,45 +34,54 @@ def preflight(runs: Sequence[Run]) -> tuple[list[float], int]:
         source = source_of(config)
         data, network = repr(config.data), repr((config.model, config.data))
         if network not in multiply_adds:
-            check(config)  # before the data, which may take minutes to come
+            check(config)  # before loading the data, which may take minutes
             multiply_adds[network] = description_of(config, source).multiply_adds
         if data not in images:
             images[data] = len(source.load().train)
         batch_size = config.optim.batch_size
         if batch_size > images[data]:
-            raise InputError(f"optim.batch_size is {batch_size}, but there are only {images[data]} training images")
+            raise InputError(
+                f"optim.batch_size is {batch_size}, but there are only {images[data]} training images; "
+                f"set it to at most {images[data]}"
+            )
         costs.append(float(multiply_adds[network] * batch_size * config.optim.length(images[data] // batch_size)))
     return costs, torch.cuda.device_count()
 
 
 def urgency(run: Run) -> int:
-    """Return the position of the first of `sweep.priority` that has a run's settings; 0 is the most urgent."""
+    """Return the index of the first entry of `sweep.priority` that matches a run; 0 is the most urgent."""
     priority = run.config.sweep.priority
-    return next((i for i, of in enumerate(priority) if matches(run.config, of)), len(priority))
+    return next((i for i, entry in enumerate(priority) if matches(run.config, entry)), len(priority))
 
 
 def check_priority(runs: Sequence[Run]) -> None:
-    """Check that every key of `sweep.priority` is a setting of some run.
+    """Check that at least one run has each key of `sweep.priority`.
 
     Raises:
-        InputError: one is not, and would be ignored.
+        InputError: no run has one of the keys, which would otherwise be ignored silently.
     """
     known = {key for run in runs for key in settings(run.config)}
-    for key in {key for run in runs for of in run.config.sweep.priority for key in of} - known:
-        raise InputError(f"sweep.priority names {key}, which no run has; its keys are such as seed and model.depth")
+    for key in {key for run in runs for entry in run.config.sweep.priority for key in entry} - known:
+        raise InputError(f"sweep.priority names {key}, which no run has; use settings such as seed or model.depth")
 
 
 def slots(runs: Sequence[Run], gpus: int, visible: str) -> list[str | None]:
-    """Return one slot per concurrent run: its CUDA_VISIBLE_DEVICES, of those `visible`, or None on the CPU.
+    """Return one slot per concurrent run: its CUDA_VISIBLE_DEVICES, or None on the CPU.
 
-    Without `sweep.runs_per_device` there are as many on the CPU as its cores allow, and one on each GPU.
+    By default there are as many slots on the CPU as its cores allow, and one per GPU, or per group of
+    `trainer.devices` GPUs. `sweep.runs_per_device` overrides these numbers.
+
+    Args:
+        runs: the runs to train.
+        gpus: the number of GPUs that torch sees.
+        visible: the CUDA_VISIBLE_DEVICES of this process, or an empty string.
     """
     trainers = [run.config.trainer for run in runs]
-    wanted = [run.config.sweep.runs_per_device for run in runs if run.config.sweep.runs_per_device != AUTO]
+    requested = [run.config.sweep.runs_per_device for run in runs if run.config.sweep.runs_per_device != AUTO]
     if all(trainer.accelerator == "cpu" for trainer in trainers):
         threads = max(trainer.threads * trainer.devices for trainer in trainers)
-        return [None] * max(wanted or [1, joblib.cpu_count() // threads])
+        return [None] * max(requested or [1, joblib.cpu_count() // threads])
     names = visible.split(",")[:gpus] if visible else [str(number) for number in range(gpus)]
-    each = max(trainer.devices for trainer in trainers)
-    groups = [",".join(names[first : first + each]) for first in range(0, len(names) - each + 1, each)]
-    return [group for group in groups for _ in range(max(wanted or [1]))]
+    size = max(trainer.devices for trainer in trainers)
+    groups = [",".join(names[first : first + size]) for first in range(0, len(names) - size + 1, size)]
+    return [group for group in groups for _ in range(max(requested or [1]))]

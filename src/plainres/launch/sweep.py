@@ -1,7 +1,7 @@
-"""Many runs: which are missing, train each in a fresh process, tell how far it is and when it will end.
+"""Sweeps: train the missing runs of a study, each in a fresh process, and report progress.
 
-The processes are forked from one that has done the imports, so that a run starts in milliseconds, and none can see what
-another left behind.
+The processes are forked from a server that has done the imports. A run therefore starts in milliseconds and sees no
+state of the runs before it.
 """
 
 import multiprocessing.connection
@@ -23,93 +23,105 @@ from typing import Any
 from tqdm import tqdm
 
 from plainres.config.schema import Config
-from plainres.console import duration, say
+from plainres.console import duration, first_that_fits, quantity, say, terminal_columns
 from plainres.errors import LockedError, StoppedError, first_line
+from plainres.launch.active import mark_active
 from plainres.launch.devices import launch
 from plainres.launch.hints import hints
+from plainres.launch.messages import print_outcome, print_summary, report_upload_problem, without_hash
 from plainres.launch.preflight import preflight, slots, urgency
-from plainres.processes.forkserver import begin, call_in_processes, forkserver
+from plainres.processes.forkserver import attach_to_command, call_in_processes, forkserver
 from plainres.processes.signals import StopSignals
 from plainres.runs.record import Run, State
 
-# imported once, not once in each process; wandb.sdk.launch is what the client imports when it first begins
+# imported once, in the fork server; the W&B client imports wandb.sdk.launch when its first run starts
 PRELOADED = ["plainres.training.train", "sklearn.datasets"]
 PRELOADED_FOR_WANDB = ["plainres.tracking.wandb_logger", "wandb.sdk.launch"]
-POLL_SECONDS = 0.5  # between two looks at the running
+POLL_SECONDS = 0.5  # between two polls of the running processes
 
 
-def to_train(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, str]]]:
-    """Say what there is of a sweep; return what is to be trained, and what has failed and is not to be tried again."""
+def select_runs(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, str]]]:
+    """Print the number of runs in each state and select the runs to train.
+
+    Returns:
+        selected: the runs to train, including runs that another process is training.
+        failed: the failed runs that are not retried, each with its reason.
+    """
     states = {run.folder: (run, run.state) for run in runs}
-    found: dict[State, list[Run]] = {state: [] for state in State}
+    by_state: dict[State, list[Run]] = {state: [] for state in State}
     for run, state in states.values():
-        found[state].append(run)
-    say(f"{', '.join(sorted({str(run.folder.parent) for run in runs}))}: {len(states)} runs")
+        by_state[state].append(run)
+    say(f"{', '.join(sorted({str(run.folder.parent) for run in runs}))}: {quantity(len(states), 'run')}")
     details = {
         State.INTERRUPTED: lambda run: f"{run.name} at step {run.step}",
         State.FAILED: lambda run: f"{run.name}: {run.failure}",
         State.RUNNING: lambda run: run.name,
     }
-    for state, those in found.items():
-        if those:
-            say(f"  {len(those):5} {state.value}")
-            for run in those if state in details else []:
-                say(f"          {details[state](run)}")
-    failed = [(run, str(run.failure)) for run in found[State.FAILED] if not run.config.sweep.retry_failed]
+    for state, members in by_state.items():
+        if members:
+            say(f"  {len(members):5} {state.value}")
+            for run in members if state in details else []:
+                say(first_that_fits([f"          {details[state](run)}"], terminal_columns()))
+    failed = [(run, str(run.failure)) for run in by_state[State.FAILED] if not run.config.sweep.retry_failed]
     if failed:
-        say("  sweep.retry_failed=true tries the failed again")
-    left_out = {run.folder for run, _ in failed} | {run.folder for run in found[State.FINISHED]}
-    return [run for run, _ in states.values() if run.folder not in left_out], failed
-
-
-def summarise(failed: Sequence[tuple[Run, str]]) -> int:
-    """Name the runs that failed, last of all; return how many."""
-    for run, reason in failed:
-        say(f"failed: {run.name}: {reason}{f' (see {run.log})' if run.log.exists() else ''}")
-    return len(failed)
+        say("  set sweep.retry_failed=true to retry failed runs")
+    excluded = {run.folder for run, _ in failed} | {run.folder for run in by_state[State.FINISHED]}
+    return [run for run, _ in states.values() if run.folder not in excluded], failed
 
 
 def sweep(runs: Sequence[Run | Config]) -> int:
-    """Train the runs that are not finished, on this machine; return how many failed.
+    """Train the unfinished runs on this machine.
 
     Args:
         runs: runs, or their configurations.
 
+    Returns:
+        The number of failed runs.
+
     Raises:
-        InputError: a run's configuration cannot be carried out; then nothing has been trained.
-        StoppedError: a signal came; what was running is saved.
+        InputError: a configuration is invalid; no run has been trained.
+        StoppedError: a signal arrived; the active runs are saved.
     """
-    missing, failed = to_train([run if isinstance(run, Run) else Run.of(run) for run in runs])
-    for hint in hints(missing):
+    all_runs = [run if isinstance(run, Run) else Run.of(run) for run in runs]
+    selected, failed = select_runs(all_runs)
+    for hint in hints(selected):
         say(hint)
-    if missing:
-        wandb = PRELOADED_FOR_WANDB if any(run.config.logger.wandb for run in missing) else []
+    if selected:
+        wandb = PRELOADED_FOR_WANDB if any(run.config.logger.wandb for run in selected) else []
         context = forkserver([*PRELOADED, *wandb])
-        ((costs, gpus),) = call_in_processes(context, [(preflight, missing)])
-        for run in missing:
+        ((costs, gpus),) = call_in_processes(context, [(preflight, selected)])
+        for run in selected:
             run.prepare()
-        with StopSignals() as signals:
-            free = slots(missing, gpus, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-            failed += _Pool(context, missing, costs, free, signals).train()
-    return summarise(failed)
+        with StopSignals() as signals, mark_active(selected):
+            free = slots(selected, gpus, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+            failed += _Pool(context, selected, costs, free, signals).train()
+    return print_summary(all_runs, selected, failed)
 
 
 @dataclass(frozen=True)
 class _Training:
-    """A run that is being trained, in a process of its own, in a slot."""
+    """A run in training, its process and its slot."""
 
     run: Run
     cost: float
     slot: str | None
     process: ForkServerProcess
-    outcome: Any  # a Connection; the types of the two systems differ
+    outcome: Any  # a Connection, whose type differs between Unix and Windows
     started: float
 
 
 class _Pool:
-    """Train one run per slot, by `sweep.priority`, then most expensive first, each in a fresh process.
+    """Trains one run per slot, by `sweep.priority`, then most expensive first, each in a fresh process.
 
-    A run that another process is at is waited for, and taken over if that ends before the run does.
+    The pool waits for runs that other processes are training. If one of these exits before its run finishes, the
+    pool takes the run over.
+
+    Args:
+        context: the context of the processes.
+        runs: the runs to train.
+        costs: the relative duration of each run.
+        free: one slot per concurrent run; see `plainres.launch.preflight.slots`.
+        signals: the stop signals of this command.
     """
 
     def __init__(
@@ -121,7 +133,7 @@ class _Pool:
         signals: StopSignals,
     ) -> None:
         self.context, self.signals = context, signals
-        # the next one comes last
+        # runs are taken from the end
         self.waiting = sorted(zip(costs, runs, strict=True), key=lambda pair: (-urgency(pair[1]), pair[0]))
         self.elsewhere: list[tuple[float, Run]] = []
         self.free = list(free)
@@ -129,72 +141,80 @@ class _Pool:
         self.outcomes: Counter[bool] = Counter()
         self.running: list[_Training] = []
         self.failed: list[tuple[Run, str]] = []
-        self.troubled: list[Run] = []
+        self.not_uploaded: list[Run] = []
+        self.name_columns = max(len(run.name) for run in runs)
         self.started = time.monotonic()
 
     def train(self) -> list[tuple[Run, str]]:
-        """Train all; return those that failed, and why.
+        """Train all runs; return the failed ones, each with its reason.
 
         Raises:
-            StoppedError: after a signal, when the running are saved; after a second Ctrl-C at once.
+            StoppedError: a signal arrived and the active runs are saved, or a second Ctrl-C arrived.
         """
         self.signals.deferring = True
-        told = False
+        stopping = False
         try:
-            with tqdm(total=1.0, bar_format="{desc}", leave=False, disable=None) as status:
-                while self.running or ((self.waiting or self.elsewhere) and not told):
-                    if self.signals.received and not told:
-                        told = True
-                        say(f"stopping: {len(self.running)} runs are being saved; Ctrl-C stops at once")
+            with tqdm(total=1.0, bar_format="{desc}", leave=False, disable=None, dynamic_ncols=True) as status:
+                while self.running or ((self.waiting or self.elsewhere) and not stopping):
+                    if self.signals.received and not stopping:
+                        stopping = True
+                        # a process that is still starting, or has just finished, has nothing to save
+                        saving = sum(training.process.is_alive() and training.run.locked for training in self.running)
+                        say(f"stopping: saving {quantity(saving, 'run')}; press Ctrl-C again to stop at once")
                         for training in self.running:
                             training.process.terminate()
-                    self._start(0 if told else len(self.free))
+                    self._start(0 if stopping else len(self.free))
                     multiprocessing.connection.wait(
                         [training.process.sentinel for training in self.running], POLL_SECONDS
                     )
                     for training in [training for training in self.running if not training.process.is_alive()]:
-                        self._end(training)
-                    self._look_elsewhere()
+                        self._collect(training)
+                    self._poll_elsewhere()
                     status.set_description_str(self._status())
         finally:
             for training in self.running:
                 training.process.kill()
-        if told:
+        if stopping:
             left = self.count - self.outcomes.total()
             raise StoppedError(
-                f"stopped: {left} of {self.count} runs are left; the same command goes on", self.signals.received
+                f"stopped: {left} of {quantity(self.count, 'run')} left; run the same command again to resume",
+                self.signals.received,
             )
+        say(f"all done in {duration(time.monotonic() - self.started)}")
         return self.failed
 
     def _start(self, count: int) -> None:
+        """Start up to `count` runs, each in a free slot."""
         while self.waiting and count:
             count -= 1
             (cost, run), slot = self.waiting.pop(), self.free.pop()
-            outcome, theirs = multiprocessing.connection.Pipe(duplex=False)
-            process = self.context.Process(target=_work, args=(run.folder, theirs, slot))
+            receiver, sender = multiprocessing.connection.Pipe(duplex=False)
+            process = self.context.Process(target=_work, args=(run.folder, sender, slot))
             process.start()
-            theirs.close()
-            self.running.append(_Training(run, cost, slot, process, outcome, time.monotonic()))
+            sender.close()
+            self.running.append(_Training(run, cost, slot, process, receiver, time.monotonic()))
 
-    def _end(self, training: _Training) -> None:
-        """Take in what a process that has ended has to tell."""
+    def _collect(self, training: _Training) -> None:
+        """Handle the outcome of a process that has exited, and free its slot."""
         self.running.remove(training)
         self.free.append(training.slot)
         try:
             kind, reason = training.outcome.recv()
         except EOFError:
             code = training.process.exitcode or 0
-            if self.signals.received and code == -signal.SIGTERM:  # before it could take the signal otherwise
+            if self.signals.received and code == -signal.SIGTERM:  # the signal arrived before its handler was installed
                 return
             name = signal.Signals(-code).name if code < 0 else f"code {code}"
-            kind, reason = "failed", f"its process died ({name}): killed, or out of memory; the same command goes on"
+            kind = "failed"
+            reason = f"its process died ({name}), possibly out of memory; run the same command again to resume"
         if kind == "locked":
             self.elsewhere.append((training.cost, training.run))
-            say(f"{training.run.name} is being trained by another process; it is waited for")
+            say(f"waiting for {training.run.name}, which another process is training")
         elif kind != "stopped":
             self._report(training.run, training.cost, reason, time.monotonic() - training.started)
 
-    def _look_elsewhere(self) -> None:
+    def _poll_elsewhere(self) -> None:
+        """Report or take over the runs that other processes no longer train."""
         for cost, run in [pair for pair in self.elsewhere if not pair[1].locked]:
             self.elsewhere.remove((cost, run))
             if run.finished:
@@ -203,106 +223,117 @@ class _Pool:
                 self.waiting.append((cost, run))
 
     def _report(self, run: Run, cost: float, reason: str | None, seconds: float) -> None:
-        """One line for a run that has ended."""
+        """Account for a run that finished or failed, and print its outcome."""
         self.outcomes[reason is None] += 1
-        ended = self.outcomes.total()
+        done = self.outcomes.total()
         if reason is None:
             self.done += cost
         else:
             self.total -= cost
             self.failed.append((run, reason))
-        tell_trouble(run, self.troubled)
-        text = outcome_text(run, reason)
-        say(f"[{ended:>{len(str(self.count))}}/{self.count}] {run.name:<30} {text}  {seconds:5.0f} s   {self._left()}")
+        report_upload_problem(run, self.not_uploaded)
+        position = f"[{done:>{len(str(self.count))}}/{self.count}]"
+        print_outcome(
+            position,
+            run,
+            reason,
+            elapsed=f"{seconds:5.0f} s",
+            remaining=self._remaining(),
+            name_columns=self.name_columns,
+        )
 
-    def _left(self) -> str:
-        """How many runs are left and when they will have ended, if the rest is as fast as what is done."""
+    def _remaining(self) -> list[str]:
+        """Describe the rest of the sweep, in versions from the most to the least detailed.
+
+        The remaining time is extrapolated from the cost of the work done so far.
+        """
         left = self.count - self.outcomes.total()
         if not left:
-            return f"all done in {duration(time.monotonic() - self.started)}"
+            return ["done"]
         done = self.done + sum(training.cost * _progress(training.run) for training in self.running)
         if not done:
-            return f"{left} left"
+            return [f"{left} left"]
         seconds = (time.monotonic() - self.started) * (self.total - done) / done
         end = datetime.now() + timedelta(seconds=seconds)
-        return f"{left} left, about {duration(seconds)}, until {end:%H:%M}"
+        about = f"{left} left, about {duration(seconds)}"
+        return [f"{about}, until {end:%H:%M}", about, f"{left} left"]
 
     def _status(self) -> str:
-        running = ", ".join(f"{training.run.name} {_progress(training.run):.0%}" for training in self.running)
-        return f"{self._left()}; running: {running}" if running else ""
-
-
-def outcome_text(run: Run, reason: str | None) -> str:
-    """What a run has come to, in a line."""
-    if reason is not None:
-        return f"FAILED: {reason}"
-    result = run.result
-    return f"train error {result['train_error_eval']:6.2f} %  test error {result['test_error']:6.2f} %"
-
-
-def tell_trouble(run: Run, troubled: list[Run]) -> None:
-    """Say what a run's log says of W&B, if it is the first of a sweep to have such trouble; add it to the others."""
-    if run.config.logger.wandb and run.trouble_file.exists():
-        if not troubled:
-            say(
-                f"{run.name}: {run.trouble_file.read_text()}; the runs go on, "
-                f"and `plainres wandb-sync {run.folder.parent}` sends them later"
-            )
-        troubled.append(run)
+        """Return the line that shows the active runs, shortened to the width of the terminal."""
+        if not self.running:
+            return ""
+        names = [training.run.name for training in self.running]
+        shares = [_progress(training.run) for training in self.running]
+        parts = [f" {share:.0%}" if share else "" for share in shares]  # no share before the first row of the curve
+        long = ", ".join(f"{name}{part}" for name, part in zip(names, parts, strict=True))
+        short = ", ".join(f"{without_hash(name)}{part}" for name, part in zip(names, parts, strict=True))
+        remaining = self._remaining()
+        versions = [f"{left}; running: {shown}" for shown in (long, short) for left in remaining[:2]]
+        versions += [f"{left}; {len(names)} running" for left in remaining]
+        return first_that_fits(versions, terminal_columns())
 
 
 def _progress(run: Run) -> float:
-    """The share of a run's epochs or steps that its curves show."""
+    """Return the completed share of a run's epochs or steps, according to its curve."""
     recipe = run.config.optim
     try:
         curve = run.curve()
-    except (OSError, ValueError, TypeError):  # not for the one who looks on to worry about
+    except (OSError, ValueError, TypeError):  # the run itself reports a damaged file
         return 0.0
     if not curve:
         return 0.0
     return curve[-1]["epoch"] / recipe.epochs if recipe.epochs else curve[-1]["step"] / (recipe.steps or 1)
 
 
-def _work(folder: Path, outcome: "Connection[Any, Any]", gpus: str | None) -> None:
-    """Train the run in `folder`, in a process of its own on the GPUs named; tell how it ended, and why."""
-    begin()
+def _work(folder: Path, sender: "Connection[Any, Any]", gpus: str | None) -> None:
+    """Train the run in `folder` in this forked process; send its outcome and, if it failed, the reason.
+
+    Args:
+        folder: the folder of the run.
+        sender: the connection to the pool.
+        gpus: CUDA_VISIBLE_DEVICES, or None on the CPU.
+    """
+    attach_to_command()
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus
     try:
         reason = train_quietly(Run.read(folder))
     except LockedError:
-        outcome.send(("locked", None))
+        sender.send(("locked", None))
     except StoppedError:
-        outcome.send(("stopped", None))
+        sender.send(("stopped", None))
     else:
-        outcome.send(("finished" if reason is None else "failed", reason))
+        sender.send(("finished" if reason is None else "failed", reason))
 
 
 def train_quietly(run: Run) -> str | None:
-    """Train a run; what it prints goes into its log. Return why it failed, None if it did not.
+    """Train a run with its output redirected to its log.
+
+    Returns:
+        The reason of a failure, None if the run finished.
 
     Raises:
-        LockedError: another process trains the run.
-        StoppedError: a signal came.
+        LockedError: another process is training the run.
+        StoppedError: a signal arrived.
     """
-    with _printing_to(run.log):
+    with _redirected_to(run.log):
         try:
             launch(run)
         except (LockedError, StoppedError) as error:
             print(error, file=sys.stderr)
             raise
-        except BaseException as error:  # whatever ends the run is told, not only what Python calls an exception
+        except BaseException as error:  # SystemExit as well: it would otherwise end the process silently
             traceback.print_exc()
             return f"{type(error).__name__}: {first_line(error)}"
     return None
 
 
 @contextmanager
-def _printing_to(log: Path) -> Iterator[None]:
-    """Let what this process and those it starts print go to the end of a file."""
+def _redirected_to(log: Path) -> Iterator[None]:
+    """Append the standard output and error of this process and its children to a file."""
     log.parent.mkdir(parents=True, exist_ok=True)
     streams = sys.stdout, sys.stderr
-    kept = [os.dup(stream.fileno()) for stream in streams]
+    saved = [os.dup(stream.fileno()) for stream in streams]
     with log.open("a") as file:
         for stream in streams:
             stream.flush()
@@ -310,7 +341,7 @@ def _printing_to(log: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        for stream, before in zip(streams, kept, strict=True):
+        for stream, original in zip(streams, saved, strict=True):
             stream.flush()
-            os.dup2(before, stream.fileno())
-            os.close(before)
+            os.dup2(original, stream.fileno())
+            os.close(original)

@@ -1,4 +1,4 @@
-"""One of the processes of a run on several devices: `python -m plainres.launch.worker FOLDER`."""
+"""Worker of a run on several devices, one per device: `python -m plainres.launch.worker FOLDER`."""
 
 import json
 import os
@@ -13,7 +13,13 @@ from plainres.training.train import train
 
 
 def main(folder: Path) -> int:
-    """Train the run in `folder` with the other workers; return the exit code, leave a failure to `launch.agent`."""
+    """Train the run in `folder` together with the other workers.
+
+    A failure goes into the error file that `plainres.launch.agent` reads.
+
+    Returns:
+        The exit code.
+    """
     exit_with_parent(os.getppid())
     try:
         train(Run.read(folder))

@@ -1,4 +1,4 @@
-"""Networks and what observes them. conf/model and conf/probes name these classes and functions."""
+"""Networks, their initialisation, and probes. conf/model and conf/probes refer to these classes and functions."""
 
 from plainres.models.blocks import BlockSpec, LayerOrder
 from plainres.models.initialisation import delta_orthogonal, fixup, he_fan_in, he_fan_out, orthogonal, zero_gamma

@@ -1,7 +1,8 @@
-"""How a network's weights begin: functions of the network and of a generator, from which the backbone alone draws.
+"""Initialisation schemes for the backbone of a network.
 
-Shortcuts are left with the weights they were made with, so nets that differ in their shortcuts alone begin with
-identical backbones. In all schemes the linear layer, which no ReLU follows, is N(0, 1 / fan_in), and biases are 0.
+A scheme draws from the given generator only, and does not change the shortcuts. Networks that differ only in their
+shortcuts therefore start with identical backbones. Unless a scheme says otherwise, weights of linear layers are
+N(0, 1 / fan_in), since no ReLU follows the head, and biases are 0.
 """
 
 import math
@@ -14,20 +15,23 @@ from torch import Generator, Tensor, nn
 from plainres.errors import InputError
 from plainres.models.shortcuts import Plain, ReZero
 
-RELU_GAIN = math.sqrt(2)  # what a ReLU takes from the variance of its input
+RELU_GAIN = math.sqrt(2)  # compensates for ReLU, which halves the second moment
 
 
 class Scheme(Protocol):
-    """Gives a network its initial weights."""
+    """Function that initialises a network in place."""
 
     def __call__(self, network: nn.Module, generator: Generator) -> None:
-        """Set all weights of the backbone, in the order of the modules."""
+        """Initialise all weights of the backbone, in module order."""
         ...
 
 
 def he_fan_out(network: nn.Module, generator: Generator) -> None:
-    """Convolutions N(0, 2 / fan_out): gradients keep their variance (He et al. 2015, "Delving deep", equation 14)."""
-    _each_convolution(
+    """Draw convolution weights from N(0, 2 / fan_out).
+
+    This preserves the variance of gradients in the backward pass (He et al. 2015, "Delving deep", equation 14).
+    """
+    _init_backbone(
         network,
         generator,
         lambda w: nn.init.kaiming_normal_(w, mode="fan_out", generator=generator, nonlinearity="relu"),
@@ -35,8 +39,11 @@ def he_fan_out(network: nn.Module, generator: Generator) -> None:
 
 
 def he_fan_in(network: nn.Module, generator: Generator) -> None:
-    """Convolutions N(0, 2 / fan_in): signals keep their variance (He et al. 2015, "Delving deep", equation 10)."""
-    _each_convolution(
+    """Draw convolution weights from N(0, 2 / fan_in).
+
+    This preserves the variance of activations in the forward pass (He et al. 2015, "Delving deep", equation 10).
+    """
+    _init_backbone(
         network,
         generator,
         lambda w: nn.init.kaiming_normal_(w, mode="fan_in", generator=generator, nonlinearity="relu"),
@@ -44,14 +51,15 @@ def he_fan_in(network: nn.Module, generator: Generator) -> None:
 
 
 def orthogonal(network: nn.Module, generator: Generator) -> None:
-    """Each convolution a random orthogonal matrix (out, in * k * k) times sqrt(2) (Saxe et al. 2014)."""
-    _each_convolution(network, generator, lambda w: nn.init.orthogonal_(w, RELU_GAIN, generator=generator))
+    """Set each convolution to sqrt(2) times a random orthogonal matrix (out, in * k * k) (Saxe et al. 2014)."""
+    _init_backbone(network, generator, lambda w: nn.init.orthogonal_(w, RELU_GAIN, generator=generator))
 
 
 def delta_orthogonal(network: nn.Module, generator: Generator) -> None:
-    """An orthogonal matrix (out, in) times sqrt(2) in the kernel's centre, 0 around it (Xiao et al. 2018, section 3).
+    """Set the centre of each kernel to sqrt(2) times a random orthogonal matrix (out, in), and the rest to 0.
 
-    Norms are kept exactly where out >= in; elsewhere, which the paper leaves out, the rows are orthonormal.
+    Xiao et al. 2018, section 3. The matrix preserves norms up to the factor sqrt(2) if out >= in. The paper does not
+    cover out < in; here the rows are then orthonormal up to the same factor.
     """
 
     def draw(weight: Tensor) -> None:
@@ -62,81 +70,90 @@ def delta_orthogonal(network: nn.Module, generator: Generator) -> None:
                 torch.empty(weight.shape[:2], dtype=weight.dtype), RELU_GAIN, generator=generator
             )
 
-    _each_convolution(network, generator, draw)
+    _init_backbone(network, generator, draw)
 
 
 def zero_gamma(network: nn.Module, generator: Generator) -> None:
-    """As `he_fan_out`, and each branch begins at 0: the weight of its last normalisation is (Goyal et al. 2017, 5.1).
+    """Initialise as `he_fan_out`, then set the weight of the last normalisation of each residual branch to 0.
+
+    Goyal et al. 2017, section 5.1.
 
     Raises:
-        InputError: a branch does not end with a normalisation that has a weight, or would never leave 0.
+        InputError: a branch does not end with a normalisation that has a weight, or would receive no gradient.
     """
     he_fan_out(network, generator)
-    for branch in _that_may_begin_at_zero(network, "zero_gamma"):
+    for branch in _zero_initialisable_branches(network, "zero_gamma"):
         *_, last = branch.children()
         weight = None if isinstance(last, nn.Conv2d) else getattr(last, "weight", None)
         if weight is None:
             raise InputError(
-                "model/init=zero_gamma needs a normalisation with a weight at the end of each block's branch; "
-                "model/norm=none and block orders whose `post` has no norm have none there"
+                "model/init=zero_gamma needs a normalisation with a weight at the end of each residual branch; choose "
+                "a model/norm other than none and a model/block/order whose `post` ends with norm"
             )
         nn.init.zeros_(weight)
 
 
 def fixup(network: nn.Module, generator: Generator) -> None:
-    """Fixup (Zhang et al. 2019, section 3): the last convolution of each branch and the head are 0, the others of a
-    branch as in `he_fan_out` times L^(-1 / (2m - 2)), L the number of branches and m the convolutions of one.
+    """Initialise for training without normalisation (Fixup, Zhang et al. 2019, section 3).
 
-    Its scalar biases and multipliers are model/block/order=fixup, to be used with model/norm=none. (Its authors train
-    these with a tenth of the learning rate, which is not done here.)
+    The head and the last convolution of each residual branch are 0. The other convolutions of a branch are as in
+    `he_fan_out`, times L^(-1 / (2m - 2)) for L branches of m convolutions.
+
+    Use it with model/norm=none and model/block/order=fixup, which adds the scalar biases and multipliers. The authors
+    train these with a tenth of the learning rate; here they have the same learning rate as all weights.
 
     Raises:
-        InputError: there is a normalisation, or a branch would never leave 0.
+        InputError: the network has normalisations, or a branch would receive no gradient.
     """
     he_fan_out(network, generator)
-    found = _that_may_begin_at_zero(network, "fixup")
-    for branch in found:
+    branches = _zero_initialisable_branches(network, "fixup")
+    for branch in branches:
         if any(isinstance(module, nn.BatchNorm2d | nn.GroupNorm) for module in branch.children()):
-            raise InputError("model/init=fixup stands in for a normalisation: it goes with model/norm=none")
+            raise InputError("model/init=fixup replaces normalisation, but the network has some; set model/norm=none")
         *inner, last = [module for module in branch.children() if isinstance(module, nn.Conv2d)]
         with torch.no_grad():
             for conv in inner:
-                conv.weight *= len(found) ** (-1 / (2 * len(inner)))
+                conv.weight *= len(branches) ** (-1 / (2 * len(inner)))
         nn.init.zeros_(last.weight)
     *_, head = [module for module in network.modules() if isinstance(module, nn.Linear)]
     nn.init.zeros_(head.weight)
 
 
-def blocks(network: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Name and module of each block, in order: what has a residual branch and a shortcut, and is part of none."""
+def named_blocks(network: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the name and module of each block, in order.
+
+    A block is a module with a `residual` and a `shortcut` that is not itself part of a shortcut.
+    """
     for name, module in network.named_modules():
         if hasattr(module, "residual") and hasattr(module, "shortcut") and "shortcut" not in name.split("."):
             yield name, module
 
 
-def _that_may_begin_at_zero(network: nn.Module, scheme: str) -> list[nn.Module]:
-    """The branches of a network, if gradients reach them though they begin at 0."""
-    found = []
-    for name, block in blocks(network):
+def _zero_initialisable_branches(network: nn.Module, scheme: str) -> list[nn.Module]:
+    """Return the residual branches, after checking that each receives gradients if its output is initialised to 0."""
+    branches = []
+    for name, block in named_blocks(network):
         *_, last = block.residual.children()
         if isinstance(block.shortcut, Plain):
             raise InputError(
-                f"model/init={scheme} begins each branch at 0: a plain net, which has nothing else, is dead"
+                f"model/init={scheme} initialises the output of each residual branch to 0, so a plain network receives "
+                "no gradient; choose a model/shortcut other than plain"
             )
         if isinstance(block.shortcut, ReZero) and not block.shortcut.initial:
             raise InputError(
-                f"model/init={scheme} begins each branch at 0, and {name} multiplies it by a number that begins at 0: "
-                "neither would ever be anything else"
+                f"model/init={scheme} initialises the output of each residual branch to 0, and {name} multiplies it by "
+                "a scalar initialised to 0, so neither receives a gradient; set model.shortcut.initial to another value"
             )
         if isinstance(last, nn.ReLU):
             raise InputError(
-                f"model/init={scheme} begins each branch at 0, where the ReLU at the end of {name} is dead"
+                f"model/init={scheme} initialises the output of each residual branch to 0, where the ReLU at the end "
+                f"of {name} has no gradient; choose a model/block/order whose `post` does not end with relu"
             )
-        found.append(block.residual)
-    return found
+        branches.append(block.residual)
+    return branches
 
 
-def _each_convolution(network: nn.Module, generator: Generator, draw: Callable[[Tensor], object]) -> None:
+def _init_backbone(network: nn.Module, generator: Generator, draw: Callable[[Tensor], object]) -> None:
     for name, module in network.named_modules():
         if "shortcut" in name.split("."):
             continue

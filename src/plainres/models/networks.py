@@ -1,4 +1,4 @@
-"""How blocks stack into a net of a given depth and width; stems and heads."""
+"""Residual networks of a given depth and width, built from blocks."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from plainres.errors import InputError
-from plainres.models.blocks import BlockSpec, NamedLayers, arranged, convolution
+from plainres.models.blocks import BlockSpec, NamedLayers, convolution, ordered_layers
 from plainres.models.normalisation import NormFactory
 from plainres.models.shortcuts import Positioned, ShortcutFactory
 
@@ -18,8 +18,8 @@ IMAGENET_BLOCKS = [(2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)]  # 
 class Head(nn.Sequential):
     """Global average pooling and a linear layer: (N, channels, H, W) -> logits (N, classes).
 
-    Under autocast it computes in the precision of its weights: bfloat16 logits have 8 bits, and ties would decide
-    argmax.
+    Autocast does not apply to the head, which computes in the precision of its weights. The 8 significant bits of
+    bfloat16 would give ties between logits, and these would decide the argmax.
     """
 
     def __init__(self, channels: int, classes: int) -> None:
@@ -36,21 +36,22 @@ class Head(nn.Sequential):
 
 
 class Stack(nn.Module):
-    """A stem, stages of blocks, and a head: global average pooling and a linear layer.
+    """Network of a stem, stages of blocks, and a head.
 
-    Each stage but the first begins with stride 2, and each is twice as wide as the one before.
+    Each stage is twice as wide as the previous one, and its first block has stride 2 (1 in the first stage).
 
     Shapes: images (N, in_channels, H, W) -> logits (N, classes).
 
     Args:
-        stem: images -> (N, channels, H', W').
-        channels: what the stem gives.
-        classes: logits of an image.
-        blocks: how many each stage has.
-        width: channels inside the blocks of the first stage; they give `block.expansion` times as many.
-        shortcut: makes the shortcut of a block.
-        block: makes a block.
-        norm: makes a normalisation.
+        stem: layers that map images to (N, channels, H', W').
+        channels: number of output channels of the stem.
+        classes: number of output classes.
+        blocks: number of blocks in each stage.
+        width: number of channels inside the blocks of the first stage. Their outputs have `block.expansion` times as
+            many.
+        shortcut: factory for the shortcut of a block.
+        block: specification of the blocks.
+        norm: factory for normalisations.
     """
 
     def __init__(
@@ -68,21 +69,21 @@ class Stack(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(OrderedDict(stem))
         self.stages = nn.Sequential()
-        number = 0
+        position = 0
         for stage, count in enumerate(blocks):
-            inside = width * 2**stage
+            stage_width = width * 2**stage
             layers = nn.Sequential()
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
                 first = stage == index == 0
-                layers.append(block.build(channels, inside, stride, shortcut, norm, first=first))
-                number += 1
+                layers.append(block.build(channels, stage_width, stride, shortcut, norm, first=first))
+                position += 1
                 for module in layers[-1].modules():
                     if isinstance(module, Positioned):
-                        module.set_position(number, sum(blocks))
-                channels = inside * block.expansion
+                        module.set_position(position, sum(blocks))
+                channels = stage_width * block.expansion
             self.stages.append(layers)
-        self.tail = nn.Sequential(OrderedDict(arranged(block.order.tail, channels, norm)))
+        self.tail = nn.Sequential(OrderedDict(ordered_layers(block.order.tail, channels, norm)))
         self.head = Head(channels, classes)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -91,17 +92,19 @@ class Stack(nn.Module):
 
 
 class CifarNet(Stack):
-    """The network of He et al. 2015, section 4.2, for small images: depth 6n+2 with its basic blocks.
+    """Network for small images (He et al. 2015, section 4.2).
 
-    A 3x3 stem of `stem_width` channels (None: `width`), then `stages` stages of n blocks. With three stages and blocks
-    of two layers the depth is 6n+2, with bottlenecks 9n+2, and so on; layers on shortcuts are not counted. (Wide
-    ResNets, Zagoruyko & Komodakis 2016, count all but the head, as if blocks had two layers: their WRN-40-2 has depth
-    38, width 32 and `stem_width` 16 here.)
+    A 3x3 stem with `stem_width` channels (default: `width`) is followed by `stages` stages of n blocks. The depth is
+    stages * layers per block * n + 2, which is 6n+2 for the default basic blocks and 9n+2 for bottlenecks. Layers on
+    shortcuts are not counted.
+
+    Zagoruyko & Komodakis 2016 (Wide Residual Networks) count 6n+4 layers for blocks of any kind. Their WRN-40-2 has
+    depth 38, width 32 and `stem_width` 16 here.
 
     Shapes: images (N, in_channels, H, W) -> logits (N, classes).
 
     Raises:
-        InputError: the depth does not fit, or a number is less than 1.
+        InputError: the depth is not of this form, or another number is less than 1.
     """
 
     def __init__(
@@ -124,29 +127,30 @@ class CifarNet(Stack):
         if rest or n < 1:
             below = per_n * max(n, 1) + 2
             raise InputError(
-                f"model.depth is {depth}; it must be {per_n}n+2 with n at least 1: "
-                f"the nearest are {below} and {below + per_n}"
+                f"model.depth is {depth}; it must be {per_n}n+2 with n >= 1; "
+                f"the nearest valid depths are {below} and {below + per_n}"
             )
         channels = width if stem_width is None else stem_width
         for key, value in {"width": width, "stem_width": channels, "stages": stages}.items():
             if value < 1:
                 raise InputError(f"model.{key} is {value}; it must be at least 1")
-        stem = convolution(in_channels, channels, 3) + arranged(block.order.stem, channels, norm, inplace=True)
+        stem = convolution(in_channels, channels, 3) + ordered_layers(block.order.stem, channels, norm, inplace=True)
         super().__init__(
             stem, channels, classes, blocks=[n] * stages, width=width, shortcut=shortcut, block=block, norm=norm
         )
 
 
 class ImageNet(Stack):
-    """The network of He et al. 2015, Table 1, for images of 224x224: depth 18 or 34, or 50, 101, 152 with bottlenecks.
+    """Network for 224x224 images (He et al. 2015, Table 1).
 
-    A 7x7 stem of stride 2 and `width` channels, 3x3 max pooling of stride 2, then four stages. With pre-activation the
-    first normalisation and activation come behind the pooling.
+    The depth is 18 or 34 with basic blocks, and 50, 101 or 152 with bottlenecks. A 7x7 stem with stride 2 and `width`
+    channels is followed by 3x3 max pooling with stride 2 and by four stages. With pre-activation the first
+    normalisation and activation follow the pooling.
 
     Shapes: images (N, in_channels, H, W) -> logits (N, classes).
 
     Raises:
-        InputError: the depth is none that blocks of so many layers make, or `width` is less than 1.
+        InputError: the depth is not available for these blocks, or `width` is less than 1.
     """
 
     def __init__(
@@ -160,20 +164,20 @@ class ImageNet(Stack):
         block: BlockSpec = BASIC,
         norm: NormFactory = nn.BatchNorm2d,
     ) -> None:
-        fitting = {block.layers * sum(blocks) + 2: blocks for blocks in IMAGENET_BLOCKS}
-        if depth not in fitting:
+        blocks_by_depth = {block.layers * sum(blocks) + 2: blocks for blocks in IMAGENET_BLOCKS}
+        if depth not in blocks_by_depth:
             raise InputError(
-                f"model.depth is {depth}; with {block.layers} layers in a block it must be one of "
-                f"{', '.join(map(str, fitting))}; 18 and 34 have model/block=basic, 50, 101 and 152 "
-                "model/block=bottleneck"
+                f"model.depth is {depth}; with {block.layers} layers per block it must be one of "
+                f"{', '.join(map(str, blocks_by_depth))}; set model/block=basic for 18 and 34, and "
+                "model/block=bottleneck for 50, 101 and 152"
             )
         if width < 1:
             raise InputError(f"model.width is {width}; it must be at least 1")
         stem = [
             *convolution(in_channels, width, 7, 2),
-            *arranged(block.order.stem, width, norm, inplace=True),
+            *ordered_layers(block.order.stem, width, norm, inplace=True),
             ("pool", nn.MaxPool2d(3, stride=2, padding=1)),
         ]
         super().__init__(
-            stem, width, classes, blocks=fitting[depth], width=width, shortcut=shortcut, block=block, norm=norm
+            stem, width, classes, blocks=blocks_by_depth[depth], width=width, shortcut=shortcut, block=block, norm=norm
         )

@@ -1,4 +1,4 @@
-"""How the signal between two convolutions is brought to scale: normalisation, or the scalars that can stand for it."""
+"""Normalisation layers, and the scalar layers that replace them in Fixup."""
 
 import math
 from typing import Any, Protocol
@@ -11,17 +11,17 @@ from plainres.errors import InputError
 
 
 class NormFactory(Protocol):
-    """Makes the normalisation behind one convolution; `nn.BatchNorm2d` is one, and `nn.Identity` for none."""
+    """Factory for the normalisation of a convolution's output, such as `nn.BatchNorm2d` or, for none, `nn.Identity`."""
 
     def __call__(self, channels: int, /) -> nn.Module:
-        """Return a module (N, channels, H, W) -> the same shape."""
+        """Build a module (N, channels, H, W) -> (N, channels, H, W)."""
         ...
 
 
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:
-    """Group normalisation (Wu & He 2018): 2 parameters for each channel, and no statistics kept.
+    """Build a group normalisation (Wu & He 2018), with 2 parameters per channel and no running statistics.
 
-    In `groups` groups, or, where that does not divide the channels, in the greatest common divisor of both.
+    The number of groups is `groups` if that divides `channels`, and otherwise their greatest common divisor.
 
     Raises:
         InputError: `groups` is less than 1.
@@ -32,68 +32,71 @@ def group_norm(channels: int, groups: int) -> nn.GroupNorm:
 
 
 class Bias(nn.Module):
-    """x + b with one number b for all channels, 0 at first (Zhang et al. 2019, Fixup, rule 3). 1 parameter."""
+    """x + b, where b is a learned scalar initialised to 0 (Zhang et al. 2019, Fixup, rule 3). 1 parameter."""
 
     def __init__(self) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shift all of `x`."""
+        """Return `x` plus the bias."""
         return x + self.bias
 
 
 class Scale(nn.Module):
-    """a x with one number a for all channels, 1 at first (Zhang et al. 2019, Fixup, rule 3). 1 parameter."""
+    """a x, where a is a learned scalar initialised to 1 (Zhang et al. 2019, Fixup, rule 3). 1 parameter."""
 
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply all of `x`."""
+        """Return `x` times the scale."""
         return self.scale * x
 
 
-class _MeanOverProcesses(torch.autograd.Function):
-    """The mean of a tensor over all processes; the gradient is the mean of theirs, for each has a part in each."""
+class _AllReduceMean(torch.autograd.Function):
+    """Mean of a tensor over all ranks.
+
+    Each rank's input contributes to the output on every rank, so the backward pass averages the gradients of all ranks.
+    """
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
-        return _mean(values)
+        return _all_reduce_mean(values)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
-        return _mean(grad_outputs[0])
+        return _all_reduce_mean(grad_outputs[0])
 
 
-def _mean(values: Tensor) -> Tensor:
+def _all_reduce_mean(values: Tensor) -> Tensor:
     total = values.clone()
     dist.all_reduce(total)
     return total / dist.get_world_size()
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation (Ioffe & Szegedy 2015) with the statistics of the whole batch, over all processes.
+    """Batch normalisation (Ioffe & Szegedy 2015) with the statistics of the global batch, over all ranks.
 
-    torch's own `nn.SyncBatchNorm` runs on GPUs only; this one is tested without any.
+    Unlike `nn.SyncBatchNorm`, which requires GPUs, this class also runs on CPUs. All ranks must have the same number of
+    images in a training step.
 
-    Every process has as many images in a training step. Input and output are (N, C, H, W); parameters, buffers and
-    keys those of `nn.BatchNorm2d`.
+    Input and output are (N, C, H, W). Parameters, buffers and state dict keys are those of `nn.BatchNorm2d`.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise; in evaluation mode by the running statistics, as any batch normalisation."""
+        """Normalise by the batch statistics in training mode, and by the running statistics in evaluation mode."""
         if not self.training:
             return super().forward(input)
         assert self.momentum is not None
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        x = input.to(self.weight.dtype)  # statistics of bf16 activations are float32 ones
-        mean = _MeanOverProcesses.apply(x.mean((0, 2, 3)))
+        x = input.to(self.weight.dtype)  # bf16 is too coarse for statistics
+        mean = _AllReduceMean.apply(x.mean((0, 2, 3)))
         centred = x - mean[:, None, None]
-        variance = _MeanOverProcesses.apply(centred.square().mean((0, 2, 3)))
+        variance = _AllReduceMean.apply(centred.square().mean((0, 2, 3)))
         with torch.no_grad():
             images = x.numel() // x.shape[1] * dist.get_world_size()
             self.num_batches_tracked += 1
@@ -103,9 +106,9 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
 
 
-def synchronise(network: nn.Module) -> nn.Module:
-    """Let every batch normalisation in a network take its statistics from all processes; return the network."""
+def convert_sync_batch_norm(network: nn.Module) -> nn.Module:
+    """Convert every `nn.BatchNorm2d` in a network to `SyncBatchNorm2d`, in place, and return the network."""
     for module in list(network.modules()):
         if type(module) is nn.BatchNorm2d:
-            module.__class__ = SyncBatchNorm2d  # the same parameters and buffers, another forward
+            module.__class__ = SyncBatchNorm2d  # keeps parameters and buffers, and replaces forward
     return network

@@ -1,14 +1,14 @@
-"""What happens inside a network, layer by layer: measured at the beginning of a training, now and then, and at its end.
+"""Probes, which measure the inside of a network before training, every few steps, and after training.
 
-A probe looks at a copy of the network, on a random sample of the training set, by class, not augmented, with the
-statistics of this batch in its normalisations. So none of them changes a bit of the training. What they find is kept
-beside the run, probes/<name>.csv, a row for each layer and step.
+A probe runs on a copy of the network in training mode, so it does not change the training. Its images are a
+class-stratified random sample of the training set, without augmentation. Normalisations use the statistics of this
+batch. The run stores the rows of a probe, one per layer and step, in probes/<name>.csv.
 
-A layer is a weighted layer of the backbone, in the order of computation, layers on shortcuts left out.
+A layer here is a weighted layer of the backbone, in the order of the forward pass. Layers on shortcuts are excluded.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, Protocol
@@ -19,114 +19,120 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from plainres.errors import InputError
-from plainres.models.initialisation import blocks
+from plainres.models.initialisation import named_blocks
 from plainres.models.normalisation import SyncBatchNorm2d
 
 Row = dict[str, float | int | str]
 
 
 class Probe(Protocol):
-    """Measures something about a network; every class of this module is one."""
+    """Measurement of a network. Every public class in this module is one."""
 
     @property
     def images(self) -> int:
-        """The size of the sample of images that it looks at."""
+        """Number of sampled images."""
         ...
 
     @property
     def every_n_steps(self) -> int | None:
-        """How often it looks, besides at the beginning and the end; None: not at all."""
+        """Number of steps between measurements; None measures only before and after training."""
         ...
 
     @property
-    def looks_at(self) -> str:
-        """What a network must have: a key of `PARTS`, or anything else if it need not have anything."""
+    def requires(self) -> str:
+        """Key of `REQUIREMENTS` that a network must satisfy. Any other string requires nothing."""
         ...
 
     def measure(self, network: nn.Module, images: Tensor, targets: Tensor, optimizer: Optimizer) -> list[Row]:
-        """Look at a copy of the network, in training mode, with images (N, C, H, W) and targets (N,)."""
+        """Measure a copy of the network in training mode, with images (N, C, H, W) and targets (N,)."""
         ...
 
 
-class _Timed:
-    """The options that all probes have."""
+class _BaseProbe:
+    """Options shared by all probes."""
 
-    looks_at = "layers"
+    requires = "layers"
 
     def __init__(self, images: int, every_n_steps: int | None) -> None:
         if images < 2:
-            raise InputError(f"a probe looks at {images} images; it must be at least 2")
+            raise InputError(f"a probe has images={images}; it must be at least 2")
         if every_n_steps is not None and every_n_steps < 1:
-            raise InputError(f"a probe's every_n_steps is {every_n_steps}; it must be at least 1, or null")
+            raise InputError(f"a probe has every_n_steps={every_n_steps}; it must be at least 1, or null")
         self.images, self.every_n_steps = images, every_n_steps
 
 
-class Responses(_Timed):
-    """The standard deviation of each layer's response, over images, channels and places.
+class Responses(_BaseProbe):
+    """Standard deviation of each layer's response, over images, channels and positions.
 
-    He et al. 2015, figure 7: the response of a convolution is what comes out of its batch normalisation, before
-    activation and addition; without one behind it, what comes out of the convolution itself. The figure, there and in
-    the report, leaves the head out. Costs one forward pass.
+    Following He et al. 2015, figure 7, the response of a convolution is the output of its batch normalisation, before
+    activation and addition. Without a normalisation it is the output of the convolution. The figures, in the paper and
+    in the report, omit the head. Costs one forward pass.
     """
 
     def measure(self, network: nn.Module, images: Tensor, targets: Tensor, optimizer: Optimizer) -> list[Row]:
-        """Rows of layer, name, std."""
-        found: list[Row] = []
-        names = {response: name for name, _, response in layers(network)}
+        """Return rows with layer, name and std."""
+        rows: list[Row] = []
+        names = {response: name for name, _, response in weighted_layers(network)}
 
-        def note(module: nn.Module, output: Tensor) -> None:
-            found.append(_row(len(found), names[module], std=output.double().std().item()))
+        def add_row(module: nn.Module, output: Tensor) -> None:
+            rows.append(_row(len(rows), names[module], std=output.double().std().item()))
 
-        with _watching(names, note), torch.no_grad():
+        with _forward_hooks(names, add_row), torch.no_grad():
             network(images)
-        return found
+        return rows
 
 
-class Gradients(_Timed):
-    """For the weights W of each layer: the norms of W, of the loss's gradient, and of the update relative to W.
+class Gradients(_BaseProbe):
+    """Norms of each layer's weights W and of their gradient, and norm of the update relative to that of W.
 
-    The loss is the mean cross-entropy of the images. The update is learning rate times momentum buffer, as the last
-    step has left both; before the first step it is what the gradient of the images would make at that step's rate.
-    Relative to weights of norm 0 an update is infinite, or NaN if it is 0, too. Costs one forward and backward pass.
+    The loss is the mean cross-entropy of the images. The update is the learning rate times the momentum buffer, both
+    from the last step. Before the first step it is the update that the gradient of the images would cause at the first
+    step's learning rate. If W is 0, the relative update is infinite, or NaN if the update is also 0. Costs one forward
+    and backward pass.
     """
 
     def measure(self, network: nn.Module, images: Tensor, targets: Tensor, optimizer: Optimizer) -> list[Row]:
-        """Rows of layer, name, weight, gradient, update_to_weight."""
+        """Return rows with layer, name, weight, gradient and update_to_weight."""
         F.cross_entropy(network(images), targets).backward()
         (group,) = optimizer.param_groups
-        # the copy's parameters are in the order of the original's
+        # deepcopy preserves the order of parameters
         originals = dict(zip(network.parameters(), group["params"], strict=True))
         rows = []
-        for index, (name, layer, _) in enumerate(layers(network)):
+        for index, (name, layer, _) in enumerate(weighted_layers(network)):
             weight = layer.weight
             assert isinstance(weight, nn.Parameter)
-            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad  # None: the loss ignores it
+            # the gradient is None if the loss does not depend on the weights
+            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
             buffer = optimizer.state[originals[weight]].get("momentum_buffer")
             step = gradient + group["weight_decay"] * weight if buffer is None else buffer
             norm = weight.norm().double()
-            # a rate that a captured step reads is a tensor
+            # the learning rate of a CUDA graph is a tensor
             ratio = float(group["lr"]) * step.norm().double() / norm
             values = {"weight": norm, "gradient": gradient.norm(), "update_to_weight": ratio}
             rows.append(_row(index, name, **{column: value.item() for column, value in values.items()}))
         return rows
 
 
-class GradientCorrelation(_Timed):
-    """How alike the gradients of different images are: shattered gradients look like white noise.
+class GradientCorrelation(_BaseProbe):
+    """Mean correlation, and mean absolute correlation, between the input gradients of pairs of images.
 
     Balduzzi et al. 2017 (The Shattered Gradients Problem), abstract: the correlation between gradients decays
-    exponentially with depth in plain nets, sublinearly with skip-connections. Here: the gradients of the images' summed
-    loss with respect to the pixels of each image, and the correlation coefficients of these gradients for all pairs of
-    images: their mean, and the mean of their absolute values (of independent noise about sqrt(2 / (pi D)) for D
-    pixels). A constant gradient, such as 0, has no correlation with others. The mean leaves out its pairs, and is NaN
-    if no others are left. Where a normalisation takes its statistics from the batch, the losses of the other images
-    depend on an image's pixels too and have a part in its gradient. Costs one forward and backward pass.
+    exponentially with depth in plain networks, and sublinearly with skip connections. Shattered gradients resemble
+    white noise.
+
+    The input gradient of an image is that of the batch's summed loss with respect to the pixels of the image. Batch
+    statistics couple the images, so it includes contributions from the losses of other images. Correlations are
+    averaged over all pairs of images. For independent noise of D pixels the mean absolute correlation is about
+    sqrt(2 / (pi D)).
+
+    The correlation with a constant gradient, such as 0, is undefined. The means exclude such pairs, and are NaN if no
+    pair remains. Costs one forward and backward pass.
     """
 
-    looks_at = "pixels"
+    requires = "pixels"
 
     def measure(self, network: nn.Module, images: Tensor, targets: Tensor, optimizer: Optimizer) -> list[Row]:
-        """One row: correlation, absolute_correlation."""
+        """Return one row with layer, name, correlation and absolute_correlation."""
         pixels = images.clone().requires_grad_()
         F.cross_entropy(network(pixels), targets, reduction="sum").backward()
         assert pixels.grad is not None
@@ -139,27 +145,26 @@ class GradientCorrelation(_Timed):
         ]
 
 
-class Signals(_Timed):
-    """Mean and variance of what each block gives, over images, channels and places, and of the gradient there.
+class Signals(_BaseProbe):
+    """Mean and variance of each block's output, and variance of its gradient, over images, channels and positions.
 
-    The gradient is that of the images' summed cross-entropy with respect to the block's output. Whether either vanishes
-    or explodes with depth is what normalisation, initialisation and shortcuts are said to decide. Costs one forward and
-    backward pass.
+    The gradient is that of the images' summed cross-entropy with respect to the block's output. The probe shows whether
+    activations or gradients vanish or explode with depth. Costs one forward and backward pass.
     """
 
-    looks_at = "blocks"
+    requires = "blocks"
 
     def measure(self, network: nn.Module, images: Tensor, targets: Tensor, optimizer: Optimizer) -> list[Row]:
-        """Rows of layer (the block's number), name, mean, variance, gradient_variance."""
+        """Return rows with layer (index of the block), name, mean, variance and gradient_variance."""
         outputs: list[tuple[str, Tensor]] = []
-        names = {block: name for name, block in blocks(network)}
+        names = {block: name for name, block in named_blocks(network)}
 
-        def keep(module: nn.Module, output: Tensor) -> None:
+        def keep_output(module: nn.Module, output: Tensor) -> None:
             if output.requires_grad:
                 output.retain_grad()
             outputs.append((names[module], output))
 
-        with _watching(names, keep):
+        with _forward_hooks(names, keep_output):
             F.cross_entropy(network(images), targets, reduction="sum").backward()
         rows = []
         for index, (name, output) in enumerate(outputs):
@@ -170,8 +175,8 @@ class Signals(_Timed):
         return rows
 
 
-def layers(network: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear, nn.Module]]:
-    """Name and module of each weighted layer of the backbone, and the module whose output is its response."""
+def weighted_layers(network: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear, nn.Module]]:
+    """Yield each weighted layer of the backbone: its name, its module, and the module whose output is its response."""
     for name, module in network.named_modules():
         if "shortcut" in name.split(".") or not isinstance(module, nn.Sequential):
             continue
@@ -181,11 +186,11 @@ def layers(network: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear, nn.
                 yield f"{name}.{child}", layer, response if after.startswith("norm") else layer
 
 
-PARTS = {  # what a probe looks at: the function that finds it, and what that knows it by
-    "layers": (layers, "convolutions and linear layers in an nn.Sequential"),
-    "blocks": (blocks, "modules with a residual and a shortcut"),
+REQUIREMENTS = {  # function that yields the required modules, and their description in messages
+    "layers": (weighted_layers, "convolutions or linear layers in an nn.Sequential"),
+    "blocks": (named_blocks, "modules with a residual and a shortcut"),
 }
-OURS = {
+PROBES = {
     "responses": Responses,
     "gradients": Gradients,
     "signals": Signals,
@@ -194,38 +199,41 @@ OURS = {
 
 
 def check_probes(probes: Mapping[str, Probe], network: nn.Module) -> None:
-    """See whether a network has what probes look at; it may be on the meta device.
+    """Check that a network, which may be on the meta device, has the modules that probes require.
 
     Raises:
-        InputError: it has not.
+        InputError: it has none of the modules that a probe requires.
     """
-    there = {part: any(True for _ in find(network)) for part, (find, _) in PARTS.items()}
+    satisfied = {key: any(True for _ in modules(network)) for key, (modules, _) in REQUIREMENTS.items()}
     for name, probe in probes.items():
-        if not there.get(probe.looks_at, True):
-            suited = [other for other, made in OURS.items() if there.get(made.looks_at, True)]
+        if not satisfied.get(probe.requires, True):
+            supported = [other for other, kind in PROBES.items() if satisfied.get(kind.requires, True)]
             raise InputError(
-                f"probes.{name} looks at {probe.looks_at} ({PARTS[probe.looks_at][1]}), "
-                f"of which {type(network).__name__} has none; probes that suit it: {', '.join(suited)}"
+                f"probes.{name} needs {probe.requires} ({REQUIREMENTS[probe.requires][1]}), but "
+                f"{type(network).__name__} has none; probes for this network: {', '.join(supported)}"
             )
 
 
-def a_copy(network: nn.Module) -> nn.Module:
-    """A copy in training mode, with weights and statistics of its own, that needs no other process."""
+def copy_for_probing(network: nn.Module) -> nn.Module:
+    """Copy a network, and set the copy to training mode.
+
+    The copy does not share weights or statistics with the network, and does not communicate with other ranks.
+    """
     network = copy.deepcopy(network).train()
     for module in list(network.modules()):
         if type(module) is SyncBatchNorm2d:
-            # the same parameters and buffers, another forward
+            # keeps parameters and buffers, and replaces forward
             module.__class__ = nn.BatchNorm2d  # pyright: ignore[reportAttributeAccessIssue]
     network.zero_grad()
     return network
 
 
 @contextmanager
-def _watching(modules: Mapping[nn.Module, str], look: Callable[[nn.Module, Tensor], object]) -> Iterator[None]:
-    """Call `look(module, output)` for each output of some modules."""
+def _forward_hooks(modules: Iterable[nn.Module], function: Callable[[nn.Module, Tensor], object]) -> Iterator[None]:
+    """Call `function(module, output)` after each forward pass of the modules."""
 
     def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        look(module, output)
+        function(module, output)
 
     handles = [module.register_forward_hook(hook) for module in modules]
     try:

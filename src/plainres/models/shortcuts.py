@@ -1,11 +1,11 @@
-"""How a block joins its input to its residual branch: the one thing this project varies.
+"""Shortcut connections, which join a block's input to the output of its residual branch.
 
-A shortcut takes both tensors, the block's input `x` (N, C_in, H, W) and the residual branch's output `fx`
-(N, C_out, H/stride, W/stride), and returns `y` of the shape of `fx`. Whatever a published form does with the two, it is
-one small class here, chosen by name in conf/model/shortcut/.
+A shortcut takes the block's input `x` (N, C_in, H, W) and the residual branch's output `fx`
+(N, C_out, H/stride, W/stride). It returns `y` with the shape of `fx`. Each published form is one small class, selected
+by name in conf/model/shortcut/.
 
-In the formulas x is brought to the shape of F(x), where that differs, by subsampling it and padding its channels with
-zeros (option A), unless a W is there to do it. Parameters are those of one block.
+Where the shapes of x and F(x) differ, the formulas imply option A: x is subsampled and its channels are padded with
+zeros. Formulas with a projection W use W instead. Parameter counts are per block.
 """
 
 from typing import Protocol, runtime_checkable
@@ -20,16 +20,16 @@ from plainres.randomness import Noise
 
 
 class ShortcutFactory(Protocol):
-    """Makes the shortcut of one block; every class of this module is one."""
+    """Factory for the shortcut of one block. Every public shortcut in this module is one."""
 
     def __call__(self, in_channels: int, out_channels: int, stride: int) -> nn.Module:
-        """Return a module `(x, fx) -> y`."""
+        """Build a module `(x, fx) -> y`."""
         ...
 
 
 @runtime_checkable
 class Positioned(Protocol):
-    """A shortcut that depends on the position of its block in the network, which sets it."""
+    """Shortcut that depends on the position of its block. The network calls `set_position`."""
 
     def set_position(self, index: int, total: int) -> None:
         """Set the 1-based index of this shortcut's block and the total number of blocks."""
@@ -37,10 +37,11 @@ class Positioned(Protocol):
 
 
 class Subsample(nn.Module):
-    """Every stride-th row and column, what a strided 1x1 convolution sees: (N, C, H, W) -> (N, C, H/stride, W/stride).
+    """Strided slicing of rows and columns: (N, C, H, W) -> (N, C, H/stride, W/stride).
 
-    It stands before a 1x1 convolution without a stride, because a strided one of fewer than 8 channels, in
-    channels_last order on the CPU, corrupts memory in its backward pass (torch 2.13, oneDNN).
+    `Subsample(stride)` followed by an unstrided 1x1 convolution replaces a strided 1x1 convolution. In torch 2.13 with
+    oneDNN on the CPU, the backward pass of the strided convolution corrupts memory when it has fewer than 8 channels
+    and its input is channels_last.
     """
 
     def __init__(self, stride: int) -> None:
@@ -53,7 +54,7 @@ class Subsample(nn.Module):
 
 
 class Plain(nn.Module):
-    """y = F(x): no shortcut, the plain network of He et al. 2015, section 3.3. No parameters."""
+    """y = F(x), the plain network without shortcuts of He et al. 2015, section 3.3. No parameters."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -64,10 +65,11 @@ class Plain(nn.Module):
 
 
 class Identity(nn.Module):
-    """y = F(x) + x; where the shape changes, x is subsampled and its channels padded with zeros. No parameters.
+    """y = F(x) + x; where the shape changes, x is subsampled and its channels are padded with zeros. No parameters.
 
-    He et al. 2015, equation 1 and option A of section 3.3. Half of the zero channels come before those of x and half
-    behind, an odd one behind; the paper leaves this open. Where the channels become fewer, the last ones are left out.
+    He et al. 2015, equation 1 and option A of section 3.3. The paper does not say where the zero channels go. Here half
+    of them precede the channels of x and half follow; an odd one follows. If C_out < C_in, the last channels are
+    dropped.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -77,7 +79,7 @@ class Identity(nn.Module):
         self.padding = (0, 0, 0, 0, before, out_channels - in_channels - before)
 
     def align(self, x: Tensor) -> Tensor:
-        """Bring `x` to the shape of `fx`."""
+        """Match the shape of `x` to that of `fx`."""
         if self.stride > 1:
             x = x[:, :, :: self.stride, :: self.stride]
         if any(self.padding):
@@ -90,11 +92,11 @@ class Identity(nn.Module):
 
 
 class Convolution(nn.Module):
-    """y = F(x) + W x, W a 1x1 convolution, around every block: C_in C_out parameters, and C_out with a bias.
+    """y = F(x) + W x in every block, where W is a 1x1 convolution. C_in C_out parameters, plus C_out with a bias.
 
-    The 1x1 convolutional shortcut of He et al. 2016 (Identity Mappings), section 3.1, without normalisation. (What its
-    Table 1 measured is `ProjectionAll`: BN layers "are adopted right after the weight layers for all units", figure 2.)
-    W is N(0, 2 / fan_out), whatever model/init.
+    The 1x1 convolutional shortcut of He et al. 2016 (Identity Mappings), section 3.1, without normalisation. Table 1 of
+    the paper reports `ProjectionAll` instead: BN layers "are adopted right after the weight layers for all units"
+    (figure 2). W is drawn from N(0, 2 / fan_out), regardless of model/init.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, *, bias: bool = False) -> None:
@@ -111,10 +113,10 @@ class Convolution(nn.Module):
 
 
 class ProjectionAll(Convolution):
-    """y = F(x) + BN(W x), W a 1x1 convolution: C_in C_out + 2 C_out parameters, and C_out with a bias.
+    """y = F(x) + BN(W x), where W is a 1x1 convolution. C_in C_out + 2 C_out parameters, plus C_out with a bias.
 
-    He et al. 2015, equation 2 and option C of section 4.1. `norm` is the network's own, batch normalisation unless
-    another is chosen.
+    He et al. 2015, equation 2 and option C of section 4.1. `norm` is the network's normalisation, by default batch
+    normalisation.
     """
 
     def __init__(
@@ -137,23 +139,23 @@ class ProjectionAll(Convolution):
 def Projection(  # noqa: N802
     in_channels: int, out_channels: int, stride: int, norm: NormFactory = nn.BatchNorm2d
 ) -> nn.Module:
-    """y = F(x) + BN(W x) where the shape changes, the identity elsewhere: C_in C_out + 2 C_out parameters there.
+    """y = F(x) + BN(W x) where the shape changes (C_in C_out + 2 C_out parameters), y = F(x) + x elsewhere.
 
-    He et al. 2015, equation 2 and option B of section 3.3; W is a 1x1 convolution. `norm` is the network's own, batch
-    normalisation unless another is chosen.
+    He et al. 2015, equation 2 and option B of section 3.3. W is a 1x1 convolution. `norm` is the network's
+    normalisation, by default batch normalisation.
     """
-    if _changes(in_channels, out_channels, stride):
+    if _shape_changes(in_channels, out_channels, stride):
         return ProjectionAll(in_channels, out_channels, stride, norm)
     return Identity(in_channels, out_channels, stride)
 
 
 def Wide(in_channels: int, out_channels: int, stride: int) -> nn.Module:  # noqa: N802
-    """y = F(x) + W x where the shape changes, the identity elsewhere: C_in C_out parameters there.
+    """y = F(x) + W x where the shape changes (C_in C_out parameters), y = F(x) + x elsewhere.
 
     The shortcut of Wide ResNets (Zagoruyko & Komodakis 2016, figure 1) and of the pre-activation bottlenecks of He et
-    al. 2016: a 1x1 convolution of what has been normalised and activated already.
+    al. 2016. W is a 1x1 convolution, and its input is already normalised and activated.
     """
-    if _changes(in_channels, out_channels, stride):
+    if _shape_changes(in_channels, out_channels, stride):
         return Convolution(in_channels, out_channels, stride)
     return Identity(in_channels, out_channels, stride)
 
@@ -161,10 +163,10 @@ def Wide(in_channels: int, out_channels: int, stride: int) -> nn.Module:  # noqa
 def ResBlk(  # noqa: N802
     in_channels: int, out_channels: int, stride: int, norm: NormFactory = nn.BatchNorm2d
 ) -> nn.Module:
-    """y = F(x) + BN(W x + b) where the channels differ, the identity elsewhere: C_in C_out + 3 C_out parameters there.
+    """y = F(x) + BN(W x + b) where C_in != C_out (C_in C_out + 3 C_out parameters), y = F(x) + x elsewhere.
 
-    The shortcut of the widespread teaching example ResBlk. Where the stride alone is not 1, which the example cannot
-    do, x is subsampled.
+    The shortcut of the widespread teaching example ResBlk. The example does not support a stride without a change of
+    channels; here x is subsampled.
     """
     if in_channels != out_channels:
         return ProjectionAll(in_channels, out_channels, stride, norm, bias=True)
@@ -172,9 +174,10 @@ def ResBlk(  # noqa: N802
 
 
 class Scaling(Identity):
-    """y = b F(x) + a x with two constants. No parameters.
+    """y = b F(x) + a x with constants a (`shortcut`) and b (`residual`). No parameters.
 
-    He et al. 2016 (Identity Mappings), section 3.1, constant scaling: a = b = 0.5, or a = 0.5 and b = 1.
+    The constant scaling of He et al. 2016 (Identity Mappings), section 3.1, which tests a = b = 0.5, and a = 0.5 with
+    b = 1.
     """
 
     def __init__(
@@ -189,7 +192,10 @@ class Scaling(Identity):
 
 
 class _Gated(Identity):
-    """A shortcut with a gate g(x) = sigmoid(W x + b), as large as F(x); W is a convolution, b begins at `bias`."""
+    """Shortcut with a gate g(x) = sigmoid(W x + b) of the shape of F(x).
+
+    W is a convolution, and b is initialised to `bias`.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, bias: float, kernel: int = 1) -> None:
         super().__init__(in_channels, out_channels, stride)
@@ -200,74 +206,77 @@ class _Gated(Identity):
         assert self.gate.bias is not None
         nn.init.constant_(self.gate.bias, bias)
 
-    def open(self, x: Tensor) -> Tensor:
-        """How far the gate is open, between 0 and 1, in the shape of F(x)."""
+    def gate_values(self, x: Tensor) -> Tensor:
+        """Compute g(x), between 0 and 1, in the shape of F(x)."""
         return self.gate(self.subsample(x)).sigmoid()
 
 
 class ExclusiveGating(_Gated):
-    """y = g(x) F(x) + (1 - g(x)) x, g a 1x1 convolution and a sigmoid: C_in C_out + C_out parameters.
+    """y = g(x) F(x) + (1 - g(x)) x, where g is a 1x1 convolution and a sigmoid. C_in C_out + C_out parameters.
 
-    He et al. 2016 (Identity Mappings), section 3.1; the best bias of its Table 1 is -6.
+    He et al. 2016 (Identity Mappings), section 3.1. The best bias in its Table 1 is -6.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, bias: float = -6) -> None:
         super().__init__(in_channels, out_channels, stride, bias)
 
     def forward(self, x: Tensor, fx: Tensor) -> Tensor:
-        """Return what the gate lets through of both."""
-        gate = self.open(x)
+        """Return the gated sum of `fx` and `x`."""
+        gate = self.gate_values(x)
         return gate * fx + (1 - gate) * self.align(x)
 
 
 class ShortcutGating(_Gated):
-    """y = F(x) + (1 - g(x)) x, g a 1x1 convolution and a sigmoid: C_in C_out + C_out parameters.
+    """y = F(x) + (1 - g(x)) x, where g is a 1x1 convolution and a sigmoid. C_in C_out + C_out parameters.
 
-    He et al. 2016 (Identity Mappings), section 3.1, shortcut-only gating; the best bias of its Table 1 is -6.
+    The shortcut-only gating of He et al. 2016 (Identity Mappings), section 3.1. The best bias in its Table 1 is -6.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, bias: float = -6) -> None:
         super().__init__(in_channels, out_channels, stride, bias)
 
     def forward(self, x: Tensor, fx: Tensor) -> Tensor:
-        """Return `fx` plus what the gate lets through of `x`."""
-        return fx + (1 - self.open(x)) * self.align(x)
+        """Return `fx` plus the gated `x`."""
+        return fx + (1 - self.gate_values(x)) * self.align(x)
 
 
 class Highway(_Gated):
-    """y = T(x) F(x) + (1 - T(x)) x, T a 3x3 convolution and a sigmoid: 9 C_in C_out + C_out parameters.
+    """y = T(x) F(x) + (1 - T(x)) x, where T is a 3x3 convolution and a sigmoid. 9 C_in C_out + C_out parameters.
 
-    Srivastava et al. 2015 (Training Very Deep Networks), equation 3; the gate of a convolutional layer has that layer's
-    receptive field, and a negative bias at first. The paper's F is one layer with its activation, and none follows the
-    join: model.block.kernels=[3] model/block/order=relu_before_addition.
+    Srivastava et al. 2015 (Training Very Deep Networks), equation 3. The gate of a convolutional layer has the
+    receptive field of that layer, and its bias is initialised to a negative value. The paper's F is a single layer with
+    its activation, and no activation follows the addition. The corresponding block is
+    model.block.kernels=[3] model/block/order=relu_before_addition.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, bias: float = -2) -> None:
         super().__init__(in_channels, out_channels, stride, bias, kernel=3)
 
     def forward(self, x: Tensor, fx: Tensor) -> Tensor:
-        """Return what the gate lets through of both."""
-        gate = self.open(x)
+        """Return the gated sum of `fx` and `x`."""
+        gate = self.gate_values(x)
         return gate * fx + (1 - gate) * self.align(x)
 
 
 class Dropout(Identity):
-    """y = F(x) + m x, each element of m 0 with probability `p`, else 1; when evaluating, m = 1 - p. No parameters.
+    """y = F(x) + m x, where each element of m is 0 with probability `p` and 1 otherwise. No parameters.
 
-    He et al. 2016 (Identity Mappings), section 3.1, dropout shortcut with p = 0.5: it "statistically imposes a scale of
-    lambda with an expectation of 0.5", so what is kept is not scaled up.
+    In evaluation mode m = 1 - p.
+
+    The dropout shortcut of He et al. 2016 (Identity Mappings), section 3.1, with p = 0.5. It "statistically imposes a
+    scale of lambda with an expectation of 0.5", so the remaining elements are not scaled up.
 
     Raises:
-        InputError: `p` is no probability.
+        InputError: `p` is not between 0 and 1.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, p: float = 0.5) -> None:
         super().__init__(in_channels, out_channels, stride)
-        self.p = _probability("p", p)
+        self.p = _check_probability("p", p)
         self.noise = Noise()
 
     def forward(self, x: Tensor, fx: Tensor) -> Tensor:
-        """Return `fx` plus what is kept of `x`."""
+        """Return `fx` plus `x` after dropout."""
         x = self.align(x)
         if not self.training:
             return fx + (1 - self.p) * x
@@ -275,35 +284,35 @@ class Dropout(Identity):
 
 
 class StochasticDepth(Identity):
-    """y = b F(x) + x, b 0 or 1 for the whole batch; when evaluating, b is the probability of 1. No parameters.
+    """y = b F(x) + x, where b is 0 or 1 for the whole batch. No parameters.
 
-    Huang et al. 2016 (Deep Networks with Stochastic Depth), equations 2, 4 and 5: block l of L survives with the
-    probability 1 - l / L (1 - `last`), the linear decay. A branch that does not survive is computed all the same, so
-    its batch statistics go on and no time is saved.
+    Huang et al. 2016 (Deep Networks with Stochastic Depth), equations 2, 4 and 5. The survival probability of block l
+    of L decays linearly, p_l = 1 - l / L (1 - `last`), and b = p_l in evaluation mode. A dropped branch is still
+    computed, so its batch statistics are updated and no time is saved.
 
     Raises:
-        InputError: `last` is no probability.
+        InputError: `last` is not between 0 and 1.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, last: float = 0.5) -> None:
         super().__init__(in_channels, out_channels, stride)
-        self.last = self.survival = _probability("last", last)
+        self.last = self.survival = _check_probability("last", last)
         self.noise = Noise()
 
     def set_position(self, index: int, total: int) -> None:
-        """Set the probability of survival by the linear decay."""
+        """Set the survival probability by linear decay."""
         self.survival = 1 - index / total * (1 - self.last)
 
     def forward(self, x: Tensor, fx: Tensor) -> Tensor:
-        """Return `x` with or without `fx`."""
+        """Return `x`, plus `fx` if the branch survives."""
         alive = self.noise.per_batch(fx) < self.survival if self.training else self.survival
         return alive * fx + self.align(x)
 
 
 class ReZero(Identity):
-    """y = a F(x) + x, a one number that is learned, `initial` at first. 1 parameter.
+    """y = a F(x) + x, where a is a learned scalar initialised to `initial`. 1 parameter.
 
-    Bachlechner et al. 2020 (ReZero is All You Need): a begins at 0, so that the network begins as the identity.
+    Bachlechner et al. 2020 (ReZero is All You Need) initialise a to 0, so that each block starts as the identity.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, initial: float = 0.0) -> None:
@@ -317,26 +326,26 @@ class ReZero(Identity):
 
 
 class SkipInit(ReZero):
-    """y = a F(x) + x, a one number that is learned, 1 / sqrt(blocks) at first. 1 parameter.
+    """y = a F(x) + x, where a is a learned scalar initialised to 1 / sqrt(number of blocks). 1 parameter.
 
-    De & Smith 2020 (Batch Normalization Biases Residual Blocks), section 4, the larger of the two beginnings that it
-    finds to train, for networks without normalisation and with biases; the other, 0, is ReZero's.
+    De & Smith 2020 (Batch Normalization Biases Residual Blocks), section 4, for networks with biases and without
+    normalisation. The paper reports two initial values that train. This is the larger one; `ReZero` uses the other, 0.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__(in_channels, out_channels, stride)
 
     def set_position(self, index: int, total: int) -> None:
-        """Initialise a from the number of blocks."""
+        """Initialise a to 1 / sqrt(total)."""
         self.initial = total**-0.5
         nn.init.constant_(self.scale, self.initial)
 
 
-def _changes(in_channels: int, out_channels: int, stride: int) -> bool:
+def _shape_changes(in_channels: int, out_channels: int, stride: int) -> bool:
     return stride != 1 or in_channels != out_channels
 
 
-def _probability(name: str, value: float) -> float:
+def _check_probability(name: str, value: float) -> float:
     if not 0 <= value <= 1:
         raise InputError(f"model.shortcut.{name} is {value}; it must be between 0 and 1")
     return value

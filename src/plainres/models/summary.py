@@ -1,4 +1,4 @@
-"""A network layer by layer: output shape, parameters, multiply-adds."""
+"""Summary of a network: output shape, parameters and multiply-adds of each layer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,22 +13,22 @@ from plainres.console import aligned
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer: a module without children."""
+    """Summary of one layer, a module without children."""
 
     name: str
     kind: str
     output: tuple[int, ...]  # (C, H, W), or (classes,)
     parameters: int
-    multiply_adds: int  # for one image
+    multiply_adds: int  # per image
 
 
 @dataclass(frozen=True)
 class Description:
-    """The layers of a network in the order of their computation, and the totals of the whole network."""
+    """Layers of a network in the order of the forward pass, and the totals of the network."""
 
     layers: list[Layer]
     parameters: int
-    multiply_adds: int  # of convolutions and linear layers, for one image, as the paper counts FLOPs
+    multiply_adds: int  # of convolutions and linear layers, per image; He et al. 2015 call them FLOPs
 
     def __str__(self) -> str:
         rows = [("layer", "kind", "output", "parameters", "multiply-adds")]
@@ -42,17 +42,20 @@ class Description:
 
 
 def describe(network: nn.Module, shape: Sequence[int]) -> Description:
-    """Run `network` on one image of `shape` (C, H, W), on the meta device too, and note what each layer does."""
+    """Summarise the layers of `network` by a forward pass with one image of `shape` (C, H, W).
+
+    The network may be on the meta device.
+    """
     layers: list[Layer] = []
     flops = FlopCounterMode(display=False)
 
-    def note(name: str, module: nn.Module, output: Any, before: int) -> None:
+    def add_layer(name: str, module: nn.Module, output: Any, before: int) -> None:
         parameters = sum(p.numel() for p in module.parameters())
-        # a multiply and an add are two of the counter's operations
+        # the counter counts a multiply-add as two operations
         multiply_adds = (flops.get_total_flops() - before) // 2
         layers.append(Layer(name, type(module).__name__, tuple(output.shape[1:]), parameters, multiply_adds))
 
-    def watch(name: str, module: nn.Module) -> None:
+    def add_hooks(name: str, module: nn.Module) -> None:
         before = 0
 
         def enter(*_: object) -> None:
@@ -60,13 +63,13 @@ def describe(network: nn.Module, shape: Sequence[int]) -> Description:
             before = flops.get_total_flops()
 
         handles.append(module.register_forward_pre_hook(enter))
-        handles.append(module.register_forward_hook(lambda m, _, output: note(name, m, output, before)))
+        handles.append(module.register_forward_hook(lambda m, _, output: add_layer(name, m, output, before)))
 
     handles: list[Any] = []
     for name, module in network.named_modules():
-        empty = isinstance(module, nn.Sequential)  # nothing stands before a block, or behind the last
-        if not any(True for _ in module.children()) and not empty:
-            watch(name, module)
+        # a Sequential without children is an unused position of the layer order, such as an empty `pre`
+        if not any(True for _ in module.children()) and not isinstance(module, nn.Sequential):
+            add_hooks(name, module)
     training = network.training
     try:
         weight = next(network.parameters())

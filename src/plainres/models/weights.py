@@ -1,7 +1,9 @@
-"""Weights in files: those of others are read, ours are written for others.
+"""Import and export of weights.
 
-Three families of names are understood: plainres's own, torchvision's ResNets (conv1, layer1.0.bn2, downsample, fc), and
-those of akamaster/pytorch_resnet_cifar10, which are torchvision's but for `linear` and a `module.` before each.
+Files may use one of three sets of names:
+- those of plainres;
+- those of torchvision's ResNets (conv1, layer1.0.bn2, downsample, fc);
+- those of akamaster/pytorch_resnet_cifar10, which are torchvision's with `linear` for `fc` and the prefix `module.`.
 """
 
 import json
@@ -22,7 +24,7 @@ from plainres.models.networks import ImageNet
 from plainres.models.shortcuts import Projection
 
 SUFFIXES = (".pth", ".th", ".pt", ".ckpt", ".safetensors")
-# plainres's names -> torchvision's; \1 is the stage (torchvision counts from 1), \2 the block, \3 the layer
+# plainres's names -> torchvision's; \1 is the stage (1-based in torchvision), \2 the block, \3 the layer
 TORCHVISION = (
     (re.compile(r"stem\.conv\."), r"conv1."),
     (re.compile(r"stem\.norm\."), r"bn1."),
@@ -32,15 +34,15 @@ TORCHVISION = (
     (re.compile(r"stages\.(\d+)\.(\d+)\.shortcut\.norm\."), r"layer\1.\2.downsample.1."),
     (re.compile(r"head\.linear\."), r"fc."),
 )
-STATISTICS = ("channel_mean", "channel_std")  # in the metadata of our files
-COUNTER = "num_batches_tracked"  # files from before PyTorch 0.4.1 lack it, and no evaluation needs it
+STATISTICS = ("channel_mean", "channel_std")  # metadata keys of exported files
+COUNTER = "num_batches_tracked"  # missing in files from before PyTorch 0.4.1; not needed for evaluation
 
 
 def torchvision_name(key: str) -> str | None:
-    """What torchvision calls a weight of ours, None if its ResNets have none such."""
-    for pattern, theirs in TORCHVISION:
+    """Return torchvision's name of a plainres weight, or None if torchvision's ResNets have no such weight."""
+    for pattern, template in TORCHVISION:
         if match := pattern.match(key):
-            name = match.expand(theirs)
+            name = match.expand(template)
             if name.startswith("layer"):
                 stage, rest = name.removeprefix("layer").split(".", 1)
                 name = f"layer{int(stage) + 1}.{rest}"
@@ -49,13 +51,13 @@ def torchvision_name(key: str) -> str | None:
 
 
 def weights_file(path: Path) -> Path:
-    """Return the file of weights that a path names: a file itself, or the newest checkpoint in the folder of a run."""
+    """Resolve a path to a weights file: the newest checkpoint if it is a run's folder, else the path itself."""
     checkpoints = sorted((path / "checkpoints").glob("step-*.ckpt")) if path.is_dir() else []
     return checkpoints[-1] if checkpoints else path
 
 
 def load_weights(network: nn.Module, file: Path) -> None:
-    """Give a network the weights in a file.
+    """Load the weights in a file into a network.
 
     Raises:
         InputError: as `weights_for`.
@@ -64,47 +66,57 @@ def load_weights(network: nn.Module, file: Path) -> None:
 
 
 def weights_for(network: nn.Module, file: Path) -> dict[str, Tensor]:
-    """The weights in a file under the names that they have in a network, which may be on the meta device.
+    """Read the weights in a file as a state dict for a network, which may be on the meta device.
+
+    Objects other than tensors are never unpickled.
 
     Raises:
-        InputError: the file cannot be read as weights (nothing else in it is executed), or they do not fit the network.
+        InputError: the file cannot be read as weights, or its names or shapes do not match the network.
     """
-    found = _read(weights_file(file))
-    wanted = network.state_dict()
-    if not found.keys() & wanted.keys():  # not ours
-        theirs = {torchvision_name(key): key for key in wanted}
-        renamed = {re.sub(r"^linear\.", "fc.", key): value for key, value in found.items()}
-        found = {theirs.get(key) or key: value for key, value in renamed.items()}
-    found |= {key: value for key, value in wanted.items() if key.endswith(COUNTER) and key not in found}
-    wrong = {
-        "lacks": wanted.keys() - found.keys(),
-        "has, and the network has not,": found.keys() - wanted.keys(),
+    weights = _read(weights_file(file))
+    expected = network.state_dict()
+    if not weights.keys() & expected.keys():  # not plainres's names
+        plainres_names = {torchvision_name(key): key for key in expected}
+        renamed = {re.sub(r"^linear\.", "fc.", key): value for key, value in weights.items()}
+        weights = {plainres_names.get(key) or key: value for key, value in renamed.items()}
+    weights |= {key: value for key, value in expected.items() if key.endswith(COUNTER) and key not in weights}
+    mismatched = {
+        "missing keys": expected.keys() - weights.keys(),
+        "unexpected keys": weights.keys() - expected.keys(),
     }
-    parts = [f"{what} {_some(keys)}" for what, keys in wrong.items() if keys]
-    parts += [
-        f"has {key} of shape {list(found[key].shape)}, the network of {list(wanted[key].shape)}"
-        for key in [key for key in wanted if key in found and found[key].shape != wanted[key].shape][:1]
+    reasons = [f"{kind}: {_abbreviated(keys)}" for kind, keys in mismatched.items() if keys]
+    reasons += [
+        f"{key} has shape {list(weights[key].shape)}, the network's has {list(expected[key].shape)}"
+        for key in [key for key in expected if key in weights and weights[key].shape != expected[key].shape][:1]
     ]
-    if parts:
+    if reasons:
         raise InputError(
-            f"{file} does not fit the network: it {'; it '.join(parts)}; choose model, model.depth, model.width, "
-            "model/block and model/shortcut as they were, and data with as many classes"
+            f"{file} does not match the network ({'; '.join(reasons)}); set model, model.depth, model.width, "
+            "model/block and model/shortcut as in its training, and data with the same number of classes"
         )
-    return found
+    return weights
 
 
 def save_weights(network: nn.Module, model: Mapping[str, Any], statistics: tuple[Tensor, Tensor], file: Path) -> str:
-    """Write a network's weights as safetensors, in torchvision's names if it has the like; return whose names.
+    """Write a network's weights as safetensors, under torchvision's names if it matches one of its ResNets.
 
-    The file's metadata hold the network's configuration, `model`, and the mean and standard deviation (C,) by which
-    each channel was normalised in its training, `statistics`, in units of pixel values.
+    Args:
+        network: the network.
+        model: its configuration, which is written to the file's metadata.
+        statistics: mean and standard deviation (C,) by which its inputs were normalised in training, in units of pixel
+            values. They are written to the metadata as well.
+        file: path of the file.
+
+    Returns:
+        Whose names the file uses, "torchvision's" or "plainres's".
 
     Raises:
         InputError: the file cannot be written.
     """
-    theirs = is_torchvisions(network)
+    torchvisions = matches_torchvision(network)
     tensors = {
-        str(torchvision_name(key)) if theirs else key: value.contiguous() for key, value in network.state_dict().items()
+        str(torchvision_name(key)) if torchvisions else key: value.contiguous()
+        for key, value in network.state_dict().items()
     }
     metadata = {"format": "pt", "plainres": json.dumps(model)}
     metadata |= {key: json.dumps(values.tolist()) for key, values in zip(STATISTICS, statistics, strict=True)}
@@ -113,23 +125,23 @@ def save_weights(network: nn.Module, model: Mapping[str, Any], statistics: tuple
             out.write(safetensors.torch.save(tensors, metadata=metadata))
     except OSError as error:
         raise InputError(f"cannot write {file}: {error.strerror}") from error
-    return "torchvision's" if theirs else "plainres's"
+    return "torchvision's" if torchvisions else "plainres's"
 
 
 def statistics_in(file: Path) -> tuple[Tensor, Tensor] | None:
-    """Return the channel statistics that `save_weights` has written into a file; None if it has none."""
+    """Read the channel statistics that `save_weights` wrote to a file; None if it has none."""
     if file.suffix != ".safetensors":
         return None
-    with safetensors.safe_open(file, "pt") as held:
-        metadata = held.metadata() or {}
+    with safetensors.safe_open(file, "pt") as opened:
+        metadata = opened.metadata() or {}
     if not metadata.keys() >= set(STATISTICS):
         return None
     mean, std = (torch.tensor(json.loads(metadata[key])) for key in STATISTICS)
     return mean, std
 
 
-def is_torchvisions(network: nn.Module) -> bool:
-    """Whether a network computes what one of torchvision's ResNets does with weights of these names and shapes."""
+def matches_torchvision(network: nn.Module) -> bool:
+    """Whether a network computes the same function of its weights as one of torchvision's ResNets."""
     if not isinstance(network, ImageNet):
         return False
     stem, head = network.stem[0], network.head[-1]
@@ -146,35 +158,39 @@ def is_torchvisions(network: nn.Module) -> bool:
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    """The tensors in a file, without what was put around them or before their names."""
+    """Read the tensors in a file, unwrapped and without prefixes in their names."""
     if not file.is_file():
         raise InputError(f"model.weights={file}: there is no such file")
     if file.suffix not in SUFFIXES:
-        raise InputError(f"model.weights={file}: the name of a file of weights ends with {', '.join(SUFFIXES)}")
+        raise InputError(
+            f"model.weights={file}: the suffix is {file.suffix!r}; it must be one of {', '.join(SUFFIXES)}"
+        )
     try:
-        held: Any = (
+        content: Any = (
             safetensors.torch.load_file(file)
             if file.suffix == ".safetensors"
             else torch.load(file, weights_only=True, map_location="cpu")
         )
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise InputError(
-            f"{file} cannot be read as weights: {first_line(error) or 'it is empty or cut off'}"
+            f"cannot read weights from {file}: {first_line(error) or 'the file is empty or truncated'}"
         ) from error
-    except Exception as error:  # whatever a damaged file makes of the unpickler
+    except Exception as error:  # a damaged file can make the unpickler raise anything
         raise InputError(
-            f"{file} cannot be read as weights, or holds more than weights, which is not executed "
-            f"({type(error).__name__})"
+            f"cannot read weights from {file}: it is damaged, or contains objects other than tensors, which are never "
+            f"unpickled ({type(error).__name__})"
         ) from error
-    if isinstance(held, Mapping) and isinstance(held.get("state_dict"), Mapping):
-        held = held["state_dict"]
-    tensors = isinstance(held, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in held.items())
-    if not held or not tensors:
-        raise InputError(f"{file} holds no weights: it must be a state dict, or have one as its state_dict")
-    # what DataParallel and our own LightningModule put before each name
-    return {re.sub(r"^(module|network)\.", "", key): value for key, value in held.items()}
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    is_state_dict = isinstance(content, Mapping) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    )
+    if not content or not is_state_dict:
+        raise InputError(f"{file} contains no weights; it must be a state dict, or a dict with one as 'state_dict'")
+    # the prefixes of DataParallel and of plainres's LightningModule
+    return {re.sub(r"^(module|network)\.", "", key): value for key, value in content.items()}
 
 
-def _some(keys: Iterable[str]) -> str:
+def _abbreviated(keys: Iterable[str]) -> str:
     first, *others = sorted(keys)
     return f"{first} and {len(others)} more" if others else first

@@ -1,1 +1,1 @@
-"""Processes, signals, ranks."""
+"""Child processes, stop signals and ranks."""

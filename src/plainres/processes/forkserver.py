@@ -1,4 +1,7 @@
-"""Processes forked from one that has done the imports: each starts in milliseconds and exits with the command."""
+"""Child processes forked from a server that has already done the imports.
+
+A forked process starts in milliseconds and exits with the command that owns the server.
+"""
 
 import multiprocessing
 import multiprocessing.connection
@@ -13,29 +16,36 @@ from typing import Any
 
 from plainres.errors import InputError, RunFailedError, first_line
 
-Call = tuple[Callable[..., Any], *tuple[Any, ...]]  # a function that other processes can import, and its arguments
+Call = tuple[Callable[..., Any], *tuple[Any, ...]]  # an importable function and its arguments
 
 
 def forkserver(preloaded: Sequence[str]) -> ForkServerContext:
-    """Start the process that imports the modules `preloaded`; processes of its context are forked from it."""
+    """Start a fork server that imports the modules `preloaded`.
+
+    Returns:
+        The multiprocessing context whose processes are forked from this server.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preloaded))
-    # BLAS libraries read these when they are imported; torch's threads are set for each run
+    # BLAS libraries read these at import; each run sets its number of torch threads itself
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    # Ctrl-C is this process's to hand on, not its server's or the forked ones'
+    # The command alone handles Ctrl-C and forwards it; the server and the forked processes ignore it
     interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
     ensure_running()
     signal.signal(signal.SIGINT, interrupt)
     return context
 
 
-def begin() -> None:
-    """Leave Ctrl-C to the command, and exit when that does, for whatever reason: the first act of a forked process."""
+def attach_to_command() -> None:
+    """Ignore Ctrl-C in this forked process, and exit when the command exits or is killed.
+
+    Call this first in every function that runs in a forked process.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_the_command, daemon=True).start()
+    threading.Thread(target=_exit_with_command, daemon=True).start()
 
 
-def _exit_with_the_command() -> None:
+def _exit_with_command() -> None:
     command = multiprocessing.parent_process()
     assert command is not None
     multiprocessing.connection.wait([command.sentinel])
@@ -43,28 +53,28 @@ def _exit_with_the_command() -> None:
 
 
 def call_in_processes(context: ForkServerContext, calls: Sequence[Call]) -> list[Any]:
-    """Call functions at the same time, each in a process with memory of its own; return what they return.
+    """Call functions concurrently, each in its own process, and return their results in order.
 
     Raises:
-        InputError, OSError, RunFailedError: what a function raises; any other exception, and the death of a process,
-            as a RunFailedError.
+        InputError, OSError, RunFailedError: the first of these that a function raises, in the order of `calls`. Any
+            other exception, or a process that dies, becomes a RunFailedError.
     """
-    answers, processes = [], []
+    receivers, processes = [], []
     for call in calls:
-        answer, theirs = multiprocessing.connection.Pipe(duplex=False)
-        process = context.Process(target=_answer, args=(theirs, *call))
+        receiver, sender = multiprocessing.connection.Pipe(duplex=False)
+        process = context.Process(target=_send_result, args=(sender, *call))
         process.start()
-        theirs.close()
-        answers.append(answer)
+        sender.close()
+        receivers.append(receiver)
         processes.append(process)
     results = []
     try:
-        for (function, *_), answer in zip(calls, answers, strict=True):
+        for (function, *_), receiver in zip(calls, receivers, strict=True):
             try:
-                results.append(answer.recv())
+                results.append(receiver.recv())
             except EOFError:
-                reason = f"the process of {function.__name__} died: killed, or out of memory"
-                results.append(RunFailedError(reason))
+                message = f"the process running {function.__name__} died; it was killed or ran out of memory"
+                results.append(RunFailedError(message))
     except BaseException:
         for process in processes:
             process.kill()
@@ -78,12 +88,12 @@ def call_in_processes(context: ForkServerContext, calls: Sequence[Call]) -> list
     return results
 
 
-def _answer(answer: "Connection[Any, Any]", function: Callable[..., Any], *arguments: Any) -> None:
-    begin()
+def _send_result(sender: "Connection[Any, Any]", function: Callable[..., Any], *arguments: Any) -> None:
+    attach_to_command()
     try:
         result = function(*arguments)
     except (InputError, OSError, RunFailedError) as error:
         result = error
     except Exception as error:
         result = RunFailedError(f"{type(error).__name__}: {first_line(error)}")
-    answer.send(result)
+    sender.send(result)

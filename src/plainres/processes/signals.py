@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: SIGTERM, Ctrl-C (SIGINT), and SIGUSR1, which SLURM sends when time is nearly up."""
+"""Signals that stop a run: SIGTERM, SIGINT (Ctrl-C), and SIGUSR1, which SLURM sends shortly before the time limit."""
 
 import signal
 import threading
@@ -11,19 +11,25 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopSignals:
-    """While it is entered, a signal stops what is done: at once, or, while `deferring`, when that looks at `received`.
+    """Context manager that turns stop signals into StoppedError.
 
-    A second Ctrl-C stops at once in any case. A signal that is ignored stays so, as under nohup.
+    The first signal raises StoppedError immediately. While `deferring` is set, it is only recorded in `received`, and
+    the training loop stops at the next step boundary. A second Ctrl-C always raises immediately. A signal that the
+    process already ignores, as under nohup, remains ignored.
 
     Args:
-        early: take the signals from the beginning, not only when told to `listen`. For one process of several this is
-            wrong: while it waits for the others inside of torch, which does not look at what Python handles, a signal
-            must be able to end it.
+        early: install the handlers on entry; otherwise the caller installs them with `listen`. Pass False for a rank
+            of a distributed run: while torch waits for the other ranks, Python handlers do not run, and the signal's
+            default action must be able to kill the process.
+
+    Attributes:
+        received: the number of the first signal received, 0 before that.
+        deferring: whether a signal is recorded instead of raised.
     """
 
     def __init__(self, *, early: bool = True) -> None:
         self.early = early
-        self.received = 0  # the number of the first one
+        self.received = 0
         self.deferring = False
         self._previous: dict[int, Any] = {}
 
@@ -33,8 +39,9 @@ class StopSignals:
         return self
 
     def listen(self) -> None:
-        """Take the signals, unless that is done already."""
-        if threading.current_thread() is threading.main_thread() and not self._previous:  # no other thread can
+        """Install the signal handlers unless they are installed already."""
+        # Python installs handlers from the main thread only
+        if threading.current_thread() is threading.main_thread() and not self._previous:
             for number in STOPPING:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._previous[number] = signal.signal(number, self.receive)
@@ -46,10 +53,10 @@ class StopSignals:
             signal.signal(number, handler)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Note a signal, or stop.
+        """Handle a signal: record it, or stop.
 
         Raises:
-            StoppedError: nobody defers the end, or it is the second Ctrl-C.
+            StoppedError: stopping is not deferred, or this is the second Ctrl-C.
         """
         again, self.received = self.received, self.received or number
         if not self.deferring or (again and number == signal.SIGINT):

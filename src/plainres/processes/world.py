@@ -1,4 +1,4 @@
-"""The processes of one run: which of them this one is, whose child it is, and whether SLURM started it."""
+"""Rank and world size of this process, its parent, and its SLURM job."""
 
 import ctypes
 import os
@@ -16,7 +16,13 @@ PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 @dataclass(frozen=True)
 class World:
-    """The `size` processes of a run, of which this one has number `rank`; `launcher` is torchrun, srun or None."""
+    """Position of this process among the processes of a run.
+
+    Attributes:
+        rank: the rank of this process, from 0.
+        size: the world size.
+        launcher: "torchrun", "srun", or None in a single process.
+    """
 
     rank: int = 0
     size: int = 1
@@ -34,14 +40,17 @@ class World:
 
 
 def exit_with_parent(parent: int) -> None:
-    """Make this process exit when its parent does, for whatever reason.
+    """Make this process exit when its parent exits or is killed.
 
-    Linux does it even while torch holds Python's lock, as it does while the processes of a run wait for each other.
-    Elsewhere a thread checks twice a second.
+    On Linux the kernel kills it, even while torch holds the GIL in a collective operation. Elsewhere a thread polls
+    twice a second.
+
+    Args:
+        parent: the process id of the parent.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it exited before this call
+        if os.getppid() != parent:  # the parent exited before prctl took effect
             os._exit(1)
         return
 
@@ -54,10 +63,10 @@ def exit_with_parent(parent: int) -> None:
 
 
 def requeue(stop: StoppedError) -> None:
-    """Put this job back into SLURM's queue, to resume later, if `stop` says that its time is nearly up.
+    """Requeue this SLURM job, so that it resumes later, if the time limit stopped it.
 
-    SIGUSR1 says so (`#SBATCH --signal=USR1@120`, or a launcher's own). After a SIGTERM the job was cancelled, or
-    preempted, and then SLURM itself requeues it. Outside of a SLURM job this does nothing.
+    SIGUSR1 announces the time limit (`#SBATCH --signal=USR1@120`, or the launcher's equivalent). SIGTERM means that the
+    job was cancelled or preempted; SLURM requeues preempted jobs itself. Outside a SLURM job this does nothing.
     """
     environment = os.environ
     if (
@@ -68,8 +77,6 @@ def requeue(stop: StoppedError) -> None:
         return
     array = environment.get("SLURM_ARRAY_JOB_ID")
     job = f"{array}_{environment['SLURM_ARRAY_TASK_ID']}" if array else environment["SLURM_JOB_ID"]
-    done = subprocess.run(["scontrol", "requeue", job], check=False)
-    outcome = (
-        "is back in the queue" if done.returncode == 0 else "could not be put back into the queue: submit it again"
-    )
+    requeued = subprocess.run(["scontrol", "requeue", job], check=False).returncode == 0
+    outcome = "is back in the queue" if requeued else "could not be requeued; submit it again to resume"
     print(f"plainres: SLURM job {job} {outcome}", file=sys.stderr)

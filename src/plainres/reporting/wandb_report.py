@@ -15,7 +15,7 @@ from plainres.reporting.figures import mean_curve
 from plainres.reporting.study import Study
 from plainres.reporting.table import rows
 from plainres.tracking.wandb_files import STEP, attempts
-from plainres.tracking.wandb_logger import abandon, finish_sent, start
+from plainres.tracking.wandb_logger import finish_online, start, tear_down
 
 CURVES = {"train/error": "Training error (%), running", "test/error": "Test error (%)"}
 
@@ -48,11 +48,11 @@ def show(study: Study, report: Path, mode: str) -> str:
             run.finish()
             return f"W&B: saved in {report / 'wandb'}; run `plainres wandb-sync {report}` to upload it"
         url, entity, project = run.url, run.entity, run.project
-        finish_sent(run, report, run.starting_step + 1)
+        finish_online(run, report, run.starting_step + 1)
     except Exception as error:  # the client raises many types for server and login errors
         with suppress(Exception):
             run.finish(exit_code=1)
-        abandon()
+        tear_down()
         raise InputError(f"the report is written, but logging it to W&B failed: {first_line(error)}") from error
     message = f"W&B: {url}\nW&B workspace: "
     if not find_spec("wandb_workspaces"):

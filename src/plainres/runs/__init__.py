@@ -1,1 +1,1 @@
-"""A run: its identity, its record on disk, its provenance."""
+"""Runs: their identity, their record on disk, and their provenance."""

@@ -1,11 +1,13 @@
-"""What identifies a run: its identity, its settings, its name.
+"""Identity, settings and name of a run.
 
-A run is identified by what determines its result: model, data, recipe, seed, precision. The identity is written in one
-form, whichever way a configuration was written: classes by their public path (`plainres.models.Identity`, wherever the
-file lies), whole numbers as integers (1.0 is 1), and nothing that is at its default. A default is what the signature of
-the class or the dataclass declares. So an option that is added later renames no run, and an older config.yaml, which
-lacks it, means what it meant. This holds for the classes of plainres, whose defaults never change, and of torch. Of
-somebody else's class all that the configuration says is part of the identity, since its defaults may change.
+The identity consists of everything that determines the result: model, data, recipe, seed and precision. It has a
+canonical form, so that equivalent configurations are equal. Classes are named by their public path
+(`plainres.models.Identity`), integral floats are integers (1.0 is 1), and values equal to their default are left out. A
+default is the one declared in the signature of a class or function.
+
+Therefore an option that is added later renames no run, and an older config.yaml without it keeps its meaning. This
+applies to the classes of plainres, whose defaults never change, and of torch. Defaults of other classes may change, so
+the identity contains every value that the configuration gives to them.
 """
 
 import hashlib
@@ -21,45 +23,46 @@ from typing import Any
 from plainres.config.schema import MODEL_DEFAULTS, Config, Recipe
 
 TARGET, PARTIAL = "_target_", "_partial_"
-OURS = ("plainres", "torch")  # packages whose defaults are known to stay
-NOT_IDENTITY = {"model": ("weights",), "data": ("path", "cache")}  # where these are found, not which they are
+STABLE = ("plainres", "torch")  # packages whose defaults do not change
+NOT_IDENTITY = {"model": ("weights",), "data": ("path", "cache")}  # locations of files, not their content
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """Return what determines the result of a run, without what is at its default, as plain nested values."""
+    """Return the identity of a run as nested plain values, without values equal to their default."""
     return _parts(config, complete=False)
 
 
 def complete(config: Config) -> dict[str, Any]:
-    """Return the identity with all defaults, as plain nested values."""
+    """Return the identity of a run as nested plain values, with all defaults."""
     return _parts(config, complete=True)
 
 
 def settings(config: Config) -> dict[str, str]:
-    """Return what can tell a run from others, flat and with all defaults: {"model/norm": "group", "optim.lr": "0.1"}.
+    """Return the settings that distinguish runs, such as {"model/norm": "group", "optim.lr": "0.1"}.
 
-    Keys with slashes are options chosen from conf/, keys with dots are values.
+    The dictionary is flat and contains all defaults. Keys with slashes are options chosen from conf/; keys with dots
+    are values.
     """
     parts = complete(config)
     return {group: name for group, name in config.options.items() if group.partition("/")[0] in parts} | flat(parts)
 
 
 def matches(config: Config, of: Mapping[str, Any]) -> bool:
-    """Whether a run has all of some settings."""
-    own = settings(config)
-    return all(key in own and _same(own[key], value) for key, value in of.items())
+    """Whether a run has all the settings of a mapping."""
+    actual = settings(config)
+    return all(key in actual and _same(actual[key], value) for key, value in of.items())
 
 
-def _same(own: str, value: Any) -> bool:
-    """Whether a setting is a value; numbers are equal however they are written."""
+def _same(actual: str, value: Any) -> bool:
+    """Whether a setting equals a value. Numbers are compared by value, not by notation."""
     try:
-        return own == str(value) or float(own) == float(value)
+        return actual == str(value) or float(actual) == float(value)
     except (TypeError, ValueError):
         return False
 
 
 def run_name(config: Config) -> str:
-    """Return a readable name, unique by the first 8 hexadecimal digits of the identity's SHA-256."""
+    """Return a readable name that ends with the first 8 hexadecimal digits of the identity's SHA-256."""
     canonical = json.dumps(identity(config), sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
     model = config.model
@@ -67,14 +70,14 @@ def run_name(config: Config) -> str:
 
 
 def flat(value: Any, key: str = "") -> dict[str, str]:
-    """Flatten nested dictionaries: {"optim": {"lr": 0.05}} -> {"optim.lr": "0.05"}."""
+    """Flatten nested dictionaries, such as {"optim": {"lr": 0.05}} to {"optim.lr": "0.05"}."""
     if not isinstance(value, dict):
         return {key: str(value)}
     return {k: v for name, part in value.items() for k, v in flat(part, f"{key}.{name}".lstrip(".")).items()}
 
 
 def public_path(target: Any) -> str | None:
-    """Return the shortest path under which a class or function can be imported, None if it has none."""
+    """Return the shortest path from which a class or function can be imported, None if it has none."""
     module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
     packages = str(module).split(".")
     paths = [".".join(packages[: length + 1]) for length in range(len(packages))]
@@ -84,9 +87,9 @@ def public_path(target: Any) -> str | None:
 
 def _parts(config: Config, *, complete: bool) -> dict[str, Any]:
     parts = {
-        "model": _fit(_one_form(config.model, complete), MODEL_DEFAULTS, complete),
-        "data": _one_form(config.data, complete),
-        "optim": _fit(_one_form(asdict(config.optim), complete), _defaults(Recipe), complete),
+        "model": _complete_or_strip(_canonical(config.model, complete), MODEL_DEFAULTS, complete),
+        "data": _canonical(config.data, complete),
+        "optim": _complete_or_strip(_canonical(asdict(config.optim), complete), _defaults(Recipe), complete),
         "seed": config.seed,
         "precision": config.precision,
     }
@@ -97,34 +100,34 @@ def _parts(config: Config, *, complete: bool) -> dict[str, Any]:
     return parts
 
 
-def _one_form(value: Any, complete: bool) -> Any:
-    """Bring a value from YAML to its one form."""
+def _canonical(value: Any, complete: bool) -> Any:
+    """Return the canonical form of a value from YAML."""
     if isinstance(value, Mapping):
-        node = {key: _one_form(part, complete) for key, part in value.items()}
+        node = {key: _canonical(part, complete) for key, part in value.items()}
         if TARGET not in node:
             return node
         target = _resolve(str(node[TARGET]))
         node[TARGET] = public_path(target) or node[TARGET]
-        return _fit(node, _defaults(target), complete)
+        return _complete_or_strip(node, _defaults(target), complete)
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_one_form(part, complete) for part in value]
+        return [_canonical(part, complete) for part in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _fit(node: dict[str, Any], defaults: Mapping[str, Any], complete: bool) -> dict[str, Any]:
-    """Add the defaults to a node, or leave out what is at its default."""
-    written = {key: _one_form(_as_node(default), complete) for key, default in defaults.items()}
+def _complete_or_strip(node: dict[str, Any], defaults: Mapping[str, Any], complete: bool) -> dict[str, Any]:
+    """Add the missing defaults to a node, or remove the values equal to their default."""
+    canonical = {key: _canonical(_as_node(default), complete) for key, default in defaults.items()}
     if complete:
-        return written | node
-    return {key: value for key, value in node.items() if key not in written or not _equal(value, written[key])}
+        return canonical | node
+    return {key: value for key, value in node.items() if key not in canonical or not _equal(value, canonical[key])}
 
 
-def _equal(one: Any, other: Any) -> bool:
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)  # which tells true from 1
+def _equal(a: Any, b: Any) -> bool:
+    return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)  # unlike ==, distinguishes true from 1
 
 
 def _as_node(default: Any) -> Any:
-    """Write a default as conf/ would: a dataclass or a callable as a node, anything else as it is."""
+    """Return a default in the notation of conf/, where a dataclass or a callable is a node."""
     if is_dataclass(default) and not isinstance(default, type):
         values = {each.name: _as_node(getattr(default, each.name)) for each in fields(default)}
         return {TARGET: public_path(type(default)), **values}
@@ -133,8 +136,11 @@ def _as_node(default: Any) -> Any:
 
 @cache
 def _resolve(path: str) -> Any:
-    """Return what a path names; None if it is not plainres's or torch's, or names nothing, which training reports."""
-    if path.partition(".")[0] not in OURS:
+    """Return the object at an import path, None for other packages and for paths that do not exist.
+
+    Training reports paths that do not exist.
+    """
+    if path.partition(".")[0] not in STABLE:
         return None
     try:
         return pkgutil.resolve_name(path)
@@ -146,10 +152,10 @@ def _resolve(path: str) -> Any:
 def _defaults(target: Any) -> dict[str, Any]:
     """Return the declared defaults of a class, a dataclass or a function."""
     if is_dataclass(target):
-        made = {
+        declared = {
             each.name: each.default if each.default_factory is MISSING else each.default_factory()
             for each in fields(target)
         }
-        return {name: default for name, default in made.items() if default is not MISSING}
+        return {name: default for name, default in declared.items() if default is not MISSING}
     parameters = inspect.signature(target).parameters.values() if callable(target) else ()
     return {each.name: each.default for each in parameters if each.default is not each.empty}

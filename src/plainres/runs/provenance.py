@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, commit, source code, device, weights."""
+"""Provenance of a result: versions, commit, source code, device and weights."""
 
 import ast
 import hashlib
@@ -17,12 +17,12 @@ from torch import nn
 
 from plainres.config.schema import Devices
 
-TRAINS = ("config", "data", "models", "training", "randomness.py")  # the parts of plainres that compute a result
+TRAINING_CODE = ("config/instantiate.py", "config/schema.py", "data", "models", "training", "randomness.py")
 
 
 @cache
 def versions() -> dict[str, str]:
-    """Return the versions of what determines a result; torch's with its build, CUDA and cuDNN, where it has them."""
+    """Return the versions of Python and the packages that affect a result, and of CUDA and cuDNN if torch has them."""
     packages = ("plainres", "lightning", "torchmetrics", "hydra-core", "numpy", "scikit-learn")
     cudnn = torch.backends.cudnn.version()  # 91900 is 9.19
     return {
@@ -35,11 +35,11 @@ def versions() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout that this code lies in, with "-dirty" if it was changed; None outside of one."""
+    """Return the commit of this code's checkout, with "-dirty" if files were changed, or None without a checkout."""
     file = Path(__file__)
     git = ["git", "-C", str(file.parent)]
     try:
-        # an installed copy may lie in a checkout of something else
+        # an installed copy may be inside the checkout of another project
         subprocess.run([*git, "ls-files", "--error-unmatch", file.name], capture_output=True, check=True)
         describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--match="]
         return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
@@ -48,14 +48,14 @@ def _git_commit() -> str | None:
 
 
 def _source_sha256() -> str:
-    """Return a digest of the code that computes a result, comments and docstrings aside.
+    """Return a digest of the code that affects a result, without its comments and docstrings.
 
-    It tells two commits, or two changed checkouts, that train alike from two that may not. Python's own version is part
-    of it, for it writes the syntax trees that are digested.
+    Two commits or changed checkouts with the same digest train alike. The digest is of syntax trees, so it also depends
+    on the version of Python.
     """
     digest = hashlib.sha256()
     package = Path(__file__).parent.parent
-    for part in TRAINS:
+    for part in TRAINING_CODE:
         for file in sorted([package / part] if part.endswith(".py") else (package / part).rglob("*.py")):
             tree = ast.parse(file.read_bytes())
             for node in ast.walk(tree):
@@ -66,17 +66,17 @@ def _source_sha256() -> str:
     return digest.hexdigest()
 
 
-# now, for the files may change while what was imported trains
+# computed at import, because the files may change while the imported code trains
 GIT_COMMIT = _git_commit()
 SOURCE_SHA256 = _source_sha256()
 
 
 def conditions(trainer: Devices, devices: int) -> dict[str, Any]:
-    """Return everything beside its identity that an attempt at a run may round by, and so its result depends on.
+    """Return the conditions of an attempt that may affect rounding, and thereby the result, beside the identity.
 
     Args:
-        trainer: the options of the run.
-        devices: the number of processes, one for each device.
+        trainer: hardware options of the run.
+        devices: number of processes, one for each device.
     """
     return {
         "device": device_name(trainer.accelerator),
@@ -93,38 +93,38 @@ def conditions(trainer: Devices, devices: int) -> dict[str, Any]:
 
 
 def device_name(accelerator: str) -> str:
-    """Return the name of the GPU that this process trains on, or of the CPU: kinds of either round differently."""
+    """Return the model of the GPU or CPU that this process trains on. Different models round differently."""
     return torch.cuda.get_device_name() if accelerator == "gpu" else f"cpu {cpu_name()}"
 
 
 @cache
 def cpu_name() -> str:
-    """Return the CPU's name, family and model as Linux has them, and the widest vectors that torch uses on it."""
-    described = {}
+    """Return the CPU's name, family and model according to Linux, and the vector instructions that torch uses."""
+    properties = {}
     with suppress(OSError):
         first, _, _ = Path("/proc/cpuinfo").read_text().partition("\n\n")
-        described = {
+        properties = {
             key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())
         }
-    name = described.get("model name", platform.machine())
-    if "model" in described:
-        name += f" (family {described.get('cpu family')}, model {described['model']})"
+    name = properties.get("model name", platform.machine())
+    if "model" in properties:
+        name += f" (family {properties.get('cpu family')}, model {properties['model']})"
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def peak_memory_mib(accelerator: str) -> float:
-    """The most memory this process has held: the GPU's if it trains on one, else resident memory."""
+    """Return the peak memory of this process in MiB: GPU memory if it trains on a GPU, otherwise resident memory."""
     if accelerator == "gpu":
         return torch.cuda.max_memory_allocated() / 2**20
-    unit = 1 if sys.platform == "darwin" else 2**10  # getrusage counts bytes there, KiB elsewhere
+    unit = 1 if sys.platform == "darwin" else 2**10  # getrusage returns bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def weights_sha256(network: nn.Module) -> str:
-    """A digest of all parameters and buffers.
+    """Return a digest of all parameters and buffers.
 
-    In the order of their names in the state dict, sorted: name, type, shape, and the values in C order of
-    (out, in, height, width), whatever their order in memory.
+    For each entry of the state dict, sorted by name, it covers name, dtype, shape, and the values in C order of
+    (out, in, height, width). It is independent of the memory format.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):

@@ -1,15 +1,16 @@
-"""A run's record on disk and its state.
+"""Record of a run on disk, and its state.
 
-A run's folder is a function of its configuration alone, `<runs>/<study>/<name>` (see `plainres.runs.identity`), and
-holds
+The folder of a run depends only on its configuration: `<runs>/<study>/<name>` (see `plainres.runs.identity`). It
+contains
 
     config.yaml    the resolved configuration
-    metrics.csv    the curves, a row for each epoch
+    metrics.csv    the curves, one row per epoch
     checkpoints/   step-<number>.ckpt
-    log.txt        what a run of a sweep would have printed
-    lock           held by the process that trains the run, and by the operating system freed when that ends
-    failed.json    why the run cannot be ended; repeated only if asked for
-    result.json    written last, and at once: a run that has one is finished
+    log.txt        the output of a run of a sweep
+    lock           held by the process that trains the run, released by the operating system when that exits
+    owner.json     host and number of that process
+    failed.json    the reason of a failure; the run is trained again only on request
+    result.json    written last and atomically; its presence marks a finished run
 """
 
 import json
@@ -32,14 +33,14 @@ from plainres.errors import InputError, LockedError, first_line
 from plainres.files import read_rows, write_atomically
 from plainres.runs.identity import complete, flat, run_name
 
-REPORT = "report"  # the folder among the runs that holds their report
+REPORT = "report"  # folder for the report, beside those of the runs
 
 
 class State(Enum):
-    """How far a run is."""
+    """State of a run."""
 
     FINISHED = "finished"
-    RUNNING = "running elsewhere"
+    RUNNING = "running"
     INTERRUPTED = "interrupted"
     FAILED = "failed"
     MISSING = "missing"
@@ -47,13 +48,13 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint from which a run resumes; without a file, the beginning of the run."""
+    """Checkpoint from which a run resumes. Without a path it is the beginning of the run."""
 
     path: Path | None = None
     step: int = 0
-    elapsed_s: float = 0.0  # of training and evaluation, all attempts together
-    attempts: list[dict[str, Any]] = field(default_factory=list)  # from which step, and their conditions
-    rows: list[dict[str, float]] = field(default_factory=list)  # the curves up to here
+    elapsed_s: float = 0.0  # time of training and evaluation in all attempts
+    attempts: list[dict[str, Any]] = field(default_factory=list)  # first step and conditions of each
+    rows: list[dict[str, float]] = field(default_factory=list)  # the curves up to this step
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,12 @@ class Run:
 
     @classmethod
     def of(cls, config: Config) -> "Run":
-        """The run that a configuration describes; nothing is touched on disk."""
+        """Return the run of a configuration, without accessing the disk."""
         return cls(config, Path(config.runs) / config.study / run_name(config))
 
     @classmethod
     def read(cls, folder: Path) -> "Run":
-        """The run kept in a folder.
+        """Read the run in a folder.
 
         Raises:
             InputError: the folder has no readable config.yaml.
@@ -81,51 +82,51 @@ class Run:
             assert isinstance(config, Config)
             _ = config.shortcut, config.data["_target_"], config.model["_target_"]
         except OSError as error:
-            lacking = "it has no config.yaml" if folder.is_dir() else "there is no such folder"
-            reason = lacking if isinstance(error, FileNotFoundError) else f"config.yaml: {error.strerror}"
+            absent = "it has no config.yaml" if folder.is_dir() else "there is no such folder"
+            reason = absent if isinstance(error, FileNotFoundError) else f"config.yaml: {error.strerror}"
             raise InputError(f"{folder} is not the folder of a run: {reason}") from error
         except Exception as error:
             raise InputError(
                 f"{file} is damaged, or of another version of plainres ({first_line(error)}); "
-                "move its folder away and repeat the command that trained the run"
+                "move its folder away and run the command that trained it again"
             ) from error
         return cls(config, folder)
 
     @classmethod
     def read_finished(cls, folder: Path) -> "Run":
-        """The finished run kept in a folder.
+        """Read the finished run in a folder.
 
         Raises:
-            InputError: as `read`; the run is not finished, or its record is damaged.
+            InputError: as `read`; or the run is not finished, or its record is damaged.
         """
         run = cls.read(folder)
         if not (run.finished and run.result):
-            raise InputError(f"{folder} is not finished; the command that trains it goes on")
+            raise InputError(f"{folder} is not finished; run the command that trains it again to resume")
         return run
 
     @property
     def name(self) -> str:
-        """The readable name, a function of the configuration."""
+        """Readable name, which depends only on the configuration."""
         return run_name(self.config)
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of the checkpoints."""
+        """Folder of the checkpoints."""
         return self.folder / "checkpoints"
 
     @property
     def log(self) -> Path:
-        """The file that takes what a run of a sweep prints."""
+        """File for the output of a run of a sweep."""
         return self.folder / "log.txt"
 
     @property
     def finished(self) -> bool:
-        """Whether the run has come to its end and left its result."""
+        """Whether the run has written its result."""
         return (self.folder / "result.json").exists()
 
     @cached_property
     def result(self) -> dict[str, Any]:
-        """The record of a finished run.
+        """Result of a finished run.
 
         Raises:
             InputError: result.json is damaged.
@@ -136,11 +137,11 @@ class Run:
             if missing := {"train_error", "train_error_eval", "test_error", "weights_sha256"} - record.keys():
                 raise ValueError(f"it lacks {', '.join(sorted(missing))}")
         except (ValueError, AttributeError) as error:
-            raise InputError(f"{file} is damaged ({error}); delete it and repeat the run") from error
+            raise InputError(f"{file} is damaged ({error}); delete it and repeat the training command") from error
         return record
 
     def curve(self) -> list[dict[str, float]]:
-        """The rows of metrics.csv, empty if there are none yet."""
+        """Return the rows of metrics.csv, an empty list before the first epoch."""
         file = self.folder / "metrics.csv"
         if not file.exists():
             return []
@@ -148,11 +149,11 @@ class Run:
 
     @property
     def observed_by(self) -> list[str]:
-        """The names of the probes that have found something."""
+        """Names of the probes that have written rows."""
         return sorted(file.stem for file in (self.folder / "probes").glob("*.csv"))
 
     def probe_rows(self, probe: str) -> list[dict[str, str]]:
-        """Return the rows of probes/<probe>.csv, none if there is no such file."""
+        """Return the rows of probes/<probe>.csv, an empty list if the file does not exist."""
         file = self.folder / "probes" / f"{probe}.csv"
         return read_rows(file) if file.exists() else []
 
@@ -163,10 +164,10 @@ class Run:
 
     @property
     def state(self) -> State:
-        """How far the run is, from its folder.
+        """State of the run, from the files in its folder.
 
         Raises:
-            InputError: its record is damaged.
+            InputError: the record is damaged.
         """
         if self.finished and self.result:
             return State.FINISHED
@@ -178,11 +179,11 @@ class Run:
 
     @property
     def step(self) -> int:
-        """The steps done at the newest checkpoint."""
+        """Number of steps at the newest checkpoint, 0 without one."""
         return max((int(path.stem.removeprefix("step-")) for path in self.checkpoints.glob("step-*.ckpt")), default=0)
 
     def newest(self) -> Saved:
-        """Return the checkpoint with the most steps that can be read; report and skip damaged ones.
+        """Return the readable checkpoint with the most steps. Report and skip damaged ones.
 
         Raises:
             InputError: the checkpoint belongs to another run.
@@ -194,9 +195,9 @@ class Run:
                 state = torch.load(path, weights_only=True, map_location="cpu")
                 name = state["run"]
                 saved = Saved(path, state["global_step"], state["elapsed_s"], state["attempts"], state["rows"])
-            except Exception as error:  # whatever a damaged file makes of the unpickler
+            except Exception as error:  # a damaged file can make the unpickler raise anything
                 kind = type(error).__name__
-                print(f"{path} is damaged, or no checkpoint of plainres, and passed over ({kind})", file=sys.stderr)
+                print(f"skipping {path}: it is damaged, or not a checkpoint of plainres ({kind})", file=sys.stderr)
                 continue
             if name != self.name:
                 raise InputError(f"{path} is a checkpoint of another run, {name}; move it away")
@@ -205,7 +206,7 @@ class Run:
 
     @property
     def failure(self) -> str | None:
-        """Why the run has failed, None if it has not."""
+        """Reason of the run's failure, None if it has not failed."""
         try:
             return str(json.loads((self.folder / "failed.json").read_text())["reason"])
         except (FileNotFoundError, NotADirectoryError):
@@ -219,7 +220,7 @@ class Run:
 
     @property
     def locked(self) -> bool:
-        """Whether a process trains the run."""
+        """Whether a process is training the run."""
         if not (self.folder / "lock").exists():
             return False
         try:
@@ -230,16 +231,18 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Be the one process that trains the run. The operating system frees the lock when this ends, however it ends.
+        """Hold the lock that reserves the run for this process.
+
+        The operating system releases the lock when the process exits, even if it is killed.
 
         Raises:
-            LockedError: another one is.
+            LockedError: another process holds the lock.
         """
         owner = self.folder / "owner.json"
         try:
-            with FileLock(self.folder / "lock", timeout=1):  # longer than a look at `locked` takes
+            with FileLock(self.folder / "lock", timeout=1):  # `locked` holds the lock for an instant
                 write_atomically(owner, json.dumps({"host": platform.node(), "process": os.getpid()}) + "\n")
-                for stale in self.checkpoints.glob("*.tmp-*"):  # which only the owner of the lock writes
+                for stale in self.checkpoints.glob("*.tmp-*"):  # written by a process that was killed
                     stale.unlink(missing_ok=True)
                 try:
                     yield
@@ -250,20 +253,20 @@ class Run:
                 process = "process {process} on {host}".format(**json.loads(owner.read_text()))
             except (OSError, ValueError, KeyError):
                 process = "another process"
-            raise LockedError(f"{self.folder} is being trained by {process}; wait for it, or stop it first") from error
+            raise LockedError(f"{self.folder} is being trained by {process}; wait for it or stop it first") from error
 
     def prepare(self) -> None:
-        """Make the folder and write config.yaml.
+        """Create the folder and write config.yaml.
 
         Raises:
-            InputError: the folder cannot be written, or holds a run of another configuration.
+            InputError: the folder cannot be written, or contains a run of another configuration.
         """
         if (self.folder / "config.yaml").is_file():
             old, new = (flat(complete(run.config)) for run in (Run.read(self.folder), self))
             differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
             if differing:
-                keys = ", ".join(f"{key} {old.get(key)} (asked for {new.get(key)})" for key in differing)
-                raise InputError(f"{self.folder} holds a run of another configuration: {keys}; move it away")
+                keys = ", ".join(f"{key} is {old.get(key)} (requested: {new.get(key)})" for key in differing)
+                raise InputError(f"{self.folder} contains a run of another configuration, where {keys}; move it away")
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
@@ -273,12 +276,12 @@ class Run:
             ) from error
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Write result.json, which makes the run a finished one."""
+        """Write result.json, which marks the run as finished."""
         write_atomically(self.folder / "result.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
 
 
 def folders_of(runs: Path) -> Iterator[Path]:
-    """The folders directly in a study's folder, without its report and hidden ones, in the order of their names."""
+    """Yield the subfolders of a study's folder, sorted by name, except the report and hidden ones."""
     for path in sorted(runs.iterdir()):
         if path.is_dir() and path.name != REPORT and not path.name.startswith("."):
             yield path

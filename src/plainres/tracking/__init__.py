@@ -1,1 +1,1 @@
-"""Loggers of the curves of a run."""
+"""Loggers of training curves: metrics.csv, TensorBoard and Weights & Biases."""

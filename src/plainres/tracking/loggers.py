@@ -1,4 +1,7 @@
-"""Loggers of a run's curves: metrics.csv, TensorBoard. Except for metrics.csv, plainres never reads what they write."""
+"""Loggers that write training curves to metrics.csv and TensorBoard.
+
+plainres reads metrics.csv back; it never reads the TensorBoard events.
+"""
 
 import csv
 import io
@@ -18,29 +21,37 @@ COLUMNS: tuple[str, ...] = ("epoch", "step", "lr", "train/loss", "train/error", 
 
 
 class RunLogger(Logger):
-    """Logs a row after each epoch of a run. Only the first process of a run has loggers."""
+    """Base class of the loggers, which log one row per epoch. Only rank 0 has loggers."""
 
     def begin(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Log `rows`, those up to where the run begins or resumes, and get ready for more."""
+        """Start logging.
+
+        Args:
+            rows: the rows of the epochs before the point where the run resumes; empty for a new run.
+        """
         raise NotImplementedError
 
     def end(self, exit_code: int) -> None:
-        """Log how the run exited: 0 if it finished, 1 if it failed, 128 + the number of the signal that stopped it."""
+        """Finish logging.
+
+        Args:
+            exit_code: 0 if the run finished, 1 if it failed, 128 + the number of the signal that stopped it.
+        """
 
     @property
     def version(self) -> str:
-        """An empty string: a run has one version of its curves."""
+        """An empty string, because a run keeps a single version of its curves."""
         return ""
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: config.yaml has them."""
+        """Do nothing; config.yaml holds the hyperparameters."""
 
 
 class CsvLogger(RunLogger):
-    """Keeps the curves as metrics.csv, a row for each epoch; errors in percent.
+    """Writes metrics.csv, one row per epoch; errors in percent.
 
-    The rows up to where a run resumes come from its checkpoint, whatever an interrupted attempt has left in the file.
-    A row is appended in one write.
+    When a run resumes, the file is rewritten from the rows in its checkpoint, so that rows of an interrupted attempt
+    are never duplicated. Each row is appended in a single write.
     """
 
     def __init__(self, file: Path) -> None:
@@ -49,16 +60,16 @@ class CsvLogger(RunLogger):
 
     @property
     def name(self) -> str:
-        """The name of the file."""
+        """The file name."""
         return self.file.name
 
     def begin(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Write the header and the rows so far."""
+        """Write the header and the previous rows."""
         header = dict(zip(COLUMNS, COLUMNS, strict=True))
         write_atomically(self.file, _lines([header, *rows]))
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append a row."""
+        """Append one row."""
         with self.file.open("a") as file:
             file.write(_lines([{**metrics, "step": step}]))
 
@@ -70,25 +81,26 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 class TensorBoardLogger(RunLogger):
-    """Writes the rows as TensorBoard's events, anew at each beginning, so that none is there twice.
+    """Writes TensorBoard events.
 
-    If they cannot be written there is one line about it, and the run goes on without.
+    The events are rewritten whenever a run starts or resumes, so that no row is duplicated. If writing fails, the
+    logger prints one warning and turns itself off; the run continues.
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.folder = folder
-        self.writer: Any = None  # while events can be written
+        self.writer: Any = None  # an EventsWriter, or None while the logger is off
 
     @property
     def name(self) -> str:
-        """The name of the folder."""
+        """The folder name."""
         return self.folder.name
 
     def begin(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Write what there is so far."""
-        with self._or_off():
-            # not SummaryWriter: its thread would die of an error, and the training wait for it for ever
+        """Delete earlier events and write the previous rows."""
+        with self._disabled_on_error():
+            # SummaryWriter writes from a thread; after an error in that thread, training would block indefinitely
             from tensorboardX.event_file_writer import EventsWriter
 
             self.folder.mkdir(exist_ok=True)
@@ -99,10 +111,10 @@ class TensorBoardLogger(RunLogger):
             self.log_metrics(dict(row), int(row["step"]))
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Write a row."""
+        """Write the values of one row."""
         if self.writer is None:
             return
-        with self._or_off():
+        with self._disabled_on_error():
             from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
             from tensorboardX.summary import scalar
 
@@ -112,17 +124,17 @@ class TensorBoardLogger(RunLogger):
             self.writer.flush()
 
     def end(self, exit_code: int) -> None:
-        """Close the file."""
+        """Close the event file."""
         if self.writer is not None:
-            with self._or_off():
+            with self._disabled_on_error():
                 self.writer.close()
 
     @contextmanager
-    def _or_off(self) -> Iterator[None]:
-        """Let nothing that goes wrong end the training."""
+    def _disabled_on_error(self) -> Iterator[None]:
+        """Turn the logger off after any exception instead of failing the run."""
         try:
             yield
         except Exception as error:
             self.writer = None
             reason = first_line(error) or type(error).__name__
-            say(f"TensorBoard's events cannot be written ({reason}); the run goes on without")
+            say(f"cannot write TensorBoard events ({reason}); the run continues without them")

@@ -1,9 +1,9 @@
-"""What W&B's client keeps on disk of a run, read without W&B: which rows, which configuration, how it ended.
+"""Reader of the W&B client's transaction logs: rows, configuration and exit code of each attempt.
 
-In a run's folder there is wandb/, with a folder for each attempt in which the run was trained, `run-<time>-<id>` or
-`offline-run-<time>-<id>`, and in it the transaction log `run-<id>.wandb`: the header b":W&B", three bytes of version,
-and protobuf `Record`s in LevelDB's log format, but for the kind of CRC (blocks of 32 KiB; chunks of CRC-32, length,
-kind, and bytes). `run-<id>.wandb.synced` beside it says that all of it has been sent.
+A run's wandb/ folder contains one folder per attempt, `run-<time>-<id>` or `offline-run-<time>-<id>`, which holds the
+transaction log `run-<id>.wandb`. The log starts with b":W&B" and three version bytes. Protobuf `Record`s follow in
+LevelDB's log format: blocks of 32 KiB, chunks of CRC-32, length, kind and bytes; only the CRC variant differs. An empty
+file `run-<id>.wandb.synced` next to the log marks it as uploaded.
 """
 
 import json
@@ -15,74 +15,74 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-STEP = "trainer/global_step"  # the x axis: optimizer steps done
+STEP = "trainer/global_step"  # the x axis, in completed optimizer steps
 BLOCK = 32768  # bytes
 HEADER = struct.Struct("<IHB")  # of a chunk
-KIND_AT = 6  # in the header; the CRC is of the kind and the bytes
-FULL, FIRST, LAST = 1, 2, 4  # kinds of chunks that begin and end a record
+KIND_OFFSET = 6  # in the header; the CRC covers the kind and the bytes
+FULL, FIRST, LAST = 1, 2, 4  # chunk kinds that start or complete a record
 
 
 @dataclass
 class Attempt:
-    """What a transaction log holds."""
+    """Contents of one transaction log."""
 
     file: Path
-    id: str = ""  # of the W&B run; empty if the process was killed before it had written anything
+    id: str = ""  # of the W&B run; empty if the process was killed before it wrote anything
     name: str = ""
     project: str = ""
     group: str = ""
     job_type: str = ""
     tags: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
-    rows: list[dict[str, Any]] = field(default_factory=list)  # with _step, the number of the row on the server
+    rows: list[dict[str, Any]] = field(default_factory=list)  # including _step, the row number on the server
     summary: dict[str, Any] = field(default_factory=dict)
     axes: dict[str, str] = field(default_factory=dict)  # metric -> its x axis
-    exit_code: int | None = None  # None: it has not been finished
+    exit_code: int | None = None  # None if the attempt was killed
 
     @property
     def folder(self) -> Path:
-        """Which `wandb sync` takes."""
+        """The attempt's folder, the argument of `wandb sync`."""
         return self.file.parent
 
     @property
     def online(self) -> bool:
-        """Whether the rows were sent as they came."""
+        """Whether the rows were uploaded during training."""
         return not self.folder.name.startswith("offline-")
 
     @property
     def sent(self) -> bool:
-        """Whether all of it is known to be on the server."""
+        """Whether the whole log is known to be on the server."""
         return self.file.with_suffix(".wandb.synced").exists()
 
     def mark_sent(self) -> None:
-        """Let neither us nor `wandb sync` send it, again."""
+        """Mark the log as uploaded, so that neither plainres nor `wandb sync` uploads it again."""
         self.file.with_suffix(".wandb.synced").touch()
 
     @property
     def steps(self) -> set[int]:
-        """The optimizer steps of its rows."""
+        """The optimizer steps of the logged rows."""
         return {int(row[STEP]) for row in self.rows if STEP in row}
 
 
 def attempts(folder: Path) -> list[Attempt]:
-    """The attempts in <folder>/wandb, in the order of time."""
-    found = [read(file) for file in (folder / "wandb").glob("*run-*-*/run-*.wandb")]
-    return sorted(found, key=lambda attempt: attempt.folder.name.removeprefix("offline-"))
+    """Return the attempts in <folder>/wandb, oldest first."""
+    logs = [read(file) for file in (folder / "wandb").glob("*run-*-*/run-*.wandb")]
+    return sorted(logs, key=lambda attempt: attempt.folder.name.removeprefix("offline-"))
 
 
 def read(file: Path) -> Attempt:
-    """Read a transaction log, up to where a killed process has left it, or up to the first damage."""
+    """Read a transaction log up to its end or the first torn or damaged record."""
     attempt = Attempt(file)
     from google.protobuf.message import DecodeError
 
-    with suppress(OSError, DecodeError, ValueError):  # the last: of JSON
+    with suppress(OSError, DecodeError, ValueError):  # ValueError: invalid JSON
         for record in _records(file):
-            _take(attempt, record)
+            _apply(attempt, record)
     return attempt
 
 
-def _take(attempt: Attempt, record: Any) -> None:
-    """Add what a record says to an attempt."""
+def _apply(attempt: Attempt, record: Any) -> None:
+    """Update an attempt with one record."""
     kind = record.WhichOneof("record_type")
     if kind == "run":
         run = record.run
@@ -106,16 +106,16 @@ def _take(attempt: Attempt, record: Any) -> None:
 def _update(values: dict[str, Any], items: Any) -> None:
     for item in items:
         *path, key = list(item.nested_key) or [item.key]
-        place = values
+        target = values
         for part in path:
-            if not isinstance(place.get(part), dict):  # of a list the client may tell a place, too
-                place[part] = {}
-            place = place[part]
-        place[key] = json.loads(item.value_json)
+            if not isinstance(target.get(part), dict):  # absent, or a list, whose items the client may update as well
+                target[part] = {}
+            target = target[part]
+        target[key] = json.loads(item.value_json)
 
 
 def _records(file: Path) -> Iterator[Any]:
-    """The records of a transaction log, up to a torn or damaged one."""
+    """Yield the records of a transaction log up to the first torn or damaged one."""
     from wandb.proto import wandb_internal_pb2
 
     data = file.read_bytes()
@@ -123,12 +123,12 @@ def _records(file: Path) -> Iterator[Any]:
     while position + HEADER.size <= len(data):
         rest = BLOCK - position % BLOCK
         crc, length, kind = HEADER.unpack_from(data, position)
-        if rest < HEADER.size or not kind:  # a block is filled up with zeros
+        if rest < HEADER.size or not kind:  # zero padding up to the end of a block
             position += rest
             continue
         end = position + HEADER.size + length
-        # a length that leads too far gives another CRC
-        if zlib.crc32(data[position + KIND_AT : end]) != crc:
+        # the CRC also rejects a damaged length
+        if zlib.crc32(data[position + KIND_OFFSET : end]) != crc:
             return
         if kind in (FULL, FIRST):
             parts.clear()

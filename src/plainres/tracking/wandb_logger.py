@@ -1,8 +1,8 @@
-"""The Weights & Biases logger: one W&B run for each run, however often that is interrupted; never in its way.
+"""The Weights & Biases logger: one W&B run per run, across all of its attempts.
 
-The rows of an attempt are on disk, in the run's folder, before they are sent anywhere (see
-`plainres.tracking.wandb_files`). When a run resumes offline, it logs the rows that no earlier attempt has logged, or
-that one has lost. Online, the server says how many rows it has: the first ones of metrics.csv, and it gets the others.
+The client writes rows to the run's folder before it uploads them (see `plainres.tracking.wandb_files`). When a run
+resumes offline, it logs the rows that are missing from the logs of earlier attempts. Online, it asks the server for its
+number of rows, which are the first ones of metrics.csv, and logs the rest. No W&B error fails a run.
 """
 
 import os
@@ -23,27 +23,31 @@ from plainres.runs.record import Run
 from plainres.tracking.loggers import RunLogger
 from plainres.tracking.wandb_files import STEP, attempts
 
-INIT_TIMEOUT = 10  # seconds to wait for the server before a run
-FINISH_TIMEOUT = 20  # seconds, after it, for the server to take the rest
-COUNT_TIMEOUT = 5  # seconds for the server to have counted what it has taken
-LOWEST = ("train/loss", "train/error", "test/loss", "test/error")  # whose least value is shown beside the last
-LATEST = ("epoch", "lr")
+INIT_TIMEOUT = 10  # seconds, for the server to answer before a run
+FINISH_TIMEOUT = 20  # seconds, for the remaining upload after a run
+COUNT_TIMEOUT = 5  # seconds, for the server to count the rows it received
+LOWEST = ("train/loss", "train/error", "test/loss", "test/error")  # summarised by their minimum and last value
+LATEST = ("epoch", "lr")  # summarised by their last value
 RESULTS = ("train_error_eval", "test_error", "parameters", "multiply_adds", "weights_sha256")  # of result.json
 
 
 def settings(timeout: float | None = None) -> dict[str, Any]:
-    """Settings for the W&B client: silent, no system monitoring, frequent flushes, bounded timeouts.
+    """Return settings for the W&B client: silent, no system monitoring, frequent flushes, bounded timeouts.
 
-    A new one for each run: the client writes the run's name into it. `timeout`: seconds to wait for the server before a
-    run, and again after it; by default INIT_TIMEOUT and FINISH_TIMEOUT.
+    Each run needs a new dictionary, because the client writes the run's name into it.
+
+    Args:
+        timeout: seconds to wait for the server before a run, and again after it (default: INIT_TIMEOUT and
+            FINISH_TIMEOUT).
     """
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its telemetry would wait for a dead network, offline too
+    # without a network the client's telemetry would block, even offline
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     return {
         "silent": True,
-        "console": "off",  # what is printed is ours
-        "x_disable_stats": True,  # a process that watches the machine
-        "x_save_requirements": False,  # 0.1 s for each run; result.json has the versions
-        "x_transaction_log_flush_interval": 2.0,  # seconds; what a killed process has not written is logged again
+        "console": "off",  # plainres keeps its own log
+        "x_disable_stats": True,  # no system monitoring
+        "x_save_requirements": False,  # saves 0.1 s per run; result.json holds the versions
+        "x_transaction_log_flush_interval": 2.0,  # seconds; rows lost in a killed process are logged again
         "init_timeout": timeout or INIT_TIMEOUT,
         "finish_timeout": timeout or FINISH_TIMEOUT,
         "finish_timeout_raises": True,
@@ -51,7 +55,10 @@ def settings(timeout: float | None = None) -> dict[str, Any]:
 
 
 def wandb_id(folder: Path) -> str:
-    """The id of the W&B run that belongs to a folder, kept in it: a run that begins anew elsewhere is another one."""
+    """Return the id of the W&B run that belongs to a folder; create it in <folder>/wandb/id on first use.
+
+    A run that starts from scratch in another folder is another W&B run.
+    """
     file = folder / "wandb" / "id"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -60,103 +67,125 @@ def wandb_id(folder: Path) -> str:
 
 
 def start(folder: Path, mode: str, timeout: float | None = None, **options: Any) -> Any:
-    """Begin a session of the W&B run that belongs to `folder`, or go on with it; `options` are `wandb.init`'s.
+    """Start or resume the W&B run that belongs to `folder`.
+
+    Args:
+        folder: the folder of a run or of a report.
+        mode: "offline" or "online".
+        timeout: see `settings`.
+        options: passed to `wandb.init`.
+
+    Returns:
+        The `wandb.Run`.
 
     Raises:
-        Exception: whatever the client raises if the server or the key is not as it should be.
+        Exception: any exception of the client, such as an unreachable server or an invalid key.
     """
-    made = settings(timeout)
+    client_settings = settings(timeout)
     options |= {"dir": folder, "mode": mode, "id": wandb_id(folder), "resume": "allow"}
     import wandb
 
     stdin = sys.stdin
-    with Path(os.devnull).open() as nobody:
-        sys.stdin = nobody  # nobody is asked for a key
+    with Path(os.devnull).open() as empty:
+        sys.stdin = empty  # keeps the client from prompting for a key
         try:
             wandb.setup(wandb.Settings(silent=True))
-            return wandb.init(**options, settings=wandb.Settings(**made))
+            return wandb.init(**options, settings=wandb.Settings(**client_settings))
         finally:
             sys.stdin = stdin
 
 
-def finish_sent(session: Any, folder: Path, rows: int, exit_code: int = 0) -> None:
-    """Finish an online session; if the server then has `rows` rows of the run, all sessions in `folder` are sent.
+def finish_online(wandb_run: Any, folder: Path, rows: int, exit_code: int = 0) -> None:
+    """Finish an online W&B run, verify its upload and mark all attempts in `folder` as sent.
 
-    The client says nothing when the server has refused its rows for good, so the server is asked.
+    The client does not report rows that the server has rejected permanently, so this asks the server for its row count.
+
+    Args:
+        wandb_run: the `wandb.Run`.
+        folder: the folder that holds its attempts.
+        rows: the number of rows that the server must have.
+        exit_code: see `RunLogger.end`.
 
     Raises:
-        NotTakenError: it has fewer.
-        Exception: whatever the client raises, TimeoutError if there is no answer.
+        IncompleteUploadError: the server has fewer rows.
+        Exception: any exception of the client, TimeoutError if the server does not answer.
     """
     import wandb
 
-    place = f"{session.entity}/{session.project}/{session.id}"
-    session.finish(exit_code=exit_code)
+    path = f"{wandb_run.entity}/{wandb_run.project}/{wandb_run.id}"
+    wandb_run.finish(exit_code=exit_code)
     end = time.monotonic() + COUNT_TIMEOUT
-    while (found := wandb.Api(timeout=COUNT_TIMEOUT).run(place).history_line_count or 0) < rows:
+    while (received := wandb.Api(timeout=COUNT_TIMEOUT).run(path).history_line_count or 0) < rows:
         if time.monotonic() > end:
-            raise NotTakenError(f"the server has {found} of {rows} rows")
+            raise IncompleteUploadError(f"the server has {received} of {rows} rows")
         time.sleep(0.2)
-    for each in attempts(folder):
-        each.mark_sent()
+    for attempt in attempts(folder):
+        attempt.mark_sent()
 
 
-class NotTakenError(Exception):
-    """The server has not taken all rows."""
+class IncompleteUploadError(Exception):
+    """The server has not received all rows of a run."""
 
 
-def abandon() -> None:
-    """Let the client's process go, whatever state it is in; the next session starts another one."""
+def tear_down() -> None:
+    """Stop the client's service process, whatever its state; the next W&B run starts a new one."""
     import wandb
 
     with suppress(Exception):
         wandb.teardown()
 
 
-def shown(run: Run) -> dict[str, Any]:
-    """The configuration of a run as W&B gets it: plain nested values, with the name of the shortcut on top."""
+def wandb_config(run: Run) -> dict[str, Any]:
+    """Return the configuration that W&B shows for a run: nested values, plus the name of the shortcut at the top."""
     config, parts = run.config, complete(run.config)
     options = {group: name for group, name in config.options.items() if group.partition("/")[0] in parts}
     return {**parts, "shortcut": config.shortcut, "study": config.study, "options": options}
 
 
 def tags(config: Config) -> list[str]:
-    """What to find a run by: shortcut, depth, data, and whatever was asked for."""
+    """Return the tags of a run: shortcut, depth, data and `logger.tags`."""
     return list(
         dict.fromkeys([config.shortcut, f"depth-{config.model['depth']}", config.options["data"], *config.logger.tags])
     )
 
 
 class WandbLogger(RunLogger):
-    """Shows a run in W&B.
+    """Logs a run to W&B.
 
-    If the server cannot be reached, or does not take what it gets, there is one line about it, the run goes on, and
-    what was not sent is on disk for `plainres wandb-sync`.
+    If the server is unreachable or rejects data, the logger prints one warning and the run continues. Rows that were
+    not uploaded stay on disk for `plainres wandb-sync`.
+
+    Args:
+        run: the run.
+        timeout: see `settings`.
     """
 
     def __init__(self, run: Run, timeout: float | None = None) -> None:
         super().__init__()
         self.run, self.timeout = run, timeout
-        self.session: Any = None  # W&B's run while there is one
-        self.told: set[int] = set()  # offline, the steps of the rows that earlier sessions have
-        self.arrived = 0  # online, how many rows the server has had from them
-        self.rows: list[Mapping[str, float]] = []  # all of the run's
+        self.wandb_run: Any = None  # a wandb.Run, or None while the logger is off
+        self.logged_steps: set[int] = set()  # offline: the steps of the rows in the logs of earlier attempts
+        self.received = 0  # online: the number of rows on the server when this attempt started
+        self.rows: list[Mapping[str, float]] = []  # all rows of the run
         self.warned = False
 
     @property
     def name(self) -> str:
-        """The project's name."""
+        """The W&B project."""
         return self.run.config.logger.project
 
     def connect(self, mode: str) -> None:
-        """Begin a session, and find what earlier ones have logged, or, online, what has arrived.
+        """Start or resume the W&B run and determine which rows it already has.
+
+        Args:
+            mode: "offline" or "online".
 
         Raises:
-            Exception: whatever the client raises if the server or the key is not as it should be.
+            Exception: any exception of the client, such as an unreachable server or an invalid key.
         """
         config = self.run.config
-        before = attempts(self.run.folder)
-        session = start(
+        earlier = attempts(self.run.folder)
+        wandb_run = start(
             self.run.folder,
             mode,
             self.timeout,
@@ -166,53 +195,56 @@ class WandbLogger(RunLogger):
             group=config.study,
             job_type="train",
             tags=tags(config),
-            config=shown(self.run),
+            config=wandb_config(self.run),
         )
         for names, summary in ((LOWEST, "min,last"), (LATEST, "last")):
             for name in names:
-                session.define_metric(name, step_metric=STEP, summary=summary)
-        here = Path(session.dir).parent.name
-        # sessions that begin in the same second have one folder, and the later one's rows
-        before = [each for each in before if each.folder.name != here]
-        for each in before:
-            if not each.id:
-                each.mark_sent()  # killed before its first word, or damaged; `wandb sync` would stumble over it
-        self.told = {step for each in before for step in each.steps} if session.offline else set()
-        self.arrived = session.starting_step  # the number of the first row that it lacks; offline 0
-        self.session = session
+                wandb_run.define_metric(name, step_metric=STEP, summary=summary)
+        current = Path(wandb_run.dir).parent.name
+        # attempts that start within the same second share a folder, and the later one overwrites the log
+        earlier = [attempt for attempt in earlier if attempt.folder.name != current]
+        for attempt in earlier:
+            if not attempt.id:
+                attempt.mark_sent()  # an empty or damaged log, on which `wandb sync` would fail
+        self.logged_steps = {step for attempt in earlier for step in attempt.steps} if wandb_run.offline else set()
+        self.received = wandb_run.starting_step  # always 0 offline
+        self.wandb_run = wandb_run
 
     def log(self, row: Mapping[str, float], step: int) -> None:
-        """Log a row, unless W&B has one of this step.
+        """Log a row unless W&B already has it.
 
         Raises:
-            Exception: whatever the client raises.
+            Exception: any exception of the client.
         """
         self.rows.append(row)
-        if self.session is not None and len(self.rows) > self.arrived and step not in self.told:
-            self.session.log({**row, STEP: step})
+        if self.wandb_run is not None and len(self.rows) > self.received and step not in self.logged_steps:
+            self.wandb_run.log({**row, STEP: step})
 
     def finish(self, exit_code: int) -> None:
-        """Finish the session; online, all sessions are then known to be sent.
+        """Write the summary and finish the W&B run; online, verify the upload.
+
+        Args:
+            exit_code: see `RunLogger.end`.
 
         Raises:
-            NotTakenError: the server has not taken everything.
-            Exception: whatever the client raises.
+            IncompleteUploadError: the server has not received all rows.
+            Exception: any exception of the client.
         """
-        session, self.session = self.session, None
-        if session is None:
+        wandb_run, self.wandb_run = self.wandb_run, None
+        if wandb_run is None:
             return
-        for name in LOWEST if self.rows else ():  # of all sessions, not only of this one
+        for name in LOWEST if self.rows else ():  # the client itself summarises only the current attempt
             values = [row[name] for row in self.rows]
-            session.summary[name] = {"min": min(values), "last": values[-1]}
+            wandb_run.summary[name] = {"min": min(values), "last": values[-1]}
         if self.run.finished:
-            session.summary.update({key: self.run.result[key] for key in RESULTS})
-        if session.offline:
-            session.finish(exit_code=exit_code)
+            wandb_run.summary.update({key: self.run.result[key] for key in RESULTS})
+        if wandb_run.offline:
+            wandb_run.finish(exit_code=exit_code)
         else:
-            finish_sent(session, self.run.folder, len(self.rows), exit_code)
+            finish_online(wandb_run, self.run.folder, len(self.rows), exit_code)
 
     def begin(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Go on with the run's W&B run, or begin one; log what it lacks."""
+        """Start or resume the W&B run and log the rows it is missing."""
         mode = self.run.config.logger.mode
         with suppress(OSError):
             self.run.trouble_file.unlink(missing_ok=True)
@@ -223,7 +255,7 @@ class WandbLogger(RunLogger):
                 if mode == "offline":
                     raise
                 self._warn("is not online", error)
-                abandon()  # else it holds that the run is in use
+                tear_down()  # otherwise the client still considers the run active
                 self.connect("offline")
         except Exception as error:
             self._warn("cannot be used", error)
@@ -231,28 +263,31 @@ class WandbLogger(RunLogger):
             self.log_metrics({key: value for key, value in row.items() if key != "step"}, int(row["step"]))
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Log a row."""
+        """Log one row."""
         assert step is not None
         try:
             self.log(metrics, step)
         except Exception as error:
-            self._warn("takes no more rows", error)
-            self.session = None
-            abandon()
+            self._warn("accepts no more rows", error)
+            self.wandb_run = None
+            tear_down()
 
     def end(self, exit_code: int) -> None:
-        """Finish the session: W&B shows the run as finished, or as failed."""
+        """Finish the W&B run, which W&B then shows as finished or failed; say where an offline run is kept."""
         try:
             self.finish(exit_code)
         except Exception as error:
-            self._warn("has not taken everything", error)
-            abandon()
+            self._warn("has not received everything", error)
+            tear_down()
+        if self.run.config.logger.mode == "offline" and not self.warned:
+            folder = self.run.folder
+            say(f"W&B: logged offline in {folder / 'wandb'}; `plainres wandb-sync {folder}` uploads it for viewing")
 
-    def _warn(self, what: str, error: Exception) -> None:
-        """Say it once: what follows is the same trouble."""
+    def _warn(self, problem: str, error: Exception) -> None:
+        """Print a warning about the first error only, because later errors follow from it."""
         if not self.warned:
-            trouble = f"W&B {what} ({first_line(error).removesuffix('.') or type(error).__name__})"
-            say(f"{trouble}; the run goes on, and `plainres wandb-sync {self.run.folder}` sends it later")
+            trouble = f"W&B {problem} ({first_line(error).removesuffix('.') or type(error).__name__})"
+            say(f"{trouble}; the run continues, and `plainres wandb-sync {self.run.folder}` uploads it later")
             with suppress(OSError):
                 write_atomically(self.run.trouble_file, trouble)
         self.warned = True

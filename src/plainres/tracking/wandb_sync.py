@@ -1,4 +1,4 @@
-"""Send to W&B what was logged offline, or while it did not answer."""
+"""Upload of runs and reports that were logged offline or while W&B was unreachable."""
 
 import os
 import subprocess
@@ -6,126 +6,134 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from plainres.console import quantity
 from plainres.errors import InputError, LockedError, first_line
 from plainres.runs.record import Run
 from plainres.tracking.wandb_files import Attempt, attempts
 
+UP_TO_DATE = "already uploaded"
+
 
 def sync(folder: Path, timeout: float) -> Iterator[tuple[str, bool]]:
-    """Send what has not been sent of all W&B runs in a folder, however deep; yield a line for each, and if it is sent.
+    """Upload all W&B runs in a folder and its subfolders.
 
-    The server may take `timeout` seconds to answer, and again to take the rows: W&B's client would try for ever.
+    Args:
+        folder: the folder of a run, of a study, or of all runs.
+        timeout: seconds to wait for the server to answer, and again for the upload; the client itself never gives up.
+
+    Yields:
+        For each W&B run a line to print, and whether it is uploaded.
 
     Raises:
-        InputError: there is nothing of W&B's in the folder, or W&B does not know who is asking.
+        InputError: the folder contains no W&B data, or W&B rejects the API key.
     """
     owners = sorted({file.parents[1] for file in folder.rglob("wandb/id")})
     if not owners:
-        raise InputError(f"{folder} holds nothing for W&B; `plainres train logger=wandb` makes some")
+        raise InputError(f"{folder} contains no W&B data; train with logger=wandb first")
     for number, owner in enumerate(owners):
         is_run = (owner / "config.yaml").exists()
         try:
-            said = _send_run(owner, timeout) if is_run else _send_report(owner, timeout)
-        except _StrangerError:
+            message = _send_run(owner, timeout) if is_run else _send_report(owner, timeout)
+        except _UnauthorizedError:
             raise
         except TimeoutError:
-            yield f"{owner}: NOT SENT: no answer within {timeout:g} s", False
+            yield f"{owner}: not uploaded: no answer within {timeout:g} s", False
             if left := len(owners) - number - 1:
-                yield f"{left} more not tried: W&B does not answer", False
+                yield f"{quantity(left, 'other')} not tried, because W&B does not answer", False
             return
         except LockedError:
-            yield f"{owner}: NOT SENT, for it is being trained", False
-        except Exception as error:  # of this one; the others have nothing to do with it
-            yield f"{owner}: NOT SENT: {first_line(error) or type(error).__name__}", False
+            yield f"{owner}: not uploaded: it is still training", False
+        except Exception as error:  # an error in one run must not stop the others
+            yield f"{owner}: not uploaded: {first_line(error) or type(error).__name__}", False
         else:
-            yield f"{owner}: {said}", True
+            yield f"{owner}: {message}", True
 
 
-class _StrangerError(InputError):
-    """W&B does not know who is asking."""
+class _UnauthorizedError(InputError):
+    """W&B has rejected the API key, or there is none."""
 
 
-class _NotSentError(Exception):
-    """An attempt was not sent."""
+class _UploadError(Exception):
+    """An attempt was not uploaded."""
 
 
 def _send_run(folder: Path, timeout: float) -> str:
-    """Send the rows of metrics.csv that the server lacks of a run; say how many, and its address.
+    """Upload the rows of a run's metrics.csv that are missing on the server; return a summary with the run's address.
 
-    The server is asked how many it has. Whole attempts would not do: the rows of one that was online would arrive
-    twice, and those of one whose process has died are not all in it.
+    The server reports how many rows it has. Uploading whole attempts would not work: an online attempt would arrive
+    twice, and the log of a killed attempt is incomplete.
 
     Raises:
-        LockedError: a process trains the run.
+        LockedError: a process is training the run.
         TimeoutError: W&B does not answer.
-        Exception: whatever else is wrong with the run or W&B.
+        Exception: any other problem with the run or W&B.
     """
     from wandb.errors import AuthenticationError, CommError, UsageError
 
-    from plainres.tracking.wandb_logger import WandbLogger, abandon
+    from plainres.tracking.wandb_logger import WandbLogger, tear_down
 
     run = Run.read(folder)
     with run.lock():
-        found, curve = attempts(folder), run.curve()
-        unsent = [attempt for attempt in found if attempt.id and not attempt.sent]
-        known = {step for attempt in found for step in attempt.steps}
-        if not unsent and known.issuperset(int(row["step"]) for row in curve):
-            return "sent already"
-        exit_code = found[-1].exit_code if found else None
-        if run.finished or exit_code is None:  # None: killed, perhaps after the end of the run
+        logged, curve = attempts(folder), run.curve()
+        unsent = [attempt for attempt in logged if attempt.id and not attempt.sent]
+        logged_steps = {step for attempt in logged for step in attempt.steps}
+        if not unsent and logged_steps.issuperset(int(row["step"]) for row in curve):
+            return UP_TO_DATE
+        exit_code = logged[-1].exit_code if logged else None
+        if run.finished or exit_code is None:  # None: killed, possibly after the run had finished
             exit_code = 0 if run.finished else 1
         logger = WandbLogger(run, timeout)
         try:
             logger.connect("online")
-            url, lacked = str(logger.session.url), max(0, len(curve) - logger.arrived)
+            url, missing = str(logger.wandb_run.url), max(0, len(curve) - logger.received)
             for row in curve:
                 logger.log({key: value for key, value in row.items() if key != "step"}, int(row["step"]))
             logger.finish(exit_code)
             run.trouble_file.unlink(missing_ok=True)
         except Exception as error:
-            abandon()
+            tear_down()
             if isinstance(error, (UsageError, AuthenticationError)):
-                raise _StrangerError(f"W&B: {first_line(error)}") from error
+                raise _UnauthorizedError(f"W&B: {first_line(error)}") from error
             if isinstance(error, CommError) and any(word in str(error) for word in ("timed out", "deadline exceeded")):
                 raise TimeoutError from error
             raise
-    return f"{lacked} rows sent to {url}"
+    return f"uploaded {quantity(missing, 'row')} to {url}"
 
 
 def _send_report(folder: Path, timeout: float) -> str:
-    """Send the attempts of a study's report, as they are; say how many rows, and its address.
+    """Upload the attempts of a study's report; return a summary with its address.
 
     Raises:
         TimeoutError: W&B does not answer.
-        Exception: whatever else is wrong.
+        Exception: any other problem with W&B.
     """
     unsent = [attempt for attempt in attempts(folder) if attempt.id and not attempt.sent]
     if not unsent:
-        return "sent already"
+        return UP_TO_DATE
     urls = [_send(attempt, timeout) for attempt in unsent]
-    return f"{sum(len(attempt.rows) for attempt in unsent)} rows sent to {urls[-1]}"
+    return f"uploaded {quantity(sum(len(attempt.rows) for attempt in unsent), 'row')} to {urls[-1]}"
 
 
 def _send(attempt: Attempt, timeout: float) -> str:
-    """Send an attempt by W&B's own command; return its address.
+    """Upload one attempt with `wandb sync`; return its address.
 
-    The client's exit code is 0 whatever it has sent, so its mark on the attempt counts. An attempt that was sent in
-    part is sent again with the numbers that its rows have had on the server.
+    `wandb sync` always exits with 0, so success is judged by the mark it leaves next to the log. It uploads rows with
+    their original numbers, so that repeating a partial upload duplicates nothing.
     """
     command = [sys.executable, "-m", "wandb", "sync", "--include-online", str(attempt.folder.absolute())]
-    place = attempt.folder.parents[1]  # whose wandb/ takes the client's own log
+    owner = attempt.folder.parents[1]  # the client writes its own log to wandb/ in the working directory
     environment = {"WANDB_ERROR_REPORTING": "false", **os.environ}
     try:
         done = subprocess.run(
-            command, cwd=place, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+            command, cwd=owner, env=environment, capture_output=True, text=True, timeout=timeout, check=False
         )
     except subprocess.TimeoutExpired:
         raise TimeoutError from None
-    said = [line.removeprefix("wandb: ") for line in (done.stdout + done.stderr).splitlines()]
+    lines = [line.removeprefix("wandb: ") for line in (done.stdout + done.stderr).splitlines()]
     if not attempt.sent:
-        errors = [line for line in said if line.startswith(("Error: ", "ERROR ")) and "error logs" not in line]
-        reason = [*errors, *said[-1:], "no word"][0].removeprefix("Error: ").removeprefix("ERROR ")
+        errors = [line for line in lines if line.startswith(("Error: ", "ERROR ")) and "error logs" not in line]
+        reason = [*errors, *lines[-1:], "wandb sync gave no reason"][0].removeprefix("Error: ").removeprefix("ERROR ")
         if "API key" in reason:
-            raise _StrangerError(f"W&B: {reason}")
-        raise _NotSentError(reason)
-    return next((line.rpartition(" at ")[2] for line in said if "View run" in line), "W&B")
+            raise _UnauthorizedError(f"W&B: {reason}")
+        raise _UploadError(reason)
+    return next((line.rpartition(" at ")[2] for line in lines if "View run" in line), "W&B")

@@ -15,7 +15,7 @@ from plainres.console import bar, say
 from plainres.data.datamodule import ImageBatches
 from plainres.data.sources import sample_size, stratified
 from plainres.files import csv_text, read_rows, write_atomically
-from plainres.models.probes import Probe, a_copy
+from plainres.models.probes import Probe, copy_for_probing
 from plainres.training.classifier import Classifier
 
 PROGRESS_INTERVAL_S = 5  # seconds between two writes of progress.json
@@ -134,7 +134,7 @@ class Probes(Callback):
         for name in names:
             probe = self.probes[name]
             images, targets = self._data(trainer).training.batch(self.samples[name])
-            network = a_copy(classifier.network)
+            network = copy_for_probing(classifier.network)
             weight = next(network.parameters())
             # Lightning may call hooks with gradients disabled or autocast enabled
             with torch.enable_grad(), torch.autocast(weight.device.type, enabled=False):

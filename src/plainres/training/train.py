@@ -18,7 +18,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from plainres.config.instantiate import network_of, probes_of, source_of
 from plainres.data.datamodule import ImageBatches
 from plainres.errors import InputError, RunFailedError, StoppedError, first_line
-from plainres.models.normalisation import synchronise
+from plainres.models.normalisation import convert_sync_batch_norm
 from plainres.models.summary import Description, describe
 from plainres.processes.signals import StopSignals
 from plainres.processes.world import World
@@ -78,7 +78,7 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
     if config.precision == "64-true":
         network.double()  # Lightning 2.6 converts only after restoring a checkpoint, which would round its weights
     if config.trainer.sync_batch_norm and world.size > 1:
-        synchronise(network)
+        convert_sync_batch_norm(network)
     data = ImageBatches(source.load(), source, config.optim.batch_size, config.seed)
     steps = config.optim.length(data.steps_per_epoch)
     capturable = config.trainer.cuda_graph

@@ -1,0 +1,63 @@
+"""Suggestions for overrides that name no key and no group of the configuration."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+SHOWN = 3  # suggestions in one message
+CUTOFF = 0.7  # similarity from which a name elsewhere in the configuration is suggested
+
+
+def keys_of(composed: DictConfig) -> list[str]:
+    """Return the dotted paths of all keys of a configuration, except Hydra's and those that begin with `_`."""
+    node = OmegaConf.to_container(composed, resolve=False)
+    assert isinstance(node, dict)
+    return list(_paths({key: value for key, value in node.items() if key != "hydra"}))
+
+
+def _paths(node: Mapping[Any, Any], parent: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        if not str(key).startswith("_"):
+            path = f"{parent}.{key}".lstrip(".")
+            yield path
+            if isinstance(value, Mapping):
+                yield from _paths(value, path)
+
+
+def suggestion(key: str, value: str | None, keys: Sequence[str], groups: Sequence[str]) -> str:
+    """Return "; did you mean optim.lr=0.1?" for the key `lr`, or "" if nothing resembles it.
+
+    A group is preferred to a key, as `model/shortcut` to `model.shortcut`, and the only candidate if the key has a
+    slash. Equal last parts are preferred to similar ones, and keys of the same parent to keys elsewhere.
+
+    Args:
+        key: dotted path or group that does not exist.
+        value: its value; None leaves it out of the suggestion.
+        keys: dotted paths of the configuration.
+        groups: groups of options.
+    """
+    keys = [] if "/" in key else keys
+    parent, _, last = key.replace("/", ".").rpartition(".")
+    siblings = [path for path in [*groups, *keys] if path.replace("/", ".").rpartition(".")[0] == parent]
+    names = (
+        [group for group in groups if _last(group) == last]
+        or [path for path in keys if _last(path) == last]
+        or _similar(last, siblings, 0.6)
+        or _similar(last, [*groups, *keys], CUTOFF)
+    )
+    if not names:
+        return ""
+    suffix = "" if value is None else f"={value}"
+    return f"; did you mean {' or '.join(f'{name}{suffix}' for name in names[:SHOWN])}?"
+
+
+def _last(path: str) -> str:
+    return path.replace("/", ".").rpartition(".")[2]
+
+
+def _similar(name: str, paths: Sequence[str], cutoff: float) -> list[str]:
+    """Return the path whose last part is most similar to a name, none if the similarity is below the cutoff."""
+    by_name = {_last(path): path for path in reversed(paths)}
+    return [by_name[close] for close in difflib.get_close_matches(name, by_name, n=1, cutoff=cutoff)]

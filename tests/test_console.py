@@ -1,0 +1,57 @@
+"""Lines and progress bars on the screen."""
+
+import io
+from typing import Any
+
+import pytest
+
+from plainres import console
+from plainres.console import first_that_fits, quantity, shortened
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 runs"), (1, "1 run"), (2, "2 runs")])
+def test_a_noun_agrees_with_its_number(number: int, text: str) -> None:
+    assert quantity(number, "run") == text
+
+
+def test_irregular_plural() -> None:
+    assert [quantity(number, "process", "processes") for number in (1, 2)] == ["1 process", "2 processes"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "line"), [(None, "a long line"), (12, "a long line"), (11, "a line"), (6, "a li…"), (1, "")]
+)
+def test_the_longest_line_that_fits_is_shown(columns: int | None, line: str) -> None:
+    assert first_that_fits(["a long line", "a line"], columns) == line
+
+
+def test_a_text_is_cut_with_an_ellipsis() -> None:
+    assert [shortened("abcd", columns) for columns in (5, 4, 3, 1, 0)] == ["abcd", "abcd", "ab…", "…", ""]
+
+
+NAME = "identity-110-w16-s0-a1b2c3d4"
+
+
+@pytest.mark.parametrize(
+    ("columns", "start", "end"),
+    [
+        (120, f"{NAME}:  10%|#", "| 6200/64000 [10:00<1:33:31, 10.30step/s, test error 12.34 %]"),
+        (100, f"{NAME}:  10%| ", " 6200/64000 [10:00<1:33:31, 10.30step/s, test error 12.34 %]"),
+        (80, "identity-110-w16-s0…: ", " 6200/64000 [1:33:31 left, 10.30step/s, test error 12.34 %]"),
+        (60, "identity-110…: ", " 6200/64000 [1:33:31 left, test error 12.34 %]"),
+        (40, "identity-11", " 6200/64000 [1:33:31 left]"),
+    ],
+)
+def test_a_bar_keeps_its_numbers_in_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, columns: int, start: str, end: str
+) -> None:
+    bar: Any = console.bar(NAME, "step", 64000, file=io.StringIO(), initial=20)
+    bar.set_postfix_str("test error 12.34 %", refresh=False)
+    bar.n = 6200
+    values = dict(bar.format_dict) | {"ncols": columns, "elapsed": 600.0, "rate": None, "ascii": True}
+    monkeypatch.setattr(type(bar), "format_dict", values)
+    text = str(bar)
+    assert text.startswith(start)
+    assert text.endswith(end)
+    assert len(text) <= columns
+    bar.close()
