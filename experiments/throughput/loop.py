@@ -28,7 +28,7 @@ OURS, EMPTY, LIGHTNINGS = CONTENDERS = ("ours", "ours, empty", "Lightning's own"
 
 
 class Clock(pl.Callback):
-    """Measures the time from the first training step to the last."""
+    """Callback that measures the time from the first training step to the last."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""

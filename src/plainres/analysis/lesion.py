@@ -120,9 +120,11 @@ def shape_changing(network: nn.Module, images: Tensor) -> set[int]:
 def plan_rows(finished: Finished, max_number: int, draws: int, seed: int) -> list[Row]:
     """Return one row, without values, for each lesion to measure.
 
-    The lesions are: none; each block deleted; 2, 3, ... `max_number` random blocks deleted, `draws` times each; and 1,
-    2, ... `max_number` random pairs of blocks swapped one after the other, `draws` times each. The two blocks of a pair
-    belong to the same stage, and neither changes the shape.
+    - none: the intact network;
+    - block: each block deleted;
+    - delete: 2, 3, ... `max_number` random blocks deleted, `draws` times each;
+    - swap: 1, 2, ... `max_number` random pairs of blocks swapped one after the other, `draws` times each. The blocks of
+      a pair belong to the same stage, and neither changes the shape.
 
     A draw depends only on (seed, kind, number of blocks or pairs, draw), and contains no block or pair twice.
     """

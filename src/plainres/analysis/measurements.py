@@ -159,7 +159,7 @@ class Plan:
 
 
 def measure(plans: Sequence[Plan], values: Sequence[str], work: Work, images: int | None, unit: str) -> list[list[Row]]:
-    """Make the missing measurements, on the CPU with one process per core, and return each plan's rows.
+    """Measure the missing rows, on the CPU with one process per core, and return the rows of each plan.
 
     Args:
         plans: one plan for each run.

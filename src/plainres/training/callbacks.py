@@ -69,7 +69,7 @@ class Progress(Callback):
 
 
 class Probes(Callback):
-    """Run the probes of a run and append their measurements to <name>.csv, one row per layer and step.
+    """Callback that runs probes and appends their measurements to <name>.csv, one row per layer and step.
 
     Each row records its sample of images, such as '256 of 1500'. On resuming, rows of a different sample are removed;
     an older version used the first images instead of a sample by class.

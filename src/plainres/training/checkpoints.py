@@ -64,7 +64,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoints(Checkpoint):
-    """Saves a run after a step: when a checkpoint is due, when a signal arrives, and after the last step.
+    """Callback that saves a run when a checkpoint is due, when a signal has arrived, and after the last step.
 
     All ranks act alike. After each step they agree on whether a signal has arrived, whether a checkpoint is due, and
     whether any rank's loss is NaN or infinite.

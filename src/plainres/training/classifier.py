@@ -73,7 +73,7 @@ def full_precision(logits: Tensor) -> Tensor:
 
 
 class Classifier(pl.LightningModule):
-    """Trains a network by a recipe and logs one row of curves after each epoch.
+    """LightningModule that trains a network by a recipe and logs one row of curves after each epoch.
 
     A row is {epoch (1-based), lr (of the last step), train/loss, train/error, test/loss, test/error}, logged at the
     number of completed steps. Errors are in percent. Training values are running means over the images of the epoch's

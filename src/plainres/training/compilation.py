@@ -41,7 +41,7 @@ def pays(config: Config, multiply_adds: int, steps: int) -> bool:
 
 
 class Compilation(Callback):
-    """Compiles the network's training step before the first step; evaluation stays eager.
+    """Callback that compiles the network before the first training step; evaluation stays eager.
 
     All training batches have the same shape, so the network is compiled once per attempt.
 
