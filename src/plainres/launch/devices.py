@@ -76,7 +76,7 @@ def launch(run: Run) -> None:
         raise InputError(
             f"the world size is {world.size}, but trainer.devices={devices.devices} and "
             f"trainer.num_nodes={devices.num_nodes} need {devices.processes}; "
-            "start a run on several machines with torchrun or srun (see the README)"
+            "start a run on several machines with torchrun or srun (see docs/resuming.md)"
         )
     else:
         from plainres.config.instantiate import source_of
