@@ -1,10 +1,10 @@
-"""What Lightning and our record cost: a digits run against a bare loop over the same net and batches.
+"""Overhead of Lightning and of recording a run: a digits run compared with a bare loop over the same net and batches.
 
     python experiments/overhead/overhead.py [pairs]
 
-Both sides make the network, train it for the study's 230 steps, evaluate the test set after each epoch and both sets at
-the end, in alternation and in one process. The bare loop is what one writes by hand, with torch alone: no metrics, no
-curves, no checkpoint, no record. That both end with the same weights shows that they did the same work.
+Both build the network, train it for the study's 230 steps, evaluate the test set after each epoch, and evaluate both
+sets after training. They alternate in one process. The bare loop uses only torch, without metrics, curves, checkpoints
+or a result. Equal final weights show that both do the same work.
 """
 
 import argparse
@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 
 
 def bare(config: Config) -> str:
-    """Train by a hand-written loop; return the digest of the weights."""
+    """Train with a hand-written loop, and return the digest of the weights."""
     source, recipe = source_of(config), config.optim
     network = network_of(config, source).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     images = source.load()
@@ -53,8 +53,8 @@ def bare(config: Config) -> str:
         return 100 * wrong / len(pixels.targets)
 
     while step < steps:
-        for drawn in batches:
-            x, y = training.materialize(drawn)
+        for sampled in batches:
+            x, y = training.materialize(sampled)
             optimizer.zero_grad()
             F.cross_entropy(network(x), y).backward()
             optimizer.step()
@@ -67,18 +67,18 @@ def bare(config: Config) -> str:
 
 
 def through_lightning(config: Config) -> str:
-    """Train as `plainres train` does; return the digest of the weights."""
-    with tempfile.TemporaryDirectory() as runs, redirect_stderr(io.StringIO()):  # without the progress bar
+    """Train as `plainres train` does, and return the digest of the weights."""
+    with tempfile.TemporaryDirectory() as runs, redirect_stderr(io.StringIO()):  # hides the progress bar
         config.runs = runs
         run = Run.of(config)
         train(run)
         return run.result["weights_sha256"]
 
 
-def seconds(side: Callable[[Config], str], config: Config, digests: set[str]) -> float:
-    """The time of one run; its digest joins `digests`."""
+def seconds(train_once: Callable[[Config], str], config: Config, digests: set[str]) -> float:
+    """Return the time of one run, and add the digest of its weights to `digests`."""
     started = time.perf_counter()
-    digests.add(side(config))
+    digests.add(train_once(config))
     return time.perf_counter() - started
 
 
@@ -86,16 +86,16 @@ def main(pairs: int) -> None:
     torch.set_num_threads(1)
     config = compose(["model.width=8", "model.depth=20"])[0]
     digests: set[str] = set()
-    for side in (bare, through_lightning):
-        seconds(side, config, digests)  # the first of each pays for what is imported and compiled once
+    for contender in (bare, through_lightning):
+        seconds(contender, config, digests)  # warm-up, for imports and initialisation
     times = []
     for pair in range(pairs):
         order = (bare, through_lightning) if pair % 2 else (through_lightning, bare)
-        taken = {side: seconds(side, config, digests) for side in order}
+        taken = {contender: seconds(contender, config, digests) for contender in order}
         times.append((taken[through_lightning], taken[bare]))
         print(f"pair {pair + 1}: Lightning {times[-1][0]:.2f} s, bare loop {times[-1][1]:.2f} s", flush=True)
-    ratios = sorted(ours / theirs for ours, theirs in times)
-    assert len(digests) == 1, "the two sides ended with different weights"
+    ratios = sorted(ours / bare_loop for ours, bare_loop in times)
+    assert len(digests) == 1, "Lightning and the bare loop have different final weights"
     print(f"ratio: median {median(ratios):.3f}, from {ratios[0]:.3f} to {ratios[-1]:.3f}, {pairs} pairs; equal weights")
 
 

@@ -1,9 +1,9 @@
-"""What W&B costs: a digits run of depth 20 with W&B offline against the same with metrics.csv alone, in alternation.
+"""Overhead of W&B: a digits run of depth 20 with offline W&B compared with metrics.csv alone, in alternation.
 
     python experiments/overhead/wandb_overhead.py [pairs]
 
-In one process, so the import of W&B's client and the start of its service, once for each process, are not in it; they
-are told beside it.
+All runs share a process, so the ratio excludes the import of W&B's client and the start of its service, which happen
+once per process. The first line of the output includes them.
 """
 
 import argparse
@@ -29,8 +29,8 @@ def main(pairs: int) -> None:
         taken = {name: seconds(through_lightning, configs[name], digests) for name in order}
         times.append((taken["wandb"], taken["csv"]))
         print(f"pair {pair + 1}: W&B {times[-1][0]:.2f} s, csv {times[-1][1]:.2f} s", flush=True)
-    ratios = sorted(ours / theirs for ours, theirs in times)
-    assert len(digests) == 1, "the two sides ended with different weights"
+    ratios = sorted(with_wandb / with_csv for with_wandb, with_csv in times)
+    assert len(digests) == 1, "runs with and without W&B have different final weights"
     print(f"ratio: median {median(ratios):.3f}, from {ratios[0]:.3f} to {ratios[-1]:.3f}, {pairs} pairs; equal weights")
 
 

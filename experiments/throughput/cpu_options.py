@@ -1,7 +1,8 @@
-"""The gains of options on the CPU: memory format, fused SGD, torch.compile; steps of a bare loop in turns. Then
-the number of images that are evaluated at a time.
+"""Speed of options on the CPU: memory format, fused SGD and torch.compile; and of batch sizes in evaluation.
 
-python experiments/throughput/cpu_options.py [OVERRIDES] [--steps 5] [--rounds 5]
+    python experiments/throughput/cpu_options.py [OVERRIDES] [--steps 5] [--rounds 5]
+
+Steps of a bare loop with each option are measured in alternation.
 """
 
 import argparse
@@ -19,12 +20,12 @@ from plainres.config.instantiate import network_of, source_of
 from plainres.config.schema import Config
 
 CPU = torch.device("cpu")
-EVALUATED_AT_A_TIME = (64, 128, 256, 512)  # images
-OPTIONS = ("as it is", "contiguous", "fused SGD", "compiled")  # the first: channels_last, eager
+EVALUATION_BATCH_SIZES = (64, 128, 256, 512)  # images
+OPTIONS = ("baseline", "contiguous", "fused SGD", "compiled")  # the baseline is channels_last and eager
 
 
 class Steps:
-    """Steps of one network on one batch."""
+    """Training steps of one network on one batch."""
 
     def __init__(self, config: Config, option: str) -> None:
         source, recipe = source_of(config), config.optim
@@ -40,7 +41,7 @@ class Steps:
         self.targets = torch.randint(source.classes, (recipe.batch_size,), generator=generator)
 
     def run(self, steps: int) -> float:
-        """Take so many steps; return the seconds of one."""
+        """Run steps, and return the seconds per step."""
         started = time.perf_counter()
         for _ in range(steps):
             self.optimizer.zero_grad()
@@ -50,28 +51,28 @@ class Steps:
 
 
 def evaluation(
-    config: Config, rounds: int, sizes: Sequence[int] = EVALUATED_AT_A_TIME, device: torch.device = CPU
+    config: Config, rounds: int, sizes: Sequence[int] = EVALUATION_BATCH_SIZES, device: torch.device = CPU
 ) -> dict[int, list[float]]:
-    """The milliseconds that an image takes, by how many are evaluated at a time."""
+    """Measure the evaluation time per image in milliseconds, by batch size."""
     source = source_of(config)
     network = network_of(config, source).to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
     times: dict[int, list[float]] = {size: [] for size in sizes}
     images = torch.randn(2 * max(sizes), *source.shape, device=device).to(memory_format=torch.channels_last)
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16-mixed"):
-        for number in range(-1, rounds):  # the first pays for what is done once
-            for size, found in times.items():
+        for number in range(-1, rounds):  # round -1 is a warm-up
+            for size, measured in times.items():
                 wait_for(device)
                 started = time.perf_counter()
                 for batch in images.split(size):
                     network(batch)
                 wait_for(device)
                 if number >= 0:
-                    found.append(1000 * (time.perf_counter() - started) / len(images))
+                    measured.append(1000 * (time.perf_counter() - started) / len(images))
     return times
 
 
 def main() -> None:
-    """Measure in turns."""
+    """Measure the options in alternation, then the batch sizes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=5)
@@ -87,12 +88,13 @@ def main() -> None:
     for option in OPTIONS:
         ratios = sorted(base / own for base, own in zip(times[OPTIONS[0]], times[option], strict=True))
         print(
-            f"{option:12} {1000 * median(times[option]):8.1f} ms/step, {median(ratios):.2f} times as fast as it is "
-            f"({ratios[0]:.2f} .. {ratios[-1]:.2f}); the first two steps {first[option]:.1f} s"
+            f"{option:12} {1000 * median(times[option]):8.1f} ms/step, {median(ratios):.2f} times as fast as the "
+            f"baseline ({ratios[0]:.2f} .. {ratios[-1]:.2f}); first two steps {first[option]:.1f} s"
         )
-    for size, found in evaluation(config, given.rounds).items():
+    for size, measured in evaluation(config, given.rounds).items():
         print(
-            f"{size:4} images evaluated at a time: {median(found):.3f} ms each ({min(found):.3f} .. {max(found):.3f})"
+            f"evaluation batches of {size:4}: {median(measured):.3f} ms/image "
+            f"({min(measured):.3f} .. {max(measured):.3f})"
         )
 
 

@@ -1,22 +1,22 @@
-"""Everything that is to be measured on a GPU, in one command that can be stopped and goes on.
+"""All measurements on a GPU, in one resumable command.
 
     python experiments/throughput/gpu.py FOLDER [--minutes 9] [data.path=FOLDER ...]
 
-In this order, each part once: FOLDER/<part>.json is written when it is done, and a part that has one is not repeated,
-so the command may be killed at any time.
+The parts are measured in this order. A finished part is recorded in FOLDER/<part>.json and not repeated, so the command
+may be killed at any time.
 
-    ceilings     what the device gives: bytes/s of a copy, FLOP/s of a large matrix product in bfloat16
-    paths        operation by operation, compiled, captured, both, and deterministic: losses, equality of bits, ms/step;
-                 the fastest does all that comes after
-    <network>    `plainres bench` of each of the paper's ten, at least 2,000 steps of ours, beside the least that it
-                 computes and moves, and how long its 64,000 steps would take
-    evaluation   ms for each image by how many are evaluated at a time: ResNet-20 and ResNet-56
-    packing      ResNet-20 trained by 2, 4 and 8 processes at a time: how much more than one they get done
-    streams      ResNet-20 by 1, 2, 4 and 8 bare loops of one process, each on a stream of its own: steps/s together
+    ceilings     limits of the device: bytes/s of a copy, FLOP/s of a large matrix product in bfloat16
+    paths        eager, compiled, captured, compiled and captured, deterministic: losses, bit equality, ms/step; the
+                 later parts use the fastest of the first four
+    <network>    `plainres bench` of each of the paper's ten networks, with at least 2,000 steps of plainres: times, the
+                 minimal computation and memory traffic of a step, and the time that 64,000 steps would take
+    evaluation   ms per image by batch size: ResNet-20 and ResNet-56
+    packing      ResNet-20 in 2, 4 and 8 concurrent processes: throughput relative to one
+    streams      ResNet-20 in 1, 2, 4 and 8 bare loops of one process, each on its own stream: total steps/s
     stacked      ResNet-20 with 1, 2, 4 and 8 seeds in one network
-    runs         the published recipe to its end: depth 20, 56, then the others, identity and plain
+    runs         complete runs of the published recipe: depths 20 and 56, then the others, identity and plain
 
-What is left of the minutes goes into the last part, whose runs go on when the command is repeated.
+The last part uses the remaining minutes. Run the same command again to resume its runs.
 """
 
 import argparse
@@ -58,7 +58,7 @@ GRID = [(depth, shortcut) for depth in (20, 56, 32, 44, 110) for shortcut in ("i
 
 
 def seconds(launch: Callable[[], object], repetitions: int = 20) -> float:
-    """The median time of what is launched on the GPU."""
+    """Return the median time in seconds of a function that launches work on the GPU."""
     times = []
     for _ in range(repetitions):
         torch.cuda.synchronize()
@@ -70,12 +70,12 @@ def seconds(launch: Callable[[], object], repetitions: int = 20) -> float:
 
 
 def ceilings(_: list[str], __: Path) -> dict[str, Any]:
-    """Bytes/s of a copy within the device's memory, FLOP/s of a large matrix product."""
-    one = torch.empty(2**30, dtype=torch.uint8, device="cuda")
-    other = torch.empty_like(one)
+    """Measure the bytes/s of a copy within the device's memory, and the FLOP/s of a large matrix product."""
+    source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
     a, b = (torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda") for _ in range(2))
     return {
-        "bytes_per_s": 2 * 2**30 / seconds(lambda: other.copy_(one)),
+        "bytes_per_s": 2 * 2**30 / seconds(lambda: target.copy_(source)),
         "flop_per_s": 2 * 8192**3 / seconds(lambda: a @ b),
         "device": torch.cuda.get_device_name(),
         "versions": versions(),
@@ -83,8 +83,8 @@ def ceilings(_: list[str], __: Path) -> dict[str, Any]:
 
 
 def paths(options: list[str], folder: Path) -> dict[str, Any]:
-    """What each path of a step costs, and whether it computes the same: 400 steps of ResNet-20, twice each."""
-    found: dict[str, Any] = {}
+    """Measure each path of a step, and check its reproducibility with two runs of 400 steps of ResNet-20."""
+    results: dict[str, Any] = {}
     for name, path in PATHS.items():
         runs = []
         for repetition in range(2):
@@ -93,29 +93,30 @@ def paths(options: list[str], folder: Path) -> dict[str, Any]:
             subprocess.run([PLAINRES, "train", *arguments], check=True, capture_output=True)
             runs.append(Run.of(compose(arguments)[0]).result)
         config = compose([*NETWORK, *options, *path, "model.depth=20"])[0]
-        # elsewhere, for what a path sets, such as deterministic kernels, stays set
+        # in another process, since global settings of a path, such as deterministic kernels, would persist
         (measured,) = call_in_processes(
             forkserver(PRELOADED), [(measure, config, name, 5, 1.0, torch.get_num_threads())]
         )
-        found[name] = {
+        results[name] = {
             "train_loss": [run["train_loss"] for run in runs],
             "equal_bits": runs[0]["weights_sha256"] == runs[1]["weights_sha256"],
             "ms_per_step": 1000 * measured.step(OURS),
         }
-    return found
+    return results
 
 
 def fastest(folder: Path) -> list[str]:
-    """The path with the fastest step, of those that may be on by default."""
-    found = json.loads((folder / "paths.json").read_text())
-    return PATHS[min(AUTOMATIC, key=lambda name: found[name]["ms_per_step"])]
+    """Return the options of the fastest path among those that may be enabled by default."""
+    results = json.loads((folder / "paths.json").read_text())
+    return PATHS[min(AUTOMATIC, key=lambda name: results[name]["ms_per_step"])]
 
 
 def least_bytes(config: Config) -> int:
-    """The least that a step moves to and from memory, in bytes, if every layer is one pass.
+    """Return the minimal memory traffic of a step in bytes, if every layer is one pass.
 
-    Of each convolution's output, in bfloat16: forward, it is written, read for its mean and variance, read and written
-    normalised, read by the next layer; backward, as much for its gradient, and twice what was kept of it is read.
+    Each convolution's output is in bfloat16. In the forward pass it is written, read for its mean and variance, read
+    and written by the normalisation, and read by the next layer. The backward pass does the same with its gradient, and
+    reads the saved output twice.
     """
     source = source_of(config)
     layers = description_of(config, source).layers
@@ -124,16 +125,16 @@ def least_bytes(config: Config) -> int:
 
 
 def network(depth: int, shortcut: str) -> Callable[[list[str], Path], dict[str, Any]]:
-    """`plainres bench` of one of the ten."""
+    """Return the part that benchmarks one of the paper's ten networks."""
 
     def part(options: list[str], _: Path) -> dict[str, Any]:
         config = compose([*NETWORK, *options, f"model.depth={depth}", f"model/shortcut={shortcut}"])[0]
-        (found,), estimate = bench([config], rounds=5, seconds=0.03 * depth + 0.5)  # of which each has 400 steps
-        print(found, estimate, sep="\n\n", flush=True)
-        return asdict(found) | {
-            "ms_per_step": 1000 * found.step(OURS),
+        (result,), estimate = bench([config], rounds=5, seconds=0.03 * depth + 0.5)  # 400 steps per round
+        print(result, estimate, sep="\n\n", flush=True)
+        return asdict(result) | {
+            "ms_per_step": 1000 * result.step(OURS),
             "least_bytes": least_bytes(config),
-            "flop": 6 * found.multiply_adds * found.batch_size,
+            "flop": 6 * result.multiply_adds * result.batch_size,
             "estimate": estimate,
         }
 
@@ -141,33 +142,33 @@ def network(depth: int, shortcut: str) -> Callable[[list[str], Path], dict[str, 
 
 
 def evaluated(options: list[str], _: Path) -> dict[str, Any]:
-    """What an image takes in evaluation, by how many there are at a time; medians in ms."""
-    found = {}
+    """Measure the median evaluation time per image in ms, by depth and batch size."""
+    results = {}
     for depth in (20, 56):
         config = compose([*NETWORK, *options, f"model.depth={depth}"])[0]
         times = evaluation(config, 11, (256, 512, 1024, 2048, 5000), torch.device("cuda"))
-        found[depth] = {size: median(each) for size, each in times.items()}
-    return found
+        results[depth] = {size: median(each) for size, each in times.items()}
+    return results
 
 
 def packing(options: list[str], _: Path) -> dict[int, list[float]]:
-    """By how much more so many processes get done together than one, each with ResNet-20 and a seed of its own."""
+    """Measure the throughput of concurrent processes, each with its own seed of ResNet-20, relative to one."""
     config = compose([*NETWORK, *options, "model.depth=20"])[0]
     return {count: side_by_side(config, count, 5, 400) for count in (2, 4, 8)}
 
 
 def streams(options: list[str], _: Path) -> dict[str, Any]:
-    """Steps/s of so many bare loops in one process, each with ResNet-20, a seed and a stream of its own."""
+    """Measure the total steps/s of several bare loops in one process, each with its own seed and stream."""
     config = compose([*NETWORK, *options, "model.depth=20"])[0]
     source, device = source_of(config), torch.device("cuda")
     images, steps = source.load(), 300
     capture = cuda_graph if config.trainer.cuda_graph else None
-    found = {}
+    results = {}
     for count in (1, 2, 4, 8):
         loops = [BareLoop(replace(config, seed=seed), images, source, device, capture) for seed in range(count)]
         lanes = [torch.cuda.Stream() for _ in loops]
         for loop in loops:
-            loop.run(EAGER_STEPS + 2)  # captured
+            loop.run(EAGER_STEPS + 2)  # captures the step
         torch.cuda.synchronize()
         started = time.perf_counter()
         for _step in range(steps):
@@ -175,19 +176,19 @@ def streams(options: list[str], _: Path) -> dict[str, Any]:
                 with torch.cuda.stream(lane):
                     loop.run(1)
         torch.cuda.synchronize()
-        found[count] = count * steps / (time.perf_counter() - started)
-    return found
+        results[count] = count * steps / (time.perf_counter() - started)
+    return results
 
 
 def stacked(options: list[str], _: Path) -> dict[str, Any]:
-    """What stacked.py prints."""
+    """Return the output of stacked.py."""
     command = [sys.executable, Path(__file__).with_name("stacked.py"), *NETWORK, *options, "model.depth=20"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return {"said": done.stdout.splitlines()}
+    process = subprocess.run(command, check=True, capture_output=True, text=True)
+    return {"output": process.stdout.splitlines()}
 
 
-def runs(options: list[str], folder: Path, until: float) -> None:
-    """The published recipe to its end, as far as the time goes."""
+def runs(options: list[str], folder: Path, deadline: float) -> None:
+    """Train complete runs of the published recipe until the deadline."""
     for depth, shortcut in GRID:
         arguments = [
             *NETWORK,
@@ -198,39 +199,39 @@ def runs(options: list[str], folder: Path, until: float) -> None:
         ]
         process = subprocess.Popen([PLAINRES, "train", *arguments, "study=cifar10_degradation"])
         try:
-            process.wait(max(1.0, until - time.monotonic()))
+            process.wait(max(1.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)  # it is saved and goes on in the next call
+            process.send_signal(signal.SIGTERM)  # saves the run, which resumes in the next call
             process.wait()
             return
 
 
 def main() -> None:
-    """Do what is not done yet."""
+    """Measure the missing parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", type=float, default=9)
     given, options = parser.parse_known_args()
     if not torch.cuda.is_available():
-        raise SystemExit("torch finds no GPU; this measures one")
-    until = time.monotonic() + 60 * given.minutes - 15
+        raise SystemExit("torch finds no GPU; run this script on a machine with one")
+    deadline = time.monotonic() + 60 * given.minutes - 15
     given.folder.mkdir(parents=True, exist_ok=True)
     parts = {"ceilings": ceilings, "paths": paths}
-    torch.backends.cudnn.benchmark = True  # as in a training
+    torch.backends.cudnn.benchmark = True  # as in training
     parts |= {f"{shortcut}-{depth}": network(depth, shortcut) for depth, shortcut in GRID}
     parts |= {"evaluation": evaluated, "packing": packing, "streams": streams, "stacked": stacked}
     for name, part in parts.items():
         file = given.folder / f"{name}.json"
         if file.exists():
             continue
-        if time.monotonic() > until:
+        if time.monotonic() > deadline:
             return
         started = time.monotonic()
-        chosen = [] if name in ("ceilings", "paths") else fastest(given.folder)
-        found = part([*chosen, *options], given.folder)
-        file.write_text(json.dumps(found, indent=2) + "\n")
-        print(f"{name}: {time.monotonic() - started:.0f} s; {until - time.monotonic():.0f} s are left", flush=True)
-    runs([*fastest(given.folder), *options], given.folder, until)
+        path = [] if name in ("ceilings", "paths") else fastest(given.folder)
+        result = part([*path, *options], given.folder)
+        file.write_text(json.dumps(result, indent=2) + "\n")
+        print(f"{name}: {time.monotonic() - started:.0f} s; {deadline - time.monotonic():.0f} s left", flush=True)
+    runs([*fastest(given.folder), *options], given.folder, deadline)
 
 
 if __name__ == "__main__":

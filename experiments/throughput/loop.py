@@ -1,9 +1,9 @@
-"""What the loop around a step costs: ours, the same with nothing for a step, and Lightning's own, in turns.
+"""Overhead of the loop around a training step: ours, ours with an empty step, and Lightning's own, in alternation.
 
     python experiments/throughput/loop.py [--rounds 5] [--steps 3000]
 
-The network is a single linear layer. On a GPU, which is given its work and not waited for, no step can be shorter than
-one of the empty loop.
+The network is a single linear layer. On a GPU, whose work is launched asynchronously, the time of the empty loop is a
+lower bound for the time of a step.
 """
 
 import argparse
@@ -28,19 +28,19 @@ OURS, EMPTY, LIGHTNINGS = CONTENDERS = ("ours", "ours, empty", "Lightning's own"
 
 
 class Clock(pl.Callback):
-    """Times a training, from its first step to its last."""
+    """Measures the time from the first training step to the last."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin."""
+        """Start the clock."""
         self.started = time.perf_counter()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """End."""
+        """Stop the clock."""
         self.seconds = time.perf_counter() - self.started
 
 
-def microseconds(side: str, steps: int) -> float:
-    """Of a step, in a training of so many."""
+def microseconds(contender: str, steps: int) -> float:
+    """Return the mean time of a step in microseconds, over `steps` training steps."""
     source = Synthetic([1, 4, 4], 10, BATCH * steps, 10, 0, False)
     recipe = Recipe(BATCH, None, steps, 0.01, 0.9, 1e-4, [], 0.1, None, 80.0)
     data = ImageBatches(source.load(), source, BATCH, 0)
@@ -56,16 +56,16 @@ def microseconds(side: str, steps: int) -> float:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    if side != LIGHTNINGS:
+    if contender != LIGHTNINGS:
         trainer.fit_loop.epoch_loop = loop = EpochLoop(trainer)
-        if side == EMPTY:
+        if contender == EMPTY:
             loop.step = lambda batch: None
     trainer.fit(Classifier(network, recipe, steps, steps), datamodule=data)
     return 1e6 * clock.seconds / steps
 
 
 def main() -> None:
-    """Measure in turns."""
+    """Measure the contenders in alternation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3000)
@@ -73,12 +73,12 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", module="lightning")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    times: dict[str, list[float]] = {side: [] for side in CONTENDERS}
+    times: dict[str, list[float]] = {contender: [] for contender in CONTENDERS}
     for _ in range(given.rounds):
-        for side, found in times.items():
-            found.append(microseconds(side, given.steps))
-    for side, found in times.items():
-        print(f"{side:16} {median(found):6.0f} us for each step ({min(found):.0f} .. {max(found):.0f})")
+        for contender, measured in times.items():
+            measured.append(microseconds(contender, given.steps))
+    for contender, measured in times.items():
+        print(f"{contender:16} {median(measured):6.0f} us/step ({min(measured):.0f} .. {max(measured):.0f})")
 
 
 if __name__ == "__main__":

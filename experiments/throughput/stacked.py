@@ -1,10 +1,11 @@
-"""Several seeds of one network as one network: does it train faster than one after another?
+"""Training speed of several seeds stacked in one network, compared with separate networks.
 
     python experiments/throughput/stacked.py [OVERRIDES] [--seeds 1,2,4,8] [--rounds 5] [--steps 50]
 
-Each convolution becomes a grouped one, a group for each seed, and each batch normalisation one of all their channels:
-the mathematics of each seed is what it was. First this is shown, in float64: after some steps on batches of their own,
-the weights of each seed are those of its separate training, to rounding. Then stacked and separate steps take turns.
+Each convolution becomes a grouped one, with one group per seed, and each batch normalisation covers the channels of all
+seeds, so that the computation of each seed stays the same. A check in float64 verifies this: after some steps, the
+weights of each seed equal those of its separate training up to rounding. Then stacked and separate steps are measured
+in alternation.
 """
 
 import argparse
@@ -25,11 +26,11 @@ from plainres.config.schema import Config
 from plainres.data.batches import DeviceImages, SampledBatch, TrainingBatches
 from plainres.models.shortcuts import Identity, Plain
 
-Batch = tuple[Tensor, Tensor]  # images (N, seeds x C, H, W), a seed's channels side by side; targets (N, seeds)
+Batch = tuple[Tensor, Tensor]  # images (N, seeds x C, H, W), grouped by seed; targets (N, seeds)
 
 
 class StackedLinear(nn.Module):
-    """The linear layers of several seeds: (N, seeds x in) -> (N, seeds, out)."""
+    """Linear layers of several seeds: (N, seeds x in) -> (N, seeds, out)."""
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         super().__init__()
@@ -43,7 +44,7 @@ class StackedLinear(nn.Module):
 
 
 class StackedIdentity(nn.Module):
-    """The identity shortcut of several seeds: the zeros go to each seed's channels."""
+    """Identity shortcut of several seeds, which pads the channels of each seed with zeros."""
 
     def __init__(self, shortcut: Identity, seeds: int) -> None:
         super().__init__()
@@ -54,47 +55,46 @@ class StackedIdentity(nn.Module):
         if not any(self.shortcut.padding):
             return self.shortcut(x, fx)
         n, _, height, width = x.shape
-        apart = self.shortcut.align(x.reshape(n * self.seeds, -1, height, width))
-        return fx + apart.reshape(n, -1, *apart.shape[2:])
+        aligned = self.shortcut.align(x.reshape(n * self.seeds, -1, height, width))
+        return fx + aligned.reshape(n, -1, *aligned.shape[2:])
 
 
 def stacked(networks: Sequence[nn.Module]) -> nn.Module:
-    """One network of several that differ in nothing but their weights.
+    """Return one network that stacks several networks, which may differ only in their weights.
 
     Raises:
-        TypeError: a module has parameters or a structure that is not known here.
+        TypeError: a module cannot be stacked.
     """
-    one = copy.deepcopy(networks[0])
-    for name, module in list(one.named_modules()):
-        those = [network.get_submodule(name) for network in networks]
-        made = _stacked_module(module, those)
-        if made is not None and name:
+    network = copy.deepcopy(networks[0])
+    for name, module in list(network.named_modules()):
+        replacement = _stacked_module(module, [each.get_submodule(name) for each in networks])
+        if replacement is not None and name:
             parent, _, child = name.rpartition(".")
-            setattr(one.get_submodule(parent), child, made)
-    return one
+            setattr(network.get_submodule(parent), child, replacement)
+    return network
 
 
-def _stacked_module(module: nn.Module, those: Sequence[nn.Module]) -> nn.Module | None:
-    """What stands for a module in the stacked network; None: itself."""
+def _stacked_module(module: nn.Module, modules: Sequence[nn.Module]) -> nn.Module | None:
+    """Return the module that stacks `modules`, or None if the stacked network can use `module` itself."""
     if isinstance(module, nn.Conv2d):
-        return _widened_convolution(module, [m for m in those if isinstance(m, nn.Conv2d)])
+        return _grouped_convolution(module, [m for m in modules if isinstance(m, nn.Conv2d)])
     if isinstance(module, nn.BatchNorm2d):
-        made = nn.BatchNorm2d(len(those) * module.num_features, module.eps, module.momentum).to(module.weight)
+        norm = nn.BatchNorm2d(len(modules) * module.num_features, module.eps, module.momentum).to(module.weight)
         for key in ("weight", "bias", "running_mean", "running_var"):
-            getattr(made, key).data.copy_(torch.cat([getattr(m, key).detach() for m in those]))
-        return made
+            getattr(norm, key).data.copy_(torch.cat([getattr(m, key).detach() for m in modules]))
+        return norm
     if isinstance(module, nn.Linear):
-        return StackedLinear([m for m in those if isinstance(m, nn.Linear)])
+        return StackedLinear([m for m in modules if isinstance(m, nn.Linear)])
     if isinstance(module, Identity):
-        return StackedIdentity(module, len(those))
+        return StackedIdentity(module, len(modules))
     if any(True for _ in module.parameters(recurse=False)) and not isinstance(module, Plain):
         raise TypeError(f"{type(module).__name__} cannot be stacked")
     return None
 
 
-def _widened_convolution(conv: nn.Conv2d, those: Sequence[nn.Conv2d]) -> nn.Conv2d:
-    seeds = len(those)
-    made = nn.Conv2d(
+def _grouped_convolution(conv: nn.Conv2d, convs: Sequence[nn.Conv2d]) -> nn.Conv2d:
+    seeds = len(convs)
+    grouped = nn.Conv2d(
         seeds * conv.in_channels,
         seeds * conv.out_channels,
         conv.kernel_size,  # pyright: ignore[reportArgumentType]
@@ -103,23 +103,23 @@ def _widened_convolution(conv: nn.Conv2d, those: Sequence[nn.Conv2d]) -> nn.Conv
         groups=seeds * conv.groups,
         bias=conv.bias is not None,
     ).to(conv.weight)
-    made.weight.data.copy_(torch.cat([m.weight.detach() for m in those]))
-    if made.bias is not None:
-        made.bias.data.copy_(torch.cat([m.bias.detach() for m in those if m.bias is not None]))
-    return made
+    grouped.weight.data.copy_(torch.cat([m.weight.detach() for m in convs]))
+    if grouped.bias is not None:
+        grouped.bias.data.copy_(torch.cat([m.bias.detach() for m in convs if m.bias is not None]))
+    return grouped
 
 
 def weights_of(network: nn.Module, seed: int, seeds: int) -> dict[str, Tensor]:
-    """The weights of one seed in a stacked network, by the names of its separate one."""
-    found = {}
+    """Return the weights of one seed in a stacked network, by their names in a separate network."""
+    weights = {}
     for name, tensor in network.state_dict().items():
-        if tensor.dim():  # all but the counters of batch normalisation
-            found[name] = tensor[seed] if name.startswith("head.linear") else tensor.chunk(seeds)[seed]
-    return found
+        if tensor.dim():  # skips the counters of batch normalisation
+            weights[name] = tensor[seed] if name.startswith("head.linear") else tensor.chunk(seeds)[seed]
+    return weights
 
 
 class Training:
-    """SGD steps of one network, or of several stacked, on the batches of their seeds."""
+    """SGD steps of one network, or of several stacked ones, on the batches of their seeds."""
 
     def __init__(self, configs: Sequence[Config], device: torch.device, dtype: torch.dtype, mixed: bool) -> None:
         source = source_of(configs[0])
@@ -139,20 +139,20 @@ class Training:
         ]
         self.epochs = [iter(loader) for loader in self.loaders]
 
-    def _drawn(self) -> list[SampledBatch]:
+    def _next_batches(self) -> list[SampledBatch]:
         if self.step % len(self.loaders[0]) == 0:
             self.epochs = [iter(loader) for loader in self.loaders]
         return [next(epoch) for epoch in self.epochs]
 
     def run(self, steps: int) -> None:
-        """Take so many more steps."""
+        """Run further steps."""
         for _ in range(steps):
-            made = [self.pixels.materialize(drawn) for drawn in self._drawn()]
-            images = torch.cat([images for images, _ in made], 1).to(self.dtype)
-            targets = torch.stack([targets for _, targets in made], 1)
+            batches = [self.pixels.materialize(sampled) for sampled in self._next_batches()]
+            images = torch.cat([images for images, _ in batches], 1).to(self.dtype)
+            targets = torch.stack([targets for _, targets in batches], 1)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
                 logits = self.network(images.contiguous(memory_format=torch.channels_last))
-                # the sum over the seeds of each one's mean
+                # the sum of the mean losses of all seeds
                 loss = F.cross_entropy(logits.flatten(0, -2), targets.flatten()) * self.seeds
             self.optimizer.zero_grad()
             loss.backward()
@@ -161,7 +161,7 @@ class Training:
 
 
 def check(configs: Sequence[Config], steps: int = 5) -> float:
-    """The largest relative difference of a weight, stacked and separate, after some steps in float64."""
+    """Return the largest relative difference between stacked and separate weights after some steps in float64."""
     cpu = torch.device("cpu")
     together = Training(configs, cpu, torch.float64, mixed=False)
     together.run(steps)
@@ -169,37 +169,37 @@ def check(configs: Sequence[Config], steps: int = 5) -> float:
     for number, config in enumerate(configs):
         alone = Training([config], cpu, torch.float64, mixed=False)
         alone.run(steps)
-        theirs = alone.network.state_dict()
-        for name, mine in weights_of(together.network, number, len(configs)).items():
-            difference = (mine - theirs[name]).abs().max() / theirs[name].abs().max().clamp(min=1e-12)
+        separate = alone.network.state_dict()
+        for name, weight in weights_of(together.network, number, len(configs)).items():
+            difference = (weight - separate[name]).abs().max() / separate[name].abs().max().clamp(min=1e-12)
             worst = max(worst, difference.item())
     return worst
 
 
 def main() -> None:
-    """Check, then measure."""
+    """Check that stacking does not change the training, then measure its speed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="1,2,4,8")
-    parser.add_argument("--rounds", type=int, default=5, help="0: check alone")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of measurements; 0 only checks")
     parser.add_argument("--steps", type=int, default=50)
     given, overrides = parser.parse_known_args()
     config = compose(overrides)[0]
     torch.set_num_threads(config.trainer.threads)
     counts = [int(count) for count in given.seeds.split(",")]
     worst = check([replace(config, seed=seed) for seed in range(3)])
-    print(f"weights of 3 seeds, stacked and separate: at most {worst:.1e} apart, relative to the largest of a tensor")
+    print(f"stacked and separate weights of 3 seeds: largest difference {worst:.1e}, relative to a tensor's maximum")
     if worst > 1e-9:
-        raise SystemExit("the stacked network is not the separate ones")
+        raise SystemExit("stacked and separate weights differ by more than rounding; the stacked network is wrong")
     if not given.rounds:
         return
     device = torch.device("cuda" if config.trainer.accelerator == "gpu" else "cpu")
     mixed = config.precision == "bf16-mixed"
-    sides = {n: Training([replace(config, seed=s) for s in range(n)], device, torch.float32, mixed) for n in counts}
+    trainings = {n: Training([replace(config, seed=s) for s in range(n)], device, torch.float32, mixed) for n in counts}
     times: dict[int, list[float]] = {n: [] for n in counts}
-    for training in sides.values():
+    for training in trainings.values():
         training.run(5)
     for _ in range(given.rounds):
-        for n, training in sides.items():
+        for n, training in trainings.items():
             if device.type == "cuda":
                 torch.cuda.synchronize()
             started = time.perf_counter()
@@ -210,7 +210,7 @@ def main() -> None:
     for n in counts:
         gains = sorted(n * alone / together for alone, together in zip(times[counts[0]], times[n], strict=True))
         print(
-            f"{n} seeds: {1000 * median(times[n]):.2f} ms/step, {median(gains):.2f} times as much done as by "
+            f"{n} seeds: {1000 * median(times[n]):.2f} ms/step, {median(gains):.2f} times the throughput of "
             f"{counts[0]} ({gains[0]:.2f} .. {gains[-1]:.2f}; {given.rounds} rounds)"
         )
 

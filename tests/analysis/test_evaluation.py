@@ -1,4 +1,4 @@
-"""`plainres eval` and `plainres export`, as a user calls them, and what they compute."""
+"""The commands eval and export, from the command line, and the functions behind them."""
 
 import json
 from collections.abc import Callable
@@ -28,22 +28,22 @@ SMALL = ["model.depth=8", "model.width=4", "optim.epochs=1", "data=synthetic", "
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """A finished run, in runs/default of the current folder."""
+    """Finished run in runs/default of the current folder."""
     monkeypatch.chdir(tmp_path)
     assert main(["train", *SMALL, "data.pad=0"]) == 0
     (folder,) = Path("runs/default").iterdir()
     return Run.read(folder)
 
 
-def test_a_run_is_evaluated_as_its_record_says(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_reproduces_the_result_of_a_run(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["eval", str(run.folder)]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == f"{run.name} on the test set of synthetic"
-    assert said[1] == f"loss {run.result['test_loss']:.4f}"
-    assert said[2] == f"error {run.result['test_error']:.2f} % of 256 images"
-    assert said[-1] == str(run.folder / "predictions-synthetic.parquet")
-    rows = pq.read_table(said[-1]).to_pylist()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{run.name} on the test set of synthetic"
+    assert lines[1] == f"loss {run.result['test_loss']:.4f}"
+    assert lines[2] == f"error {run.result['test_error']:.2f} % of 256 images"
+    assert lines[-1] == str(run.folder / "predictions-synthetic.parquet")
+    rows = pq.read_table(lines[-1]).to_pylist()
     assert [row["image"] for row in rows] == list(range(256))
     wrong = [row["prediction"] != row["target"] for row in rows]
     assert 100 * sum(wrong) / 256 == run.result["test_error"]
@@ -51,11 +51,11 @@ def test_a_run_is_evaluated_as_its_record_says(run: Run, capsys: pytest.CaptureF
         logits = torch.tensor(row["logits"])
         assert row["prediction"] == logits.argmax().item()
         assert row["loss"] == pytest.approx(F.cross_entropy(logits, torch.tensor(row["target"])).item(), rel=1e-5)
-    per_class = {int(line.split()[0]): line.split()[1:] for line in said[5:-2]}
+    per_class = {int(line.split()[0]): line.split()[1:] for line in lines[5:-2]}
     for target, (images, error) in per_class.items():
-        own = [w for w, row in zip(wrong, rows, strict=True) if row["target"] == target]
-        assert int(images) == len(own)
-        assert float(error) == pytest.approx(100 * sum(own) / len(own), abs=0.005)
+        wrong_of_class = [w for w, row in zip(wrong, rows, strict=True) if row["target"] == target]
+        assert int(images) == len(wrong_of_class)
+        assert float(error) == pytest.approx(100 * sum(wrong_of_class) / len(wrong_of_class), abs=0.005)
 
 
 def test_a_run_on_other_data(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,14 +70,14 @@ def test_a_run_on_other_data(run: Run, capsys: pytest.CaptureFixture[str]) -> No
     assert config.model == run.config.model
 
 
-def test_a_loaded_network_takes_images_as_the_data_set_keeps_them(run: Run) -> None:
+def test_a_loaded_network_takes_raw_images(run: Run) -> None:
     images = source_of(run.config).load().test.images
     network = load(str(run.folder))
     assert not network.training
     with torch.inference_mode():
         logits = network(images)
         assert torch.equal(network(images.numpy()), logits)
-        assert torch.equal(network(F.pad(images, (0, 0, 2, 2, 1, 1))), logits)  # of a larger image, the middle
+        assert torch.equal(network(F.pad(images, (0, 0, 2, 2, 1, 1))), logits)  # crops the centre
     expected = predict(run.folder).logits
     torch.testing.assert_close(logits, expected)
     assert 100 * (logits.argmax(1) != predict(run).targets).double().mean().item() == run.result["test_error"]
@@ -93,14 +93,14 @@ def test_a_loaded_network_takes_images_as_the_data_set_keeps_them(run: Run) -> N
         lambda images: images.expand(-1, -1, -1, 3),
     ],
 )
-def test_a_loaded_network_refuses_other_images(run: Run, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+def test_a_loaded_network_rejects_invalid_images(run: Run, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
     images = source_of(run.config).load().test.images[:4]
     with pytest.raises(InputError, match=r"takes torch.uint8 \[N, 8, 8, 1\]"):
         load(run)(change(images))
 
 
 def expected_logits(run: Run, images: torch.Tensor, statistics: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """The logits of a run's network for images (N, H, W, C), normalised by mean and standard deviation."""
+    """Return the logits of a run's network for images (N, H, W, C), normalised by mean and standard deviation."""
     mean, std = statistics
     with torch.no_grad():
         return load_network(run).eval()(((images.float() - mean) / std).permute(0, 3, 1, 2))
@@ -111,13 +111,13 @@ def logits_in(file: Path) -> torch.Tensor:
 
 
 def forget_statistics(run: Run) -> None:
-    """Make a run one of an older version, which has no record of its channel statistics."""
+    """Remove the channel statistics from a run's result, which an older version did not record."""
     file = run.folder / "result.json"
     record = {key: value for key, value in json.loads(file.read_text()).items() if not key.startswith("channel_")}
     file.write_text(json.dumps(record))
 
 
-def test_images_are_normalised_as_in_the_training_also_those_of_other_data(run: Run) -> None:
+def test_images_of_any_data_set_are_normalised_as_in_training(run: Run) -> None:
     synthetic, digits = source_of(run.config).load(), Digits(0, False).load()
     own = synthetic.channel_statistics
     assert [torch.tensor(run.result[f"channel_{name}"]) for name in ("mean", "std")] == list(own)
@@ -129,42 +129,42 @@ def test_images_are_normalised_as_in_the_training_also_those_of_other_data(run: 
     files = [run.folder / "predictions-digits.parquet", Path("mine-predictions-digits.parquet")]
     for file in files:
         torch.testing.assert_close(logits_in(file), expected, rtol=1e-4, atol=1e-5)
-    found = logits_in(files[0])
+    logits = logits_in(files[0])
     forget_statistics(run)
     assert main(["eval", str(run.folder), "data=digits"]) == 0
-    assert torch.equal(logits_in(files[0]), found)
-    (run.folder / "result.json").unlink()  # and as in one that is not finished
+    assert torch.equal(logits_in(files[0]), logits)
+    (run.folder / "result.json").unlink()  # the same must hold for an unfinished run
     assert main(["eval", str(run.folder), "data=digits"]) == 0
-    assert torch.equal(logits_in(files[0]), found)
+    assert torch.equal(logits_in(files[0]), logits)
     assert main(["export", str(run.folder), "again.safetensors"]) == 0
     for file in (Path("mine.safetensors"), Path("again.safetensors")):
-        found = statistics_in(file)
-        assert found is not None
-        assert all(map(torch.equal, found, own))
+        statistics = statistics_in(file)
+        assert statistics is not None
+        assert all(map(torch.equal, statistics, own))
 
 
-def test_fewer_images_of_its_own_data_are_normalised_as_all(run: Run) -> None:
+def test_a_subset_of_the_runs_own_data_is_normalised_as_the_whole(run: Run) -> None:
     synthetic = source_of(run.config).load()
-    assert main(["eval", str(run.folder), "data.train=9"]) == 0  # after which other test images follow
+    assert main(["eval", str(run.folder), "data.train=9"]) == 0  # changes the test images, too
     images = Synthetic([1, 8, 8], 10, 9, 256, 0, False).load().test.images
     expected = expected_logits(run, images, synthetic.channel_statistics)
-    found = logits_in(run.folder / "predictions-synthetic.parquet")
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    logits = logits_in(run.folder / "predictions-synthetic.parquet")
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_file_that_records_no_statistics_is_said_to_have_none(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_warns_if_a_file_does_not_record_its_statistics(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(load_network(run).state_dict(), "mine.pth")
     capsys.readouterr()
     assert main(["eval", "mine.pth", *SMALL]) == 0
-    said = capsys.readouterr()
-    assert said.err == (
+    captured = capsys.readouterr()
+    assert captured.err == (
         "mine.pth does not record the channel means and deviations of its training; those of the training images of "
         "synthetic normalise images\n"
     )
-    assert f"error {run.result['test_error']:.2f} % of 256 images" in said.out
+    assert f"error {run.result['test_error']:.2f} % of 256 images" in captured.out
 
 
-def test_an_older_run_whose_images_are_gone_is_refused(
+def test_an_older_run_whose_images_are_missing_is_rejected(
     make_config: Callable[..., Config],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -185,10 +185,10 @@ def test_an_older_run_whose_images_are_gone_is_refused(
     with monkeypatch.context() as patch:
         patch.setattr(HubImages, "load", load)
         train(run)
-        assert main(["eval", str(run.folder), "data.mean=[0.5]", "data.std=[0.25]"]) == 0  # what is asked for is done
+        assert main(["eval", str(run.folder), "data.mean=[0.5]", "data.std=[0.25]"]) == 0  # replaces the statistics
         expected = expected_logits(run, images.test.images, (torch.tensor([127.5]), torch.tensor([63.75])))
-        found = logits_in(run.folder / "predictions-cifar10.parquet")
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        logits = logits_in(run.folder / "predictions-cifar10.parquet")
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
         forget_statistics(run)
         run = Run.read(run.folder)
         moved = replace(run.config, data=run.config.data | {"path": "/moved", "train_per_class": 3})
@@ -201,74 +201,80 @@ def test_an_older_run_whose_images_are_gone_is_refused(
         capsys.readouterr()
         assert main(command) == 2
         assert capsys.readouterr().err == (
-            f"plainres: {run.folder} has no record of the channel means of its training, and the images to compute "
-            "them from cannot be read: data.path=/gone: there is no such folder\n"
+            f"plainres: {run.folder} does not record its channel means, and the training images to compute them from "
+            "cannot be read: data.path=/gone: there is no such folder\n"
         )
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model.depth=14"], "model.depth=14: a run is evaluated as it was trained; data, trainer, precision can be"),
+        (
+            ["model.depth=14"],
+            "model.depth=14: cannot be overridden for a trained run; override only data, trainer, precision",
+        ),
         (["data=cifar11"], "data=cifar11: there is no such option"),
-        (["data.classes=7"], "the network tells 10 classes apart, the data have 7"),
-        (["data.shape=[3,8,8]"], "the network is not made for images of shape [3, 8, 8]"),
-        (["data.shape=[2,8,8]"], "images of shape [2, 8, 8]: it was trained on images of 1 channel"),
+        (["data.classes=7"], "the network has 10 output classes, but the data set has 7"),
+        (["data.shape=[3,8,8]"], "the network cannot process images of shape [3, 8, 8]"),
+        (["data.shape=[2,8,8]"], "images of shape [2, 8, 8]: it was trained on images with 1 channel"),
         (["trainer=gpu"], "trainer.devices is 1, but torch finds 0 GPUs here"),
         (["data.shape=many"], "it must be [channels, height, width]"),
     ],
 )
-def test_mistakes_with_a_run(overrides: list[str], message: str, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_overrides_of_a_run(
+    overrides: list[str], message: str, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     capsys.readouterr()
     assert main(["eval", str(run.folder), *overrides]) == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert said.count("\n") == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
 
 
-def test_a_run_becomes_a_file_of_weights_and_begins_another_run(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_exported_weights_can_be_evaluated_and_initialise_another_run(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     capsys.readouterr()
     assert main(["export", str(run.folder), "mine.safetensors"]) == 0
     assert capsys.readouterr().out == "mine.safetensors: in plainres's names\n"
     assert main(["eval", "mine.safetensors", *SMALL]) == 0
-    said = capsys.readouterr().out
-    assert f"error {run.result['test_error']:.2f} % of 256 images" in said
-    assert said.splitlines()[-1] == "mine-predictions-synthetic.parquet"
+    out = capsys.readouterr().out
+    assert f"error {run.result['test_error']:.2f} % of 256 images" in out
+    assert out.splitlines()[-1] == "mine-predictions-synthetic.parquet"
     assert main(["train", *SMALL, "model.weights=mine.safetensors", "optim.lr=1e-9", "study=more"]) == 0
     (folder,) = Path("runs/more").iterdir()
     assert Run.read(folder).result["test_error"] == pytest.approx(run.result["test_error"], abs=3)
-    again = run.result["weights_sha256"] != Run.read(folder).result["weights_sha256"]
-    assert again
+    assert run.result["weights_sha256"] != Run.read(folder).result["weights_sha256"]
     Path("mine.safetensors").rename("moved.safetensors")
     capsys.readouterr()
     assert main(["train", *SMALL, "model.weights=moved.safetensors", "optim.lr=1e-9", "study=more"]) == 0
     assert "is finished already" in capsys.readouterr().err  # the same weights, under another name
     Path("moved.safetensors").unlink()
-    assert main(["eval", str(folder)]) == 0  # the weights that it began with are not needed again
+    assert main(["eval", str(folder)]) == 0  # does not need the initial weights again
 
 
-def test_a_run_begins_with_the_weights_of_another_by_its_folder(run: Run) -> None:
-    began = ["optim.lr=1e-30", "optim.weight_decay=0", "study=more"]
-    assert main(["train", *SMALL, f"model.weights={run.folder}", *began]) == 0
+def test_a_run_can_be_initialised_from_the_folder_of_another(run: Run) -> None:
+    options = ["optim.lr=1e-30", "optim.weight_decay=0", "study=more"]
+    assert main(["train", *SMALL, f"model.weights={run.folder}", *options]) == 0
     (folder,) = Path("runs/more").iterdir()
-    more, before = load_network(folder).state_dict(), load_network(run).state_dict()
-    assert all(torch.equal(more[key], before[key]) for key in before if key.endswith("weight"))
+    trained, initial = load_network(folder).state_dict(), load_network(run).state_dict()
+    assert all(torch.equal(trained[key], initial[key]) for key in initial if key.endswith("weight"))
 
 
 @pytest.mark.parametrize("command", [["eval"], ["export"]])
-def test_only_the_weights_of_the_result_are_those_of_a_finished_run(
+def test_the_checkpoint_of_a_finished_run_must_match_its_result(
     command: list[str], make_config: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Run.of(make_config(checkpoint=CheckpointTimes(every_minutes=5, every_n_steps=1)))
     train(run)
-    before, final = sorted(run.checkpoints.iterdir())
-    asked = [*command, str(run.folder), *([str(tmp_path / "x.safetensors")] if command == ["export"] else [])]
+    previous, final = sorted(run.checkpoints.iterdir())
+    arguments = [*command, str(run.folder), *([str(tmp_path / "x.safetensors")] if command == ["export"] else [])]
     final.write_bytes(final.read_bytes()[:1000])
-    assert main(asked) == 2
-    assert "that can be read has not the weights of its result.json; delete that" in capsys.readouterr().err
-    before.unlink()
-    assert main(asked) == 2
-    assert "has no checkpoint that can be read; delete its result.json and repeat the run" in capsys.readouterr().err
+    assert main(arguments) == 2
+    assert "does not match its result.json; delete its result.json and train it again" in capsys.readouterr().err
+    previous.unlink()
+    assert main(arguments) == 2
+    assert "has no readable checkpoint; delete its result.json and train it again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -284,25 +290,25 @@ def test_only_the_weights_of_the_result_are_those_of_a_finished_run(
         (["export", "begun", "x.pth"], "x.pth: the name of the file must end with .safetensors"),
     ],
 )
-def test_mistakes(
+def test_invalid_arguments(
     arguments: list[str], message: str, run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     Run(run.config, tmp_path / "begun").prepare()
     capsys.readouterr()
     assert main(arguments) == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert said.count("\n") == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
 
 
-def test_weights_of_an_interrupted_run_are_said_to_be_such(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_warns_about_the_weights_of_an_unfinished_run(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     (run.folder / "result.json").unlink()
     capsys.readouterr()
     assert main(["eval", str(run.folder)]) == 0
-    assert f"{run.name} is not finished: these are its weights after step 2" in capsys.readouterr().err
+    assert f"{run.name} is not finished; using its weights after step 2" in capsys.readouterr().err
 
 
-def test_a_path_is_taken_as_it_is(run: Run) -> None:
+def test_paths_are_not_interpolated(run: Run) -> None:
     run.config.data["path"] = "/tmp/ü $x"
     assert with_overrides(run.config, ["data.test=9"]).data["path"] == "/tmp/ü $x"
 
@@ -314,7 +320,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_torchvisions_file_on_a_folder_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """model=imagenet with somebody's weights, and images of any size, as data=imagenet has them."""
+    """Evaluate weights in torchvision's format with model=imagenet on images larger than the crop."""
     monkeypatch.chdir(tmp_path)
     torch.save(scrambled(ImageNetResNet((2, 2, 2, 2), bottleneck=False), 64).state_dict(), "resnet18.pth")
     data = ["data=synthetic", "data.shape=[3,64,64]", "data.classes=1000", "data.test=3"]
@@ -335,11 +341,11 @@ def test_akamasters_file_on_real_images(
     assert "only one of data.mean and data.std is set" in capsys.readouterr().err
 
 
-def test_what_is_said_of_predictions() -> None:
+def test_summary_of_predictions() -> None:
     logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 2.0, 0.0]])
-    found = Predictions(logits, torch.tensor([0, 1, 0]))
-    assert found.wrong.tolist() == [False, False, True]
-    assert str(found).splitlines()[1:] == [
+    predictions = Predictions(logits, torch.tensor([0, 1, 0]))
+    assert predictions.wrong.tolist() == [False, False, True]
+    assert str(predictions).splitlines()[1:] == [
         "error 33.33 % of 3 images",
         "",
         "class  images  error in %",
@@ -347,4 +353,4 @@ def test_what_is_said_of_predictions() -> None:
         "    1       1        0.00",
     ]
     with pytest.raises(InputError, match="cannot write"):
-        found.save(Path("/nowhere/predictions.parquet"))
+        predictions.save(Path("/nowhere/predictions.parquet"))

@@ -1,4 +1,4 @@
-"""Filter-normalised directions and a point on one, computed by hand."""
+"""Filter-normalised directions, and the loss at a point, compared with an independent computation."""
 
 import io
 import math
@@ -21,50 +21,50 @@ BATCHES = [
 
 
 def network(shortcut: ShortcutFactory = Identity) -> CifarNet:
-    """Three layers: stem, a block of one, head."""
+    """Return a network of three layers: stem, a block of one layer, and head."""
     torch.manual_seed(0)
     return CifarNet(1, 10, 3, 4, shortcut, block=BlockSpec([3]), stages=1).eval()
 
 
-def test_every_filter_of_a_direction_is_as_long_as_the_networks() -> None:
+def test_filters_of_a_direction_have_the_norms_of_the_networks_filters() -> None:
     net = network()
     filters = 0
     for (name, weight), step in zip(net.named_parameters(), direction(net, 0, 0), strict=True):
         if name.endswith("conv.weight") or name.endswith("conv1.weight") or name.endswith("linear.weight"):
-            for own, other in zip(weight.detach(), step, strict=True):
-                length = math.sqrt(sum(float(number) ** 2 for number in own.flatten()))
-                assert math.isclose(math.sqrt(sum(float(n) ** 2 for n in other.flatten())), length, rel_tol=1e-5)
+            for kernel, part in zip(weight.detach(), step, strict=True):
+                norms = [math.sqrt(sum(float(number) ** 2 for number in each.flatten())) for each in (kernel, part)]
+                assert math.isclose(norms[1], norms[0], rel_tol=1e-5)
                 filters += 1
         else:
             assert not step.any(), name
     assert filters == 4 + 4 + 10
 
 
-def test_a_direction_is_a_function_of_seed_and_axis() -> None:
+def test_a_direction_depends_only_on_seed_axis_and_weights() -> None:
     net = network()
-    first, again, seed, axis = (direction(net, *which) for which in ((0, 0), (0, 0), (1, 0), (0, 1)))
+    first, again, other_seed, other_axis = (direction(net, *key) for key in ((0, 0), (0, 0), (1, 0), (0, 1)))
     assert all(map(torch.equal, first, again))
-    assert not torch.equal(first[0], seed[0])
-    assert not torch.equal(first[0], axis[0])
-    assert all(map(torch.equal, first, direction(network(Plain), 0, 0)))  # the same weights at first
+    assert not torch.equal(first[0], other_seed[0])
+    assert not torch.equal(first[0], other_axis[0])
+    assert all(map(torch.equal, first, direction(network(Plain), 0, 0)))  # initialised with the same weights
 
 
-def test_a_point_by_hand_and_back() -> None:
+def test_loss_and_error_at_a_point_and_restored_weights() -> None:
     net = network()
     names = [name for name, _ in net.named_parameters()]
-    before = [weight.detach().clone() for weight in net.parameters()]
+    original = [weight.detach().clone() for weight in net.parameters()]
     steps = direction(net, 0, 0), direction(net, 0, 1)
-    there = {name: weight + 0.3 * d - 0.2 * e for name, weight, d, e in zip(names, before, *steps, strict=True)}
-    logits = torch.cat([functional_call(net, there, (x,)) for x, _ in BATCHES])
+    point = {name: weight + 0.3 * d - 0.2 * e for name, weight, d, e in zip(names, original, *steps, strict=True)}
+    logits = torch.cat([functional_call(net, point, (x,)) for x, _ in BATCHES])
     targets = torch.cat([y for _, y in BATCHES])
     with moved(net, [(0.3, steps[0]), (-0.2, steps[1])]):
         loss, error = loss_and_error(net, BATCHES)
     assert math.isclose(loss, F.cross_entropy(logits, targets).item(), rel_tol=1e-5)
     assert error == 100 * (logits.argmax(1) != targets).sum().item() / 11
-    assert all(map(torch.equal, before, net.parameters()))
+    assert all(map(torch.equal, original, net.parameters()))
 
 
-def test_points_far_away_may_have_no_finite_loss() -> None:
+def test_distant_points_may_have_a_non_finite_loss() -> None:
     rows = [
         {"a": a, "b": b, "loss": loss, "error": error}
         for a, b, loss, error in (

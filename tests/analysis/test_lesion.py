@@ -1,4 +1,4 @@
-"""Deleted and swapped blocks, against a forward pass written by hand."""
+"""Deleted and swapped blocks, compared with explicit forward passes."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plainres.analysis.lesion import blocks_of, changing, deleted, swapped, wanted
+from plainres.analysis.lesion import blocks_of, deleted, plan_rows, shape_changing, swapped
 from plainres.errors import InputError
 from plainres.models.blocks import BlockSpec
 from plainres.models.networks import CifarNet
@@ -19,7 +19,7 @@ X = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def network(shortcut: ShortcutFactory, depth: int = 3, stages: int = 1) -> CifarNet:
-    """Stem, blocks of one layer, head: three layers, unless more are asked for; its batch statistics have seen X."""
+    """Return a network of a stem, blocks of one layer and a head, whose batch statistics are those of X."""
     torch.manual_seed(0)
     net = CifarNet(1, 10, depth, 4, shortcut, block=BlockSpec([3]), stages=stages)
     with torch.no_grad():
@@ -32,33 +32,33 @@ def logits(net: CifarNet, y: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("shortcut", [Plain, Identity])
-def test_a_deleted_block_leaves_its_input(shortcut: ShortcutFactory) -> None:
+def test_a_deleted_block_returns_its_input(shortcut: ShortcutFactory) -> None:
     net = network(shortcut)
-    before = {key: value.clone() for key, value in net.state_dict().items()}
+    original = {key: value.clone() for key, value in net.state_dict().items()}
     with torch.no_grad():
-        whole = net(X)
+        intact = net(X)
         (block,) = blocks_of(net)[0]
         with deleted([block]):
             assert torch.equal(net(X), logits(net, net.stem(X).relu()))
-        assert not torch.equal(whole, logits(net, net.stem(X)))
-        assert torch.equal(net(X), whole)
-    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+        assert not torch.equal(intact, logits(net, net.stem(X)))
+        assert torch.equal(net(X), intact)
+    assert all(torch.equal(value, original[key]) for key, value in net.state_dict().items())
 
 
 @pytest.mark.parametrize("shortcut", [Plain, Identity])
-def test_where_the_shape_changes_option_a_is_left(shortcut: ShortcutFactory) -> None:
+def test_a_deleted_block_that_changes_the_shape_is_option_a(shortcut: ShortcutFactory) -> None:
     net = network(shortcut, depth=4, stages=2)
     (first,), (second,) = blocks_of(net)
-    assert changing(net, X) == {2}
+    assert shape_changing(net, X) == {2}
     with torch.no_grad():
-        left = F.pad(first(net.stem(X))[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
+        padded = F.pad(first(net.stem(X))[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
         with deleted([second]):
-            assert torch.equal(net(X), logits(net, left))
+            assert torch.equal(net(X), logits(net, padded))
         with deleted([first, second]):
             assert torch.equal(net(X), logits(net, F.pad(net.stem(X)[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))))
 
 
-def test_a_gate_stays() -> None:
+def test_deleting_a_block_keeps_the_gate_of_its_shortcut() -> None:
     net = network(partial(ExclusiveGating, bias=0.0))
     (block,) = blocks_of(net)[0]
     with torch.no_grad(), deleted([block]):
@@ -67,23 +67,23 @@ def test_a_gate_stays() -> None:
         assert torch.equal(net(X), logits(net, ((1 - gate) * x).relu()))
 
 
-def test_swapped_blocks_come_back() -> None:
+def test_swapped_blocks_are_restored() -> None:
     net = network(Identity, depth=5)
-    one, two, three = blocks_of(net)[0]
+    first, second, third = blocks_of(net)[0]
     with torch.no_grad():
-        whole = net(X)
+        intact = net(X)
         with swapped(net, [(1, 2), (2, 3)]):
-            assert torch.equal(net(X), logits(net, one(three(two(net.stem(X))))))
-        assert torch.equal(net(X), whole)
+            assert torch.equal(net(X), logits(net, first(third(second(net.stem(X))))))
+        assert torch.equal(net(X), intact)
 
 
-def test_what_is_wanted_is_a_function_of_the_seed() -> None:
-    net = network(Identity, depth=8, stages=2)  # blocks 1 to 3 and 4 to 6, of which 4 changes the shape
+def test_planned_lesions_depend_only_on_the_seed() -> None:
+    net = network(Identity, depth=8, stages=2)  # stages of blocks 1 to 3 and 4 to 6; block 4 changes the shape
     test = SimpleNamespace(index=range(7))
-    of: Any = SimpleNamespace(network=net, training=[(X, None)], test=test, test_images=7, key={})
-    rows = wanted(of, most=3, draws=2, seed=0)
-    assert rows == wanted(of, most=3, draws=2, seed=0)
-    assert rows != wanted(of, most=3, draws=2, seed=1)
+    finished: Any = SimpleNamespace(network=net, training=[(X, None)], test=test, test_images=7, key={})
+    rows = plan_rows(finished, max_number=3, draws=2, seed=0)
+    assert rows == plan_rows(finished, max_number=3, draws=2, seed=0)
+    assert rows != plan_rows(finished, max_number=3, draws=2, seed=1)
     kinds = [row["kind"] for row in rows]
     assert [kinds.count(kind) for kind in ("none", "block", "delete", "swap")] == [1, 6, 4, 6]
     assert [row["blocks"] for row in rows if row["shape"]] == ["4"]
@@ -93,11 +93,11 @@ def test_what_is_wanted_is_a_function_of_the_seed() -> None:
             assert len(set(pairs)) == int(row["number"])
             assert set(pairs) <= {"1-2", "1-3", "2-3", "5-6"}
             if pairs == ["5-6"]:
-                assert row["kendall_tau"] == f"{1 - 2 / 15:.6f}"  # one of 15 pairs is out of order
+                assert row["kendall_tau"] == f"{1 - 2 / 15:.6f}"  # 1 of 15 pairs is discordant
         elif row["kind"] == "delete":
             assert len(set(row["blocks"].split())) == int(row["number"])
 
 
 def test_a_network_without_blocks() -> None:
-    with pytest.raises(InputError, match="Linear is no stack of blocks"):
+    with pytest.raises(InputError, match="Linear is not a stack of blocks"):
         blocks_of(nn.Linear(2, 2))

@@ -1,4 +1,4 @@
-"""`plainres lesion`, `landscape` and `sharpness` as a user calls them; killed and repeated."""
+"""The commands lesion, landscape and sharpness, from the command line; killed and resumed."""
 
 import os
 import re
@@ -15,10 +15,10 @@ import pytest
 import torch
 
 import plainres.analysis.sharpness
-from plainres.analysis.landscape import measured as point
-from plainres.analysis.lesion import measured as lesion
-from plainres.analysis.lesion import wanted
-from plainres.analysis.measurements import Finished, Plan, finished, measure
+from plainres.analysis.landscape import measure_row as measure_point
+from plainres.analysis.lesion import measure_row as measure_lesion
+from plainres.analysis.lesion import plan_rows
+from plainres.analysis.measurements import Finished, Plan, measure, read_finished
 from plainres.analysis.sharpness import Estimate
 from plainres.cli.main import main
 from plainres.config.instantiate import source_of
@@ -33,7 +33,7 @@ SMALL = ["model.depth=14", "model.width=4", "optim.epochs=1", "data=synthetic", 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two finished runs in runs/default."""
+    """Folder with two finished runs in runs/default."""
     folder = tmp_path_factory.mktemp("trained")
     for shortcut in ("plain", "identity"):
         assert main(["train", *SMALL, f"runs={folder}/runs", f"model/shortcut={shortcut}"]) == 0
@@ -42,13 +42,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def runs(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Copies of them, identity and plain, below the current folder."""
+    """Copies of the runs, identity then plain, in runs/default of the current folder."""
     shutil.copytree(trained / "runs", tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     return sorted(Path("runs/default").iterdir())
 
 
-def without_figures(folder: Path) -> None:
+def remove_figures(folder: Path) -> None:
     for file in folder.rglob("*.svg"):
         file.unlink()
 
@@ -58,9 +58,9 @@ def test_lesions(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     command = ["lesion", *map(str, runs), "--most=2", "--draws=2"]
     assert main(command) == 0
-    said = capsys.readouterr().out
-    assert said.splitlines()[-1] == "runs/default/lesion.svg"
-    assert "block 3 deleted, changes the shape" in said
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == "runs/default/lesion.svg"
+    assert "block 3 deleted, changes the shape" in out
     tables = [(run / "lesion.csv").read_text() for run in runs]
     for run, digest in zip(runs, weights, strict=True):
         assert all((run / f"lesion.{kind}").exists() for kind in ("svg", "png"))
@@ -71,28 +71,28 @@ def test_lesions(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
         result = Run.read(run).result
         assert float(rows[0]["train_error"]) == result["train_error_eval"]
         assert float(rows[0]["test_error"]) == result["test_error"]
-        of = Finished.read(run)
-        before = {key: value.clone() for key, value in of.network.state_dict().items()}
+        finished = Finished.read(run)
+        original = {key: value.clone() for key, value in finished.network.state_dict().items()}
         for row in (rows[1], rows[7], rows[-1]):
-            assert [repr(value) for value in lesion(of, row)] == list(row.values())[-4:]
-        assert all(torch.equal(value, before[key]) for key, value in of.network.state_dict().items())
-    without_figures(Path("runs"))
+            assert [repr(value) for value in measure_lesion(finished, row)] == list(row.values())[-4:]
+        assert all(torch.equal(value, original[key]) for key, value in finished.network.state_dict().items())
+    remove_figures(Path("runs"))
     assert main(command) == 0
-    assert capsys.readouterr().out == said
+    assert capsys.readouterr().out == out
     assert [(run / "lesion.csv").read_text() for run in runs] == tables
     assert main(["lesion", str(runs[0]), str(runs[0]), "--most=1", "--draws=1", "--images=50"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(runs[0] / "lesion.svg")
-    assert (runs[0] / "lesion.csv").read_text().endswith(tables[0].split("\n", 1)[1])  # those of other options stay
+    assert (runs[0] / "lesion.csv").read_text().endswith(tables[0].split("\n", 1)[1])  # rows of other options stay
 
 
-def test_lesions_of_other_test_images_are_other_lesions(tmp_path: Path) -> None:
+def test_lesions_on_other_test_images_have_other_keys(tmp_path: Path) -> None:
     assert main(["train", *SMALL, "data.test=200", f"runs={tmp_path}/runs"]) == 0
     (run,) = tmp_path.glob("runs/default/*")
-    some, all_of_them = ([*wanted(Finished.read(run, images), 1, 1, 0)[0].items()] for images in (128, None))
-    assert set(some) ^ set(all_of_them) == {("test_images", "128 of 200"), ("test_images", "200")}
+    sample, complete = ([*plan_rows(Finished.read(run, images), 1, 1, 0)[0].items()] for images in (128, None))
+    assert set(sample) ^ set(complete) == {("test_images", "128 of 200"), ("test_images", "200")}
 
 
-def test_the_first_images_of_an_older_version_are_not_the_sample(runs: list[Path]) -> None:
+def test_rows_of_an_older_version_on_the_first_images_are_not_reused(runs: list[Path]) -> None:
     run = runs[0]
     command = ["landscape", str(run), "--points=2", "--images=64"]
     assert main(command) == 0
@@ -104,16 +104,16 @@ def test_the_first_images_of_an_older_version_are_not_the_sample(runs: list[Path
     assert read_rows(run / "landscape.csv") == [*rows, *old]
 
 
-def test_the_sample_is_of_both_sets_by_class(runs: list[Path]) -> None:
-    of = Finished.read(runs[0], 50)
-    images = source_of(of.run.config).load()
-    for batches, split in ((of.training, images.train), (of.test, images.test)):
+def test_both_sets_are_sampled_by_class(runs: list[Path]) -> None:
+    finished = Finished.read(runs[0], 50)
+    images = source_of(finished.run.config).load()
+    for batches, split in ((finished.training, images.train), (finished.test, images.test)):
         assert torch.equal(batches.pixels.images, split.images[stratified(split.targets, 50)])
         assert torch.equal(batches.pixels.targets, split.sample(50).targets)
-    assert wanted(of, 1, 1, 0)[0].items() >= {("images", "50 of 128"), ("test_images", "50 of 256")}
+    assert plan_rows(finished, 1, 1, 0)[0].items() >= {("images", "50 of 128"), ("test_images", "50 of 256")}
 
 
-def threads(of: Finished, row: Mapping[str, str]) -> list[float]:
+def threads(finished: Finished, row: Mapping[str, str]) -> list[float]:
     return [float(torch.get_num_threads())]
 
 
@@ -121,9 +121,9 @@ def test_each_process_has_one_thread(runs: list[Path]) -> None:
     config = runs[0] / "config.yaml"
     config.write_text(config.read_text().replace("threads: 1", "threads: 2"))
     try:
-        (of,) = finished(runs[:1])
+        (finished,) = read_finished(runs[:1])
         assert torch.get_num_threads() == 2
-        ((row,),) = measure([Plan(of, "threads", [of.key])], ["threads"], threads, None, "row")
+        ((row,),) = measure([Plan(finished, "threads", [finished.key])], ["threads"], threads, None, "row")
         assert row["threads"] == "1.0"
     finally:
         torch.set_num_threads(1)
@@ -134,7 +134,7 @@ def test_landscapes(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> Non
     capsys.readouterr()
     assert main(["landscape", *map(str, runs), "--points=3", "--images=64", "--range=0.5"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "runs/default/landscape-1d.svg"
-    for run in runs:  # of which one had a file with half a header
+    for run in runs:  # the first one had a file with half a header
         rows = read_rows(run / "landscape.csv")
         assert [(row["a"], row["b"]) for row in rows] == [("-0.5", "0.0"), ("0.0", "0.0"), ("0.5", "0.0")]
         assert all((run / f"landscape-1d.{kind}").exists() for kind in ("svg", "png"))
@@ -144,14 +144,14 @@ def test_landscapes(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def wait_for_rows(file: Path, count: int, process: "subprocess.Popen[str] | None" = None) -> None:
-    end = time.monotonic() + 300
+    deadline = time.monotonic() + 300
     while not file.exists() or file.read_text().count("\n") <= count:
         assert process is None or process.poll() is None
-        assert time.monotonic() < end
+        assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def test_a_killed_and_interrupted_landscape_goes_on(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_killed_and_interrupted_landscape_resumes(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     run, *_ = runs
     file = run / "landscape.csv"
     command = ["landscape", str(run), "--points=300", "--images=128"]
@@ -161,7 +161,7 @@ def test_a_killed_and_interrupted_landscape_goes_on(runs: list[Path], capsys: py
     process.communicate()
     head, first, *later = file.read_text().splitlines(keepends=True)
     assert len(later) < 250
-    marked = f"{first.rsplit(',', 2)[0]},123.0,45.0\n"  # which no second measurement would find
+    marked = f"{first.rsplit(',', 2)[0]},123.0,45.0\n"  # values that a second measurement would replace
     half = later[-1][: len(later[-1]) // 2]
     file.write_text("".join([head, marked, *later[:-1], half]))
 
@@ -179,26 +179,26 @@ def test_a_killed_and_interrupted_landscape_goes_on(runs: list[Path], capsys: py
     assert len(rows) == len({row["a"] for row in rows}) == 300
     assert [float(row["a"]) for row in rows] == sorted(float(row["a"]) for row in rows)
     assert [row["loss"] for row in rows].count("123.0") == 1
-    of = Finished.read(run, 128)
+    finished = Finished.read(run, 128)
     for row in [row for row in rows if row["loss"] != "123.0"][::80]:
-        assert [repr(value) for value in point(of, row)] == [row["loss"], row["error"]]
+        assert [repr(value) for value in measure_point(finished, row)] == [row["loss"], row["error"]]
 
 
 def test_sharpness(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["sharpness", *map(str, runs), "--images=64", "--iterations=2"]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[-1] == "runs/default/sharpness.svg"
-    for name, run, line in zip(("identity", "plain"), runs, said[1:3], strict=True):
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "runs/default/sharpness.svg"
+    for name, run, line in zip(("identity", "plain"), runs, lines[1:3], strict=True):
         rows = read_rows(run / "sharpness.csv")
         assert [row["iteration"] for row in rows] == ["1", "2"]
         value, residual = f"{float(rows[-1]['eigenvalue']):.6g}", f"{float(rows[-1]['residual']):.2g}"
         expected = rf"{name}, 14 layers: {re.escape(value)} after 2 iterations, residual {re.escape(residual)}, .*"
         assert re.fullmatch(expected + "; 64 images", line)
-        assert "NOT converged to 0.001: --iterations is too small" in line
+        assert "NOT converged to 0.001; increase --iterations" in line
 
 
-def test_a_stopped_sharpness_says_so(
+def test_an_interrupted_sharpness_writes_nothing(
     runs: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*arguments: object) -> Iterator[Estimate]:
@@ -215,7 +215,7 @@ def test_a_stopped_sharpness_says_so(
     assert not (runs[0] / "sharpness.csv").exists()
 
 
-def test_a_run_of_a_gpu_is_measured_without_one(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_trained_on_a_gpu_is_measured_without_one(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = runs[0] / "config.yaml"
     config.write_text(config.read_text().replace("accelerator: cpu", "accelerator: gpu"))
@@ -223,14 +223,14 @@ def test_a_run_of_a_gpu_is_measured_without_one(runs: list[Path], monkeypatch: p
     assert main(["sharpness", str(runs[0]), "--images=64", "--iterations=1"]) == 0
 
 
-def test_a_run_in_double_precision_is_measured_in_it(tmp_path: Path) -> None:
+def test_a_run_in_double_precision_is_measured_in_double_precision(tmp_path: Path) -> None:
     assert main(["train", *SMALL, f"runs={tmp_path}/runs", "precision=64-true"]) == 0
     (run,) = tmp_path.glob("runs/default/*")
     assert all(weight.dtype == torch.float64 for weight in Finished.read(run).network.parameters())
 
 
 @pytest.mark.parametrize("command", ["lesion", "landscape", "sharpness"])
-def test_another_checkpoint_than_that_of_the_result_is_not_measured(
+def test_a_checkpoint_that_does_not_match_the_result_is_rejected(
     command: str, runs: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (final,) = (runs[0] / "checkpoints").iterdir()
@@ -240,15 +240,15 @@ def test_another_checkpoint_than_that_of_the_result_is_not_measured(
     final.write_bytes(final.read_bytes()[:1000])
     capsys.readouterr()
     assert main([command, str(runs[0])]) == 2
-    passed_over, said, *others = capsys.readouterr().err.splitlines()
-    assert "is damaged" in passed_over
-    assert f"in {runs[0]} that can be read has not the weights of its result.json" in said
-    assert not others
+    skipped, message, *more = capsys.readouterr().err.splitlines()
+    assert "is damaged" in skipped
+    assert f"the newest readable checkpoint in {runs[0]} does not match its result.json" in message
+    assert not more
     assert not (runs[0] / f"{command}.csv").exists()
 
 
 @pytest.mark.parametrize("command", ["lesion", "landscape", "sharpness"])
-def test_mistakes(command: str, runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_arguments(command: str, runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     run, other = map(str, runs)
     (runs[1] / "result.json").rename("result.json")
     Path("nothing").mkdir()
@@ -256,9 +256,9 @@ def test_mistakes(command: str, runs: list[Path], capsys: pytest.CaptureFixture[
     def mistake(*arguments: str) -> str:
         capsys.readouterr()
         assert main([command, *arguments]) == 2
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1
-        return said
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        return err
 
     assert "the following arguments are required: RUN" in mistake()
     assert "nothing is not the folder of a run" in mistake("nothing")
@@ -269,14 +269,18 @@ def test_mistakes(command: str, runs: list[Path], capsys: pytest.CaptureFixture[
     (runs[0] / f"{command}.csv").mkdir()
     assert f"{command}.csv" in mistake(run)
     shutil.rmtree(runs[0] / "checkpoints")
-    assert "has no checkpoint that can be read; delete its result.json and repeat the run" in mistake(run)
+    assert "has no readable checkpoint; delete its result.json and train it again" in mistake(run)
 
 
-def test_more_mistakes(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_tables_and_options_of_landscape(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     run = str(runs[0])
     file = runs[0] / "landscape.csv"
     for text, arguments, message in (
-        ("a,b\n1,2\n", [], "landscape.csv is no table of plainres landscape (other columns); move it away"),
+        (
+            "a,b\n1,2\n",
+            [],
+            "landscape.csv was not written by plainres landscape, or is damaged (unexpected columns); move it away",
+        ),
         ("weights,images,seed,a,b,loss,error\n1,2,3,4,5,six,7\n", [], "could not convert string to float: 'six'"),
         ("", ["--dimensions=3"], "--dimensions: invalid choice: 3"),
         ("", ["--points=1"], "--points: must be an integer >= 2, got '1'"),
@@ -286,13 +290,13 @@ def test_more_mistakes(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> 
         file.write_text(text)
         capsys.readouterr()
         assert main(["landscape", run, *arguments]) == 2
-        said = capsys.readouterr().err
-        assert message in said
-        assert said.count("\n") == 1
+        err = capsys.readouterr().err
+        assert message in err
+        assert err.count("\n") == 1
     file.unlink()
     with Run.read(runs[0]).lock():
         assert main(["landscape", run]) == 2
-    assert "another process is at this run" in capsys.readouterr().err
+    assert f"{run} is locked by another process" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["lesion", "landscape", "sharpness"])
@@ -300,6 +304,8 @@ def test_help_is_instant(command: str) -> None:
     code = (
         "import sys; from plainres.cli.main import main\ntry: main(sys.argv[1:])\nfinally: print(sorted(sys.modules))"
     )
-    said = subprocess.run([sys.executable, "-c", code, command, "--help"], capture_output=True, text=True, check=True)
-    assert f"usage: plainres {command}" in said.stdout
-    assert not [name for name in ("torch", "numpy", "matplotlib") if f"'{name}'" in said.stdout]
+    process = subprocess.run(
+        [sys.executable, "-c", code, command, "--help"], capture_output=True, text=True, check=True
+    )
+    assert f"usage: plainres {command}" in process.stdout
+    assert not [name for name in ("torch", "numpy", "matplotlib") if f"'{name}'" in process.stdout]

@@ -267,7 +267,7 @@ def test_resume_discards_rows_of_another_sample(make_config: Make, capfd: pytest
     capfd.readouterr()
     train(run)
     assert read_rows(file) == [row for row in original if row["step"] == "6"]
-    assert f"{file}: 48 rows of another sample of images are removed" in capfd.readouterr().err
+    assert f"{file}: removed 48 rows of a different sample of images" in capfd.readouterr().err
 
 
 def test_probe_sample_is_stratified_by_class(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:

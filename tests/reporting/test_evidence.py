@@ -1,4 +1,4 @@
-"""What a repository keeps of a study, and that what is committed is current."""
+"""Evidence of studies, and a check that the committed evidence and figures are current."""
 
 import shutil
 from pathlib import Path
@@ -27,12 +27,12 @@ def study(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
-def test_what_is_committed_is_drawn_from_itself(folder: Path, tmp_path: Path) -> None:
+def test_committed_figures_are_drawn_from_the_committed_evidence(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / folder.name
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("report"))
     report.write_report(copy)
-    for kept in [*KEPT, *(path.name for path in folder.glob("*.svg"))]:
-        assert (copy / "report" / kept).read_bytes() == (folder / kept).read_bytes(), kept
+    for name in [*KEPT, *(path.name for path in folder.glob("*.svg"))]:
+        assert (copy / "report" / name).read_bytes() == (folder / name).read_bytes(), name
     for file in folder.glob("probes/*.csv"):
         assert (copy / "report" / "probes" / file.name).read_bytes() == file.read_bytes()
 
@@ -41,7 +41,7 @@ def test_studies_are_committed() -> None:
     assert {"digits", "cifar10_quick"} <= {folder.name for folder in COMMITTED}
 
 
-def test_a_report_on_evidence_is_the_report_on_the_runs(study: Path, tmp_path: Path) -> None:
+def test_a_report_on_evidence_equals_the_report_on_the_runs(study: Path, tmp_path: Path) -> None:
     text = report.write_report(study)
     kept = tmp_path / "experiments" / "digits"
     shutil.copytree(study / "report", kept)
@@ -68,7 +68,7 @@ def test_curves_are_thinned_to_their_last_row(study: Path, monkeypatch: pytest.M
     assert family.label == "plain"
 
 
-def test_no_place_of_this_machine_is_kept(study: Path) -> None:
+def test_evidence_contains_no_local_paths(study: Path) -> None:
     report.write_report(study)
     text = (study / "report" / evidence.CONFIGS).read_text()
     assert str(study.parent) not in text
@@ -85,7 +85,7 @@ def test_no_place_of_this_machine_is_kept(study: Path) -> None:
         (evidence.CURVES, lambda text: None),
     ],
 )
-def test_damaged_evidence_is_named(study: Path, file: str, change) -> None:
+def test_damaged_evidence_is_reported(study: Path, file: str, change) -> None:
     report.write_report(study)
     folder = study / "report"
     text = change((folder / file).read_text())

@@ -1,4 +1,4 @@
-"""The printed figures: what they name, that nothing is covered, cut off, alike or silently missing."""
+"""Static figures: titles, layout, distinct styles, and notes on values that cannot be drawn."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -45,7 +45,7 @@ def families(study: Path, n: int = 2, **changes: Any) -> Families:
 
 
 def gradients(study: Path, change: Callable[[str], str] = str) -> dict[str, dict[int, list[figures.Observed]]]:
-    """Return what a probe has found in two families, with its files changed."""
+    """Return the measurements of a probe in two families, after changing its files."""
     made = families(study)
     for by_depth in made.values():
         for by_seed in by_depth.values():
@@ -65,13 +65,13 @@ def panels(figure: Figure) -> list[Axes]:
 
 
 def legends(figure: Figure) -> list[Bbox]:
-    found = [*figure.legends, *(axes.get_legend() for axes in figure.axes)]
-    return [legend.get_window_extent() for legend in found if legend]
+    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes)]
+    return [legend.get_window_extent() for legend in legends if legend]
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("kind", ["curves", "depth", "gradients"])
-def test_legends_are_beside_the_data_and_nothing_is_cut_off(study: Path, kind: str, width: float | None):
+def test_legends_do_not_cover_the_data_and_nothing_is_cut_off(study: Path, kind: str, width: float | None):
     draw = {
         "curves": lambda: figures.curves(families(study, 4), "A title", width),
         "depth": lambda: figures.error_by_depth(families(study, 4), "A title", width),
@@ -81,12 +81,12 @@ def test_legends_are_beside_the_data_and_nothing_is_cut_off(study: Path, kind: s
         figure = laid_out(draw[kind]())
     if width:
         assert figure.get_figwidth() == width
-    beside = legends(figure)
-    assert beside
+    legend_boxes = legends(figure)
+    assert legend_boxes
     for axes in panels(figure):
         inside = axes.get_window_extent()
         assert inside.height > 0.35 * inside.width
-        for legend in beside:
+        for legend in legend_boxes:
             assert not legend.overlaps(inside.shrunk(0.99, 0.99))
     whole, drawn = figure.bbox, figure.get_tightbbox().transformed(figure.dpi_scale_trans)
     assert drawn.x0 >= -1
@@ -101,10 +101,10 @@ def test_fourteen_families_are_drawn_differently(study: Path):
     lines = [bars.lines[0] for bars in axes.containers]  # pyright: ignore
     assert len(lines) == 14
     assert len({line.get_color() for line in lines}) == 14
-    assert len({tuple(figures.look(i).values()) for i in range(98)}) == 98
+    assert len({tuple(figures.family_style(i).values()) for i in range(98)}) == 98
 
 
-def test_a_panel_is_as_long_as_its_runs(study: Path):
+def test_a_panel_extends_to_its_longest_run(study: Path):
     made = {**families(study, 1, epochs=10), "long": families(study, 1, epochs=100).popitem()[1]}
     short, long = panels(laid_out(figures.curves(made)))
     assert 230 <= short.get_xlim()[1] < 300
@@ -117,7 +117,7 @@ def test_a_panel_is_as_long_as_its_runs(study: Path):
     ("value", "note"),
     [("2", ""), ("0", "4 values of 0: hollow, at the lower edge"), ("-1", "4 values of 0 or less: hollow")],
 )
-def test_values_without_a_logarithm_are_told(study: Path, value: str, note: str):
+def test_values_without_a_logarithm_are_marked(study: Path, value: str, note: str):
     observed = gradients(study, lambda text: text.replace("0,1,layer1,2,2", f"0,1,layer1,{value},{value}"))
     figure = laid_out(figures.probe_figure("gradients", observed))
     begun, ended, *_ = figure.axes
@@ -134,7 +134,7 @@ def test_values_without_a_logarithm_are_told(study: Path, value: str, note: str)
         assert not line.get_clip_on()
 
 
-def test_a_band_that_reaches_zero_is_told(study: Path):
+def test_a_band_that_reaches_zero_is_noted(study: Path):
     made = families(study)
     for by_depth in made.values():
         for seed, run in by_depth[8].items():
@@ -142,8 +142,8 @@ def test_a_band_that_reaches_zero_is_told(study: Path):
             file.write_text(file.read_text().replace("0,1,layer1,2,2", f"0,1,layer1,{1 + 40 * seed},2"))
     observed, _ = figures.observations("gradients", made)
     figure = figures.probe_figure("gradients", observed)
-    told = ["band" in axes.get_xlabel() for axes in figure.axes]
-    assert told == [True, False, False, False]
+    notes = ["band" in axes.get_xlabel() for axes in figure.axes]
+    assert notes == [True, False, False, False]
 
 
 def test_figures_name_the_study_and_its_data(study: Path):
@@ -174,7 +174,7 @@ def test_data_sets_are_named(study: Path):
     assert figures.study_title("s", [config, hub, own]) == "s · Digits (scikit-learn), CIFAR-10, Images"
 
 
-def test_a_width_is_kept_and_its_text_readable(study: Path):
+def test_a_given_width_is_respected_with_readable_text(study: Path):
     folder = study / "report"
     made = families(study)
     folder.mkdir()
@@ -188,7 +188,7 @@ def test_a_width_is_kept_and_its_text_readable(study: Path):
         assert "A long title" in svg
 
 
-def test_a_report_has_a_title_and_a_width_of_its_own(study: Path):
+def test_a_report_takes_a_title_and_a_width(study: Path):
     families(study, 1)
     report.write_report(study, title="Mine <3", width=3.25)
     folder = study / "report"

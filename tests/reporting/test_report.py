@@ -1,4 +1,4 @@
-"""The report, from small study folders written here: no network is trained."""
+"""Reports on small synthetic studies; no network is trained."""
 
 import csv
 import itertools
@@ -55,20 +55,20 @@ def rows(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(lines))
 
 
-def told(folder: Path) -> str:
-    """The terminal text, without writing a report."""
+def report_text(folder: Path) -> str:
+    """Return the text for a terminal, without writing a report."""
     return report.text(report.read_study(folder))
 
 
 def line(text: str, *words: str) -> str:
-    """The first line that has all the words, with the lines below that belong to it."""
+    """Return the first line that contains all words, joined with its continuation lines."""
     lines = text.splitlines()
     first = next(i for i, line in enumerate(lines) if all(word in line for word in words))
-    below = itertools.takewhile(lambda line: line.startswith("      "), lines[first + 1 :])
-    return " ".join([lines[first], *map(str.strip, below)])
+    continuation = itertools.takewhile(lambda line: line.startswith("      "), lines[first + 1 :])
+    return " ".join([lines[first], *map(str.strip, continuation)])
 
 
-def test_the_terminal_text_has_table_and_verdict(study: Path):
+def test_the_text_contains_table_and_verdicts(study: Path):
     text = report.write_report(study)
     assert line(text, "44", "44,000").split()[:4] == ["44", "3", "43.00", "(12.00)"]
     assert "equal training budget: 230 steps of 64 images" in text
@@ -83,7 +83,7 @@ def test_the_terminal_text_has_table_and_verdict(study: Path):
     assert "in 42 % of studies of 3 seeds if 10 % fail" in " ".join(text.split())
     trend = line(text, "L = 165, p <0.001, Holm <0.001")
     assert "grows with depth, from 0.00 to 59.00 %" in trend
-    assert "chosen on the test set" in text
+    assert "selected on the test set" in text
     assert text.endswith(f"Report: {study / 'report' / 'index.html'}\n")
     assert "Missing" not in text
     assert "not used" not in text
@@ -137,7 +137,7 @@ def test_every_number_is_linked_to_its_runs(study: Path):
         assert folder.name == "report" or page.count(f'href="../{folder.name}/"') >= 2
 
 
-def test_the_page_draws_what_the_runs_have_written(study: Path):
+def test_the_page_contains_the_curves_of_the_runs(study: Path):
     report.write_report(study)
     data = data_of((study / "report" / "index.html").read_text())
     assert data["families"] == ["plain", "identity"]
@@ -183,15 +183,15 @@ def test_figures_of_runs_have_a_section(few: Path):
 
 
 def drawn_lines(figure: Figure) -> list[list[list[float]]]:
-    """The heights of the lines in each panel of a figure."""
+    """Return the heights of the lines in each panel of a figure."""
     return [[list(line.get_ydata()) for line in axes.get_lines()] for axes in figure.axes]  # pyright: ignore
 
 
-def test_the_beginning_is_step_0_and_the_end_is_the_last(few: Path):
+def test_the_panels_of_a_probe_show_step_0_and_the_last_step(few: Path):
     runs = [Run.read(path) for path in sorted(few.glob("plain-*"))]
     columns = "gradient,update_to_weight"
     observe(runs[0], steps=(0, 100, END), probe="gradients", columns=columns)
-    observe(runs[1], steps=(100, END), probe="gradients", columns=columns)  # went on with the probe
+    observe(runs[1], steps=(100, END), probe="gradients", columns=columns)  # added the probe on resuming
     observe(runs[2], steps=(0, 100), probe="gradients", columns=columns)
     families = {"plain": {8: dict(enumerate(runs))}}
     observed, unusable = figures.observations("gradients", families)
@@ -225,7 +225,7 @@ def test_figures_have_the_spread_over_seeds(few: Path):
         assert axes in figure.axes[1::2] or (low, high) == pytest.approx((11 - sd, 11 + sd))
     mean, _, variance, _, _, _ = figure.axes
     assert mean.get_ylim()[0] < 11 - sd < 0
-    assert 0.4 < variance.get_ylim()[0] < 2  # logarithmic: the means are seen, the band goes off below
+    assert 0.4 < variance.get_ylim()[0] < 2  # logarithmic: the means are visible, and the band leaves the panel
     for axes in figures.curves(families).axes:
         assert len(axes.collections) == 2
     one_seed = figures.probe_figure("signals", {"plain": {8: observed["plain"][8][:1]}})
@@ -235,15 +235,15 @@ def test_figures_have_the_spread_over_seeds(few: Path):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda text: text.replace("std", "st"), "rows of different columns"),
+        (lambda text: text.replace("std", "st"), "rows have different columns"),
         (lambda text: text.replace("layer1,2", "layer1,two"), "ValueError"),
         (lambda text: text.replace("layer1,2", ""), "TypeError|ValueError"),
-        (lambda text: text + text.partition("\n")[2], "doubled"),
+        (lambda text: text + text.partition("\n")[2], "duplicate"),
         (lambda text: text.rpartition("230,2")[0], "different layers"),
         (lambda text: "\n".join(line for line in text.splitlines() if ",2," not in line) + "\n", "other layers"),
     ],
 )
-def test_what_a_probe_has_left_damaged_is_named_and_not_drawn(few: Path, damage: Callable[[str], str], reason: str):
+def test_a_damaged_probe_file_is_reported_and_not_drawn(few: Path, damage: Callable[[str], str], reason: str):
     runs = [Run.read(path) for path in sorted(few.glob("plain-*"))]
     files = [observe(run) for run in runs]
     report.write_report(few)
@@ -253,13 +253,13 @@ def test_what_a_probe_has_left_damaged_is_named_and_not_drawn(few: Path, damage:
     assert re.search(rf"Not used \(1\) {runs[1].folder.name} probes/responses.csv is damaged \(.*({reason})", text)
     page = (few / "report" / "index.html").read_text()
     assert "probes/responses.csv is damaged" in page
-    assert "What the probe responses found" in page
+    assert "Measurements of the probe responses" in page
     files[1].unlink()
     report.write_report(few)
-    assert (few / "report" / "responses.svg").read_text() == whole  # all seeds had the same
+    assert (few / "report" / "responses.svg").read_text() == whole  # all seeds have equal measurements
 
 
-def test_the_questions_are_those_that_the_runs_answer(few: Path):
+def test_sections_depend_on_the_comparisons(few: Path):
     report.write_report(few)
     page = (few / "report" / "index.html").read_text()
     headings = ["Does depth hurt?", "Does the shortcut help?", "Curves", "What was trained"]
@@ -275,7 +275,7 @@ def test_the_same_runs_give_the_same_bytes(few: Path):
     assert len(files[0]) == 9
 
 
-def test_an_unfinished_sweep_names_what_is_missing(folder: Path):
+def test_missing_runs_of_an_unfinished_sweep_are_listed(folder: Path):
     for shortcut in ("plain", "identity"):
         for depth, seed in ((8, 0), (8, 1), (20, 0)):
             finish(a_run(folder, shortcut, depth, seed), depth + seed)
@@ -295,13 +295,13 @@ def test_an_unfinished_sweep_names_what_is_missing(folder: Path):
     assert "1 seed (unpaired: 1): " in text
 
 
-def test_a_torn_curve_of_an_unfinished_run_is_told(few: Path):
+def test_a_damaged_curve_of_an_unfinished_run_is_reported(few: Path):
     run = a_run(few, "plain", 8, 3)
     (run.folder / "metrics.csv").write_text("epoch,step,lr,train/loss\n1,23\n")
-    assert "metrics.csv is damaged" in line(told(few), run.name)
+    assert "metrics.csv is damaged" in line(report_text(few), run.name)
 
 
-def test_folders_that_are_of_no_use_are_named(few: Path):
+def test_unusable_folders_are_reported(few: Path):
     run = Run.read(next(few.glob("plain-8-w8-s0-*")))
     shutil.copytree(run.folder, few / "a-copy")
     (few / "notes").mkdir()
@@ -330,30 +330,32 @@ def test_folders_that_are_of_no_use_are_named(few: Path):
         ("config.yaml", "seed: [", "config.yaml is damaged, or of another version of plainres (line 1: "),
     ],
 )
-def test_a_damaged_record_is_named_and_not_used(few: Path, file: str, content: str, message: str):
+def test_a_damaged_run_is_reported_and_not_used(few: Path, file: str, content: str, message: str):
     run = Run.read(next(few.glob("plain-8-w8-s0-*")))
     (run.folder / file).write_text(content)
-    text = told(few)
+    text = report_text(few)
     assert message in line(text, run.name)
     assert "2 seeds (unpaired: 0): -1.00 (s1)" in text or "2 seeds (unpaired: 0): +0.00 (s1)" in text
-    assert "2 seeds: too few to say" in line(text, "  depth 8 ") or "equal in every seed" in line(text, "  depth 8 ")
+    assert "2 seeds: too few for a claim" in line(text, "  depth 8 ") or "equal in every seed" in line(
+        text, "  depth 8 "
+    )
 
 
-def test_an_error_that_is_no_number_is_damage(few: Path):
+def test_a_nan_error_is_reported_as_damage(few: Path):
     run = finish(a_run(few, "plain", 8, 3), 1, test_error=-123.0)
     record = run.folder / "result.json"
     record.write_text(record.read_text().replace("-123.0", "NaN"))
-    assert "damaged (test_error not finite)" in line(told(few), run.name)
+    assert "damaged (test_error not finite)" in line(report_text(few), run.name)
 
 
-def test_a_copied_record_does_not_count_as_another_seed(few: Path):
+def test_a_copied_result_does_not_count_as_another_seed(few: Path):
     run = a_run(few, "plain", 8, 3)
     for file in ("result.json", "metrics.csv"):
         shutil.copy(next(few.glob("plain-8-w8-s0-*")) / file, run.folder)
-    assert "result.json is of the run ['plain', 8, 0]" in line(told(few), run.name)
+    assert "result.json is of the run ['plain', 8, 0]" in line(report_text(few), run.name)
 
 
-def test_other_differences_make_other_families(folder: Path):
+def test_other_settings_define_other_families(folder: Path):
     for shortcut in ("plain", "identity"):
         for width in (8, 16):
             for seed in (0, 1):
@@ -369,7 +371,7 @@ def test_other_differences_make_other_families(folder: Path):
     ]
 
 
-def test_a_parameter_of_one_shortcut_is_no_difference_to_plain(folder: Path):
+def test_a_shortcuts_parameter_does_not_distinguish_it_from_plain(folder: Path):
     finish(a_run(folder, "plain", 20, 0), 5)
     for rate in (0.1, 0.5):
         finish(a_run(folder, "dropout", 20, 0, rate=rate), 5)
@@ -378,7 +380,7 @@ def test_a_parameter_of_one_shortcut_is_no_difference_to_plain(folder: Path):
     assert len(study.comparisons) == 2
 
 
-def test_a_choice_is_told_by_its_name_and_its_values_only_if_they_vary_too(folder: Path):
+def test_a_label_names_an_option_and_adds_its_values_only_if_they_vary(folder: Path):
     for seed in (0, 1):
         for norm in ({"norm": "batch"}, {"norm": "group"}, {"norm": "group", "groups": 4}):
             for shortcut in ("plain", "identity"):
@@ -393,7 +395,7 @@ def test_a_choice_is_told_by_its_name_and_its_values_only_if_they_vary_too(folde
     ]
 
 
-def test_a_study_may_have_another_reference_than_plain_nets(folder: Path):
+def test_a_study_may_set_its_reference(folder: Path):
     reference = {"reference": {"model/norm": "batch"}}
     for seed in range(3):
         finish(a_run(folder, "identity", 20, seed, **reference), 40 + seed)
@@ -401,25 +403,25 @@ def test_a_study_may_have_another_reference_than_plain_nets(folder: Path):
     study = report.read_study(folder)
     assert [family.label for family in study.families] == ["identity (norm batch)", "identity (norm group)"]
     assert list(study.comparisons) == ["Training error, identity (norm batch) minus identity (norm group)"]
-    assert "the reference is worse" in line(told(folder), "  depth 20 ")
+    assert "the reference is worse" in line(report_text(folder), "  depth 20 ")
 
 
-def test_published_errors_stand_beside_ours(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_published_errors_are_shown_next_to_ours(folder: Path, monkeypatch: pytest.MonkeyPatch):
     errors = {("identity", 20): ("8.75", "Somebody 2015, Table 6"), ("dropout", 20): ("> 20", "Another 2016")}
 
     def published(config: Config) -> Published | None:
-        found = errors.get((config.shortcut, config.model["depth"]))
-        return Published(*found, "he2015", {}, "64,000 steps") if found else None
+        result = errors.get((config.shortcut, config.model["depth"]))
+        return Published(*result, "he2015", {}, "64,000 steps") if result else None
 
     monkeypatch.setattr("plainres.reporting.table.published", published)
     finish(a_run(folder, "identity", 20, 0), 5)
     finish(a_run(folder, "identity", 32, 0), 5)
     finish(a_run(folder, "dropout", 20, 0, rate=0.5), 5)
-    text = told(folder)
+    text = report_text(folder)
     assert "test, published" in line(text, "depth", "parameters")
     assert "> 20 (64,000 steps)" in line(text, "20", "> 20")
-    assert "test, published: by others" in text
-    assert "(...): what their runs had" in " ".join(text.split())
+    assert "test, published: by other authors" in text
+    assert "(...): settings of their runs that differ" in " ".join(text.split())
     assert "(Another 2016; Somebody 2015, Table 6)" in " ".join(text.split())
     report.write_report(folder)
     with (folder / "report" / "table.csv").open() as file:
@@ -431,36 +433,36 @@ def test_published_errors_stand_beside_ours(folder: Path, monkeypatch: pytest.Mo
     assert "&gt; 20" in (folder / "report" / "index.html").read_text()
 
 
-def test_across_training_budgets_nothing_is_claimed(folder: Path):
+def test_no_claim_across_training_budgets(folder: Path):
     for seed in range(3):
         finish(a_run(folder, "plain", 20, seed), 40 + seed)
         finish(a_run(folder, "identity", 20, seed, epochs=20), 2 * seed)
-    text = told(folder)
+    text = report_text(folder)
     assert "Training budgets differ (230 steps of 64 images, or 460 steps of 64 images)" in text
     assert "All runs are at an equal" not in text
     assert "unequal training budgets" in line(text, "  depth 20 ")
     assert "is worse" not in text
 
 
-def test_across_settings_nothing_is_claimed(folder: Path):
+def test_no_claim_across_settings(folder: Path):
     for seed in range(3):
         finish(a_run(folder, "plain", 20, seed, width=8), 40 + seed)
         finish(a_run(folder, "identity", 20, seed, width=16), 2 * seed)
-    text = told(folder)
+    text = report_text(folder)
     assert "settings differ (width 16, width 8): no claim" in line(text, "  depth 20 ")
     assert "is worse" not in text
 
 
-def test_on_different_data_nothing_is_claimed(folder: Path):
+def test_no_claim_on_different_data(folder: Path):
     for seed in range(3):
         finish(a_run(folder, "plain", 20, seed), 40 + seed)
         finish(a_run(folder, "identity", 20, seed), 2 * seed, data_sha256="ef")
-    text = told(folder)
+    text = report_text(folder)
     assert "saw different data" in " ".join(text.split())
     assert "different training data: no claim" in line(text, "  depth 20 ")
 
 
-def test_data_that_one_configuration_saw_differently_are_told_beside_another(folder: Path):
+def test_different_data_of_one_configuration_are_reported_in_spite_of_another(folder: Path):
     for seed in range(2):
         finish(a_run(folder, "plain", 20, seed), 40 + seed)
     other = a_run(folder, "plain", 20, 2)
@@ -468,9 +470,9 @@ def test_data_that_one_configuration_saw_differently_are_told_beside_another(fol
     other = Run.of(other.config)
     other.prepare()
     finish(other, 40)
-    assert "saw different data" not in " ".join(told(folder).split())
+    assert "saw different data" not in " ".join(report_text(folder).split())
     finish(a_run(folder, "identity", 20, 0), 2, data_sha256="ef")
-    assert "saw different data" in " ".join(told(folder).split())
+    assert "saw different data" in " ".join(report_text(folder).split())
 
 
 @pytest.mark.parametrize(
@@ -497,13 +499,11 @@ def test_data_that_one_configuration_saw_differently_are_told_beside_another(fol
         ),
     ],
 )
-def test_under_different_conditions_nothing_is_claimed(
-    folder: Path, changes: dict[str, Any], name: str, values: str
-) -> None:
+def test_no_claim_under_different_conditions(folder: Path, changes: dict[str, Any], name: str, values: str) -> None:
     for seed in range(3):
         finish(a_run(folder, "plain", 20, seed), 40 + seed)
         finish(a_run(folder, "identity", 20, seed), 2 * seed, **(changes if seed == 2 else {}))
-    text = told(folder)
+    text = report_text(folder)
     assert f"unequal conditions ({name}): no claim" in line(text, "  depth 20 ")
     assert f"Conditions of training differ ({name}: {values})" in " ".join(text.split())
     assert line(text, "   20 ", "3 mixed").split()[3] == "2.00"
@@ -512,22 +512,22 @@ def test_under_different_conditions_nothing_is_claimed(
     assert row["conditions_differ"] == name
 
 
-def test_conditions_that_change_no_result_are_no_objection(folder: Path) -> None:
+def test_conditions_that_change_no_result_are_ignored(folder: Path) -> None:
     for seed in range(3):
         versions = {"python": f"3.1{seed}", "torch": "2.13.0", "hydra-core": str(seed), "plainres": str(seed)}
         source = {"source_sha256": "01", "git_commit": f"{seed}-dirty", "versions": versions}
         finish(a_run(folder, "plain", 20, seed), 40 + seed, **source)
         finish(a_run(folder, "identity", 20, seed), 2 * seed, **source)
-    text = told(folder)
+    text = report_text(folder)
     assert "plain is worse by 39.00 points" in line(text, "  depth 20 ")
     assert "Conditions" not in text
 
 
-def test_two_changed_checkouts_are_never_the_same_code(folder: Path) -> None:
+def test_two_modified_checkouts_never_count_as_the_same_code(folder: Path) -> None:
     for seed in range(3):
         finish(a_run(folder, "plain", 20, seed), 40 + seed, git_commit="01-dirty")
         finish(a_run(folder, "identity", 20, seed), 2 * seed, git_commit="01-dirty")
-    assert "unequal conditions (code): no claim" in line(told(folder), "  depth 20 ")
+    assert "unequal conditions (code): no claim" in line(report_text(folder), "  depth 20 ")
 
 
 @pytest.mark.parametrize(
@@ -543,7 +543,7 @@ def test_two_changed_checkouts_are_never_the_same_code(folder: Path) -> None:
         ),
     ],
 )
-def test_a_shortcuts_normalisation_makes_another_family_unless_it_repeats_the_networks(
+def test_a_shortcuts_normalisation_defines_a_family_unless_it_repeats_the_networks(
     folder: Path, one: dict[str, Any], other: dict[str, Any], differs: str
 ) -> None:
     repeated = {"batch": {"_target_": "somewhere.Batch"}, "group": {"_target_": "somewhere.Group", "groups": 8}}
@@ -556,7 +556,7 @@ def test_a_shortcuts_normalisation_makes_another_family_unless_it_repeats_the_ne
     assert [len(row.runs) for family in study.families for row in table.rows(family)] == [2, 2]
 
 
-def test_a_repeated_normalisation_is_no_difference(folder: Path) -> None:
+def test_a_repeated_normalisation_is_ignored(folder: Path) -> None:
     for norm, own in (
         ("batch", {"_target_": "somewhere.Batch"}),
         ("group", {"_target_": "somewhere.Group", "groups": 8}),
@@ -567,15 +567,15 @@ def test_a_repeated_normalisation_is_no_difference(folder: Path) -> None:
     assert labels == {f"{name} (norm {norm})" for name in ("projection_all", "identity") for norm in ("batch", "group")}
 
 
-def test_two_runs_that_cannot_be_told_apart_are_an_error_that_names_both(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_runs_that_cannot_be_distinguished_are_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for width in (8, 16):
         finish(a_run(folder, "plain", 20, 0, width=width), 10)
     monkeypatch.setattr(
         "plainres.reporting.study.labelled", lambda runs: {run.name: ("plain", {SHORTCUT: "plain"}) for run in runs}
     )
-    with pytest.raises(InputError, match=r"plain-20-w16-s0-.* and .*plain-20-w8-s0-.* cannot tell how.* seed 0"):
+    with pytest.raises(
+        InputError, match=r"plain-20-w16-s0-.* and .*plain-20-w8-s0-.* cannot distinguish them.* seed 0"
+    ):
         report.read_study(folder)
 
 
@@ -592,11 +592,11 @@ def test_no_folder(tmp_path: Path):
 
 
 def test_an_empty_folder(tmp_path: Path):
-    with pytest.raises(InputError, match="holds no runs; `plainres train` makes some"):
+    with pytest.raises(InputError, match="holds no runs; give the folder of a study, runs/<study>"):
         report.write_report(tmp_path)
 
 
-def test_a_folder_of_other_things(tmp_path: Path):
+def test_a_folder_without_runs(tmp_path: Path):
     (tmp_path / "photos").mkdir()
     with pytest.raises(InputError, match=r"holds no runs \(photos: not the folder of a run: it has no config.yaml\)"):
         report.write_report(tmp_path)
@@ -605,7 +605,7 @@ def test_a_folder_of_other_things(tmp_path: Path):
 def test_a_folder_of_studies(tmp_path: Path):
     a_run(tmp_path / "digits", "plain", 8, 0)
     a_run(tmp_path / "cifar10_quick", "plain", 8, 0)
-    with pytest.raises(InputError, match="holds the studies cifar10_quick, digits: name them, as in "):
+    with pytest.raises(InputError, match="holds the studies cifar10_quick, digits; give one, such as "):
         report.write_report(tmp_path)
 
 
@@ -615,9 +615,12 @@ def test_a_single_runs_folder(folder: Path):
         report.write_report(run.folder)
 
 
-def test_nothing_finished(folder: Path):
+def test_no_finished_run(folder: Path):
     run = a_run(folder, "plain", 8, 0)
-    with pytest.raises(InputError, match=f"has no finished run; repeat .*{run.name}: not finished"):
+    with pytest.raises(
+        InputError,
+        match=f"has no finished run; run its `plainres train` command again to resume .*{run.name}: not finished",
+    ):
         report.write_report(folder)
     assert not (folder / "report").exists()
 

@@ -1,4 +1,4 @@
-"""The report's page in a headless Chromium: what a person sees of it and can do with it."""
+"""The report's page in headless Chromium: rendering and interaction."""
 
 import json
 import re
@@ -20,7 +20,7 @@ OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clie
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of a study of three families, two depths, two seeds; one run has been looked into."""
+    """Page of a study of three families, two depths and two seeds; one run has a lesion figure."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
     for family in ({"shortcut": "plain"}, {"shortcut": "identity"}, {"shortcut": "dropout"}):
         for depth in (8, 56):
@@ -28,8 +28,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 error = depth / 2 + seed if family["shortcut"] == "plain" else seed * depth / 100
                 run = finish(a_run(folder, depth=depth, seed=seed, **family), error)
     wide = '<svg xmlns="http://www.w3.org/2000/svg" width="2000" height="100"><rect width="9" height="9"/></svg>'
-    for place in (run.folder, folder):  # by itself, and beside others
-        (place / "lesion.svg").write_text(wide)
+    for target in (run.folder, folder):  # the figure of one run, and that of several
+        (target / "lesion.svg").write_text(wide)
     observe(run)
     report.write_report(folder)
     return folder / "report" / "index.html"
@@ -44,14 +44,14 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 @pytest.fixture
 def page(browser: Page, file: Path) -> Iterator[Page]:
-    """The page in a wide window; nothing that a test does may make the console complain."""
+    """Page in a wide window; the console must remain without errors."""
     browser.open(file)
     yield browser
     assert browser.complaints == []
 
 
 def page_of(file: Path, name: str, **changes: Any) -> Path:
-    """Write the page once more, with other data; return its file."""
+    """Write a copy of the page with other data, and return its file."""
     page = file.read_text()
     start = page.index("{", page.index('id="data">'))
     other = file.with_name(f"{name}.html")
@@ -64,7 +64,7 @@ def choose(page: Page, name: str, value: object, figure: str = "curves") -> None
 
 
 def hover(page: Page, figure: str, across: float, down: float = 0.6) -> str:
-    """The readout with the mouse at a share of the drawing's width and height; empty if there is none."""
+    """Return the readout, or "", for the mouse at a fraction of the drawing's width and height."""
     svg = f"document.querySelector('[data-figure={figure}] .drawing svg')"
     page.run(f"{svg}.scrollIntoView({{block: 'center'}})")
     box = page.run(f"{svg}.getBoundingClientRect().toJSON()")
@@ -77,26 +77,26 @@ def readout(page: Page, figure: str) -> str:
 
 
 def heights(page: Page, figure: str) -> list[float]:
-    """Where the markers of a figure are, down from its upper edge."""
+    """Return the distances of a figure's markers from its upper edge."""
     markers = f"document.querySelectorAll('[data-figure={figure}] .drawing g > .marker')"
     return page.run(f"[...{markers}].map(m => m.transform.baseVal[0].matrix.f)")
 
 
 def colours(page: Page, selector: str) -> list[list[int]]:
-    """The colours, [red, green, blue], of an element's text and of the page."""
+    """Return the colours, [red, green, blue], of an element's text and of the page."""
     script = f"[document.querySelector({selector!r}), document.body].map((e, i) => getComputedStyle(e)"
     script += "[i ? 'backgroundColor' : e.tagName === 'path' ? 'stroke' : e.tagName === 'text' ? 'fill' : 'color'])"
     return page.run(f"{script}.map(c => c.match(/\\d+/g).map(Number).slice(0, 3))")
 
 
-def contrast(one: list[int], other: list[int]) -> float:
-    """The contrast ratio of WCAG 2: 1 to 21, 4.5 for readable text, 3 for graphics."""
+def contrast(a: list[int], b: list[int]) -> float:
+    """Return the contrast ratio of WCAG 2, from 1 to 21; text requires 4.5, graphics 3."""
 
     def luminance(colour: list[int]) -> float:
         parts = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (part / 255 for part in colour)]
         return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
 
-    dark, light = sorted((luminance(one), luminance(other)))
+    dark, light = sorted((luminance(a), luminance(b)))
     return (light + 0.05) / (dark + 0.05)
 
 
@@ -140,14 +140,14 @@ def test_controls_hide_and_show(page: Page):
     assert page.run(LINES) == 4
     assert "dropout 56, seed 1, test" in hover(page, "curves", 0.9)
     choose(page, "error", "test")
-    assert "Nothing is chosen" in page.run("document.querySelector('[data-figure=curves] .drawing').innerText")
+    assert "Nothing is selected" in page.run("document.querySelector('[data-figure=curves] .drawing').innerText")
     choose(page, "error", "test")
     choose(page, "family", 0)
     choose(page, "panels", "apart")
     assert page.run("document.querySelectorAll('[data-figure=curves] clipPath').length") == 3
     assert page.run(LINES) == 6
     assert hover(page, "curves", 0.2, 0.5).startswith("plain, iteration ")
-    assert page.run("document.querySelectorAll('[data-figure=depth] .line').length") == 3  # has controls of its own
+    assert page.run("document.querySelectorAll('[data-figure=depth] .line').length") == 3  # has its own controls
 
 
 def test_the_axis_may_be_logarithmic(page: Page):
@@ -166,23 +166,23 @@ def test_the_axis_may_be_logarithmic(page: Page):
     assert max(logarithmic) - logarithmic[small] > 0.1 * spread
 
 
-def test_values_of_zero_on_a_logarithmic_axis_are_told(browser: Page, file: Path):
+def test_values_of_zero_on_a_logarithmic_axis_are_counted(browser: Page, file: Path):
     data = data_of(file.read_text())
-    found = "document.querySelector('[data-figure={}] .zeros')?.textContent"
+    zeros_text = "document.querySelector('[data-figure={}] .zeros')?.textContent"
     zeros = [run["train_final"] for run in data["runs"]].count(0)
     assert zeros > 1
     for figure in ("depth", "curves"):
         browser.open(file)
-        assert browser.run(found.format(figure)) is None
+        assert browser.run(zeros_text.format(figure)) is None
     choose(browser, "axis", "log", "depth")
-    assert browser.run(found.format("depth")) == f"{zeros} values of 0 stand at the lower edge"
+    assert browser.run(zeros_text.format("depth")) == f"{zeros} values of 0 are drawn at the lower edge"
     choose(browser, "final", "test_final", "depth")
-    assert browser.run(found.format("depth")) is None
+    assert browser.run(zeros_text.format("depth")) is None
     ended = [run | {"train": [*run["train"][:-1], 0], "train_final": 0} for run in data["runs"][:1]]
     browser.open(page_of(file, "zero", runs=ended))
     for figure in ("depth", "curves"):
         choose(browser, "axis", "log", figure)
-        assert browser.run(found.format(figure)) == "1 value of 0 stands at the lower edge"
+        assert browser.run(zeros_text.format(figure)) == "1 value of 0 is drawn at the lower edge"
     assert browser.complaints == []
 
 
@@ -228,7 +228,7 @@ def test_fourteen_families_are_drawn_differently(browser: Page, file: Path):
     assert browser.complaints == []
 
 
-def test_the_keyboard_reads_out_and_chooses(page: Page):
+def test_the_keyboard_moves_the_readout_and_the_controls(page: Page):
     page.run("document.querySelector('[data-figure=depth] .canvas').focus()")
     page.press("ArrowRight")
     assert readout(page, "depth").startswith("8 layers")
@@ -254,7 +254,7 @@ def test_a_narrow_screen_does_not_scroll_sideways(browser: Page, file: Path):
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_text_and_curves_are_seen_on_the_page(browser: Page, file: Path, dark: bool):
+def test_text_and_curves_are_visible_on_the_page(browser: Page, file: Path, dark: bool):
     browser.open(file, dark=dark)
     _, page = colours(browser, "body")
     assert (max(page) < 60) == dark
@@ -270,7 +270,7 @@ def test_text_and_curves_are_seen_on_the_page(browser: Page, file: Path, dark: b
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_every_shade_of_every_colour_is_seen(browser: Page, file: Path, dark: bool):
+def test_every_shade_of_every_colour_is_visible(browser: Page, file: Path, dark: bool):
     data = data_of(file.read_text())
     depths, families = [8, 20, 56], len(data["colours"])
     assert families >= 14
@@ -300,7 +300,7 @@ def test_print_has_the_static_figures(browser: Page, file: Path):
     assert browser.run(visible.format(".canvas")) == 2
 
 
-def test_without_javascript_the_static_figures_are_there(browser: Page, file: Path):
+def test_without_javascript_the_static_figures_are_shown(browser: Page, file: Path):
     browser.call("Emulation.setScriptExecutionDisabled", value=True)
     browser.open(file)
     browser.call("Emulation.setScriptExecutionDisabled", value=False)
@@ -311,7 +311,7 @@ def test_without_javascript_the_static_figures_are_there(browser: Page, file: Pa
 
 
 @pytest.mark.parametrize("kind", ["svg", "png"])
-def test_a_figure_is_saved_as_chosen(page: Page, kind: str, tmp_path: Path):
+def test_saving_the_current_view(page: Page, kind: str, tmp_path: Path):
     page.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
     choose(page, "family", 0)
     page.click(f"[data-figure=curves] [data-save={kind}]")
@@ -330,7 +330,7 @@ def test_a_figure_is_saved_as_chosen(page: Page, kind: str, tmp_path: Path):
         assert content.startswith(b"\x89PNG")
 
 
-def test_all_the_points_that_a_page_may_have_are_drawn(browser: Page, file: Path):
+def test_a_page_with_the_maximum_number_of_points(browser: Page, file: Path):
     data = data_of(file.read_text())
     seeds, points = 60, report.ALL_POINTS // 60
     curve = {"step": list(range(1, points + 1)), "train": [2.5] * points, "test": [5.0] * points}

@@ -47,7 +47,7 @@ def test_difference_computed_by_hand():
 
 
 @given(pairs)
-def test_the_interval_is_that_of_scipys_t_test(both: dict[int, tuple[float, float]]):
+def test_the_interval_equals_scipys_t_test(both: dict[int, tuple[float, float]]):
     a, b = split(both)
     difference = paired_difference(a, b)
     if difference.interval is not None:
@@ -67,7 +67,7 @@ def test_the_interval_contains_the_mean(both: dict[int, tuple[float, float]]):
 
 
 @given(pairs)
-def test_swapping_the_two_mirrors_the_interval(both: dict[int, tuple[float, float]]):
+def test_swapping_the_nets_mirrors_the_interval(both: dict[int, tuple[float, float]]):
     a, b = split(both)
     forth, back = paired_difference(a, b), paired_difference(b, a)
     assert forth.mean == pytest.approx(-(back.mean or 0), abs=1e-9)
@@ -77,7 +77,7 @@ def test_swapping_the_two_mirrors_the_interval(both: dict[int, tuple[float, floa
 
 
 @given(st.dictionaries(st.integers(0, 20), st.floats(0, 10), min_size=3), st.floats(-10, 10))
-def test_a_shift_of_one_shifts_the_interval(errors: dict[int, float], shift: float):
+def test_shifting_one_nets_errors_shifts_the_interval(errors: dict[int, float], shift: float):
     zero = dict.fromkeys(errors, 0.0)
     before = paired_difference(errors, zero)
     after = paired_difference({seed: error + shift for seed, error in errors.items()}, zero)
@@ -87,7 +87,7 @@ def test_a_shift_of_one_shifts_the_interval(errors: dict[int, float], shift: flo
 
 
 @given(pairs, st.dictionaries(st.integers(0, 20), percent))
-def test_what_both_share_in_a_seed_cancels(both: dict[int, tuple[float, float]], shared: dict[int, float]):
+def test_shared_variation_of_a_seed_cancels(both: dict[int, tuple[float, float]], shared: dict[int, float]):
     a, b = split(both)
     before = paired_difference(a, b)
     after = paired_difference(
@@ -120,7 +120,7 @@ def verdict(*differences: float) -> str:
         ((-5, -6, -7), "better by 6.00 points"),
         ((-1, 0, 2), "inconclusive: 3 seeds leave room for -3.46 to +4.13"),
         ((-2, 0, 1), "inconclusive: 3 seeds leave room for -4.13 to +3.46"),
-        ((50, 1), "2 seeds: too few to say"),
+        ((50, 1), "2 seeds: too few for a claim"),
         ((50, 1, 1), "inconclusive: 3 seeds leave room for -52.94 to +87.61"),
         ((99, 1, 1), "inconclusive: 3 seeds leave room for -100.00 to +100.00"),
         ((5,), "one seed: no interval, no claim"),
@@ -136,8 +136,8 @@ def test_a_verdict_claims_what_the_interval_supports(differences: tuple[float, .
 
 
 @given(st.floats(-100, 100), st.floats(-100, 100), st.floats(0, 1))
-def test_a_claim_needs_an_interval_on_one_side_of_zero_and_holms_p(one: float, other: float, p: float):
-    low, high = min(one, other), max(one, other)
+def test_a_claim_needs_an_interval_on_one_side_of_zero_and_holms_p(a: float, b: float, p: float):
+    low, high = min(a, b), max(a, b)
     difference = Difference({0: low, 1: (low + high) / 2, 2: high + 1}, (), (low + high) / 2, (low, high), p, None)
     claimed = difference.verdict("worse", "better", p)
     assert claimed.startswith("worse by ") == (low > 0 and p < 0.05)
@@ -147,7 +147,7 @@ def test_a_claim_needs_an_interval_on_one_side_of_zero_and_holms_p(one: float, o
 
 
 @pytest.mark.parametrize(("chance", "seeds", "coverage"), COVERAGE)
-def test_the_interval_covers_what_the_report_says_where_runs_fail(chance: float, seeds: int, coverage: float):
+def test_the_interval_has_the_stated_coverage_if_runs_fail(chance: float, seeds: int, coverage: float):
     rng = np.random.default_rng(7)
     studies = 4000
     failed = rng.random((studies, seeds)) < chance
@@ -162,7 +162,7 @@ def test_the_interval_covers_what_the_report_says_where_runs_fail(chance: float,
     assert covered / studies == pytest.approx(coverage, abs=0.025)  # three standard errors
 
 
-def test_the_interval_covers_95_percent_where_its_assumption_holds():
+def test_the_interval_covers_95_percent_if_its_assumption_holds():
     rng = np.random.default_rng(8)
     zero = dict.fromkeys(range(3), 0.0)
     covered = 0
@@ -174,7 +174,7 @@ def test_the_interval_covers_95_percent_where_its_assumption_holds():
 
 
 @pytest.mark.parametrize("values", [(5, 6, 7, 8, 9), (-5, 6, 7, 1, -2), (1, -1, 2, -2, 3, 4), (0, 0, 0, 1, 2)])
-def test_the_sign_flip_test_counts_all_flips(values: tuple[float, ...]):
+def test_the_sign_flip_test_enumerates_all_flips(values: tuple[float, ...]):
     difference = paired_difference(dict(enumerate(values)), dict.fromkeys(range(len(values)), 0))
     flipped = [sum(s * v for s, v in zip(signs, values, strict=True)) for signs in product((1, -1), repeat=len(values))]
     above = sum(total >= sum(values) for total in flipped) / len(flipped)
@@ -188,14 +188,14 @@ def test_the_sign_flip_test_needs_five_seeds():
 
 
 def test_holm_computed_by_hand():
-    # Holm 1979: ascending 0.005, 0.011, 0.02, 0.04 times 4, 3, 2, 1; none less than one before it
+    # Holm 1979: ascending 0.005, 0.011, 0.02, 0.04 times 4, 3, 2, 1, made monotone
     assert holm([0.02, 0.005, None, 0.04, 0.011]) == pytest.approx([0.04, 0.02, None, 0.04, 0.033])
     assert holm([0.9, 0.8]) == [1, 1]
     assert holm([]) == []
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
-def test_holm_rejects_what_its_procedure_rejects(p_values: list[float]):
+def test_holm_agrees_with_the_step_down_procedure(p_values: list[float]):
     level, rejected = 0.05, set()
     for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         if p_values[i] * (len(p_values) - rank) >= level:
@@ -206,7 +206,7 @@ def test_holm_rejects_what_its_procedure_rejects(p_values: list[float]):
     assert all(p is not None and q <= p for p, q in zip(corrected, p_values, strict=True))
 
 
-def test_pages_test_counts_all_orders():
+def test_pages_test_enumerates_all_orders():
     errors = [{0: 1.0, 1: 2.0}, {0: 2.0, 1: 1.0}, {0: 3.0, 1: 3.0}]
     test = page_test(errors)
     assert test is not None
@@ -218,7 +218,7 @@ def test_pages_test_counts_all_orders():
     assert test.p == pytest.approx(sum(total >= 27 for total in every) / len(every))
 
 
-def test_pages_test_is_scipys_over_the_common_seeds():
+def test_pages_test_equals_scipys_over_the_common_seeds():
     rng = np.random.default_rng(1)
     errors = [{seed: float(depth + rng.normal(0, 3)) for seed in range(5)} for depth in range(4)]
     expected = scipy.stats.page_trend_test([[by_seed[seed] for by_seed in errors] for seed in (0, 2, 3, 4)])
@@ -234,7 +234,7 @@ def test_pages_test_needs_three_depths_and_two_seeds(errors: list[dict[int, floa
     assert page_test(errors) is None
 
 
-def test_rounding_is_no_trend():
+def test_rounding_errors_are_not_a_trend():
     test = page_test([dict.fromkeys(range(5), 1e-09 * depth) for depth in range(5)])
     assert test is not None
     assert test.p > 0.5

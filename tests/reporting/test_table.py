@@ -1,4 +1,4 @@
-"""The table of a study as a paper takes it, and the reports of several studies."""
+"""Tables of a study in LaTeX and Markdown, and reports on several studies."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,20 +21,20 @@ def study(tmp_path: Path) -> Path:
     return folder
 
 
-def every(nodes: list[LatexNode]) -> Iterator[LatexNode]:
+def flattened(nodes: list[LatexNode]) -> Iterator[LatexNode]:
     for node in nodes:
         yield node
-        yield from every([*(getattr(node, "nodelist", None) or ())])
+        yield from flattened([*(getattr(node, "nodelist", None) or ())])
 
 
-def test_the_latex_table_is_latex(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_latex_table_is_valid(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(study), "--format", "latex"]) == 0
     printed = capsys.readouterr().out
     assert not (study / "report").exists()
     nodes, _, _ = LatexWalker(printed, tolerant_parsing=False).get_latex_nodes()
     (tabular,) = [node for node in nodes if isinstance(node, LatexEnvironmentNode)]
     assert tabular.environmentname == "tabular"
-    inside = [*every(tabular.nodelist)]
+    inside = [*flattened(tabular.nodelist)]
     macros = [node.macroname for node in inside if isinstance(node, LatexMacroNode)]
     assert macros.count("\\") == 1 + 4
     assert [macro for macro in macros if macro.endswith("rule")] == ["toprule", "midrule", "bottomrule"]
@@ -45,7 +45,7 @@ def test_the_latex_table_is_latex(study: Path, capsys: pytest.CaptureFixture[str
     assert r"plain & 8 & 2 & 9.00 $\pm$ 1.41 & 11.00 $\pm$ 1.41 & 8,000 \\" in printed
 
 
-def test_whatever_a_label_holds_is_text_in_latex() -> None:
+def test_special_characters_of_labels_are_escaped_in_latex() -> None:
     assert table._escaped(r"a_b & 50 % {x} #1 $2 ~ ^ \c") == (
         r"a\_b \& 50 \% \{x\} \#1 \$2 \textasciitilde{} \textasciicircum{} \textbackslash{}c"
     )
@@ -67,18 +67,18 @@ def test_the_markdown_table_has_a_row_for_each_family_and_depth(
 @pytest.mark.parametrize(
     ("averaged", "note"),
     [
-        (23, "over the last epoch."),
-        (33, "over the last epoch or, where that is partial, over the last two: 33 steps."),
-        (None, "over the last epoch or, where that is partial, over the last two."),
+        (23, "of the last epoch."),
+        (33, "of the last epoch or, if that is partial, of the last two (33 steps)."),
+        (None, "of the last epoch or, if that is partial, of the last two."),
     ],
 )
-def test_the_report_says_over_which_steps_the_running_error_is_a_mean(
+def test_the_report_names_the_steps_that_the_running_error_averages(
     tmp_path: Path, averaged: int | None, note: str
 ) -> None:
     folder = tmp_path / "runs" / "digits"
     finish(a_run(folder, "plain", 8, 0), 5, **({"train_error_steps": averaged} if averaged else {}))
     text = " ".join(report.text(report.read_study(folder)).split())
-    assert f"running: as the net changes, {note}" in text
+    assert f"running: mean over the steps {note}" in text
 
 
 def test_several_studies_are_compared(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

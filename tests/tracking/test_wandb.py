@@ -608,7 +608,7 @@ def test_a_study_is_logged_offline_and_uploaded_with_its_tables(
 ) -> None:
     for _ in range(2):  # the second report replaces the first
         assert main(["report", "--wandb", str(study)]) == 0
-    assert f"plainres wandb-sync {study}/report sends it" in capfd.readouterr().out
+    assert f"run `plainres wandb-sync {study}/report` to upload it" in capfd.readouterr().out
     wandb.teardown()
     (attempt,) = attempts(study / "report")
     assert (attempt.name, attempt.group, attempt.job_type, attempt.exit_code) == (
@@ -665,10 +665,10 @@ def test_a_workspace_that_cannot_be_saved_is_reported(
     monkeypatch.setattr("plainres.reporting.wandb_report.workspace", refuse)
     assert main(["report", str(study), "--wandb", "online"]) == 2
     output = capfd.readouterr().err
-    assert "the report is written, and in W&B (http" in output
-    assert "its workspace is not saved: no views today" in output
+    assert "the report is written and logged to W&B (http" in output
+    assert "saving its workspace failed: no views today" in output
     assert [attempt.sent for attempt in attempts(study / "report")] == [True]
     server.refuses_rows = 403
     monkeypatch.setattr(wandb_logger, "COUNT_TIMEOUT", 1)
     assert main(["report", str(study), "--wandb", "online"]) == 2
-    assert "the report is written, but W&B is not told: the server has 1 of 2 rows" in capfd.readouterr().err
+    assert "the report is written, but logging it to W&B failed: the server has 1 of 2 rows" in capfd.readouterr().err

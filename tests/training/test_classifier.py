@@ -29,7 +29,7 @@ def fit(recipe: Recipe, train: int = 70) -> tuple[Classifier, list[dict[str, flo
     return classifier, rows.rows
 
 
-def test_a_row_for_each_epoch_and_the_partial_last_one() -> None:
+def test_rows_cover_each_epoch_and_a_partial_last_one() -> None:
     _, rows = fit(recipe())
     assert [row["step"] for row in rows] == [4, 8, 10]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
@@ -44,36 +44,36 @@ def test_length_in_epochs() -> None:
     assert [row["step"] for row in rows] == [4, 8, 12]
 
 
-def test_a_partial_last_epoch_is_measured_with_the_one_before() -> None:
+def test_a_partial_last_epoch_is_averaged_with_the_previous_epoch() -> None:
     classifier, _ = fit(recipe())
     assert classifier.running.sums[2] == (4 + 2) * 16
 
 
 @pytest.mark.parametrize(("steps", "averaged"), [(10, 6), (8, 4), (3, 3), (4, 4), (5, 5), (7, 7)])
-def test_how_many_steps_the_last_training_error_averages(steps: int, averaged: int) -> None:
+def test_number_of_steps_that_the_last_training_error_averages(steps: int, averaged: int) -> None:
     classifier, _ = fit(recipe(steps=steps))
     assert classifier.averaged_steps == averaged
     assert classifier.running.sums[2] == averaged * 16
 
 
 @given(st.integers(4, 100000), st.lists(st.floats(0.01, 0.99), max_size=4).map(sorted))
-def test_the_learning_rate_drops_after_each_share(steps: int, milestones: list[float]) -> None:
-    found = recipe(steps=steps, milestones=milestones)
-    drops = [round(share * steps) for share in milestones]
+def test_the_learning_rate_drops_at_each_milestone(steps: int, milestones: list[float]) -> None:
+    schedule = recipe(steps=steps, milestones=milestones)
+    drops = [round(fraction * steps) for fraction in milestones]
     for step in {0, steps // 3, steps // 2, steps - 1, *drops}:
-        assert found.lr_factor(step, steps) == pytest.approx(0.1 ** sum(step >= drop for drop in drops))
+        assert schedule.lr_factor(step, steps) == pytest.approx(0.1 ** sum(step >= drop for drop in drops))
 
 
 def test_he2015_drops_at_32k_and_48k() -> None:
-    found = recipe(steps=64000)
-    assert [found.lr_factor(step, 64000) for step in (0, 31999, 32000, 47999, 48000, 63999)] == pytest.approx(
+    schedule = recipe(steps=64000)
+    assert [schedule.lr_factor(step, 64000) for step in (0, 31999, 32000, 47999, 48000, 63999)] == pytest.approx(
         [1, 1, 0.1, 0.1, 0.01, 0.01]
     )
 
 
-def test_warmup_lasts_until_the_error_is_small_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warmup_lasts_until_the_error_is_low_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("plainres.training.classifier.WARMUP_WINDOW", 4)
-    # every error is below 101 %: the warm-up ends at the first look
+    # every error is below 101 %, so the warm-up ends after its first window
     _, rows = fit(recipe(steps=8, warmup_lr=0.01, warmup_until=101, milestones=[]))
     assert [row["lr"] for row in rows] == pytest.approx([0.01, 0.1])
     classifier, rows = fit(recipe(steps=8, warmup_lr=0.01, warmup_until=0, milestones=[]))
@@ -83,9 +83,9 @@ def test_warmup_lasts_until_the_error_is_small_enough(monkeypatch: pytest.Monkey
 
 def test_warmup_measures_the_error_of_its_window(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("plainres.training.classifier.WARMUP_WINDOW", 4)
-    plain, rows = fit(recipe(steps=4, lr=0.01, milestones=[]))
+    reference, rows = fit(recipe(steps=4, lr=0.01, milestones=[]))
     error = rows[0]["train/error"]
-    assert not plain.warming_up
+    assert not reference.warming_up
     for threshold, warming_up in ((error, True), (error + 0.01, False)):
         classifier, _ = fit(recipe(steps=5, warmup_lr=0.01, warmup_until=threshold, milestones=[]))
         assert classifier.warming_up is warming_up
@@ -112,21 +112,21 @@ def test_the_warmup_is_part_of_a_checkpoint() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(0, 1000))
-def test_loss_and_error_over_batches_are_those_of_all_images(sizes: list[int], seed: int) -> None:
+def test_loss_and_error_over_batches_equal_those_over_all_images(sizes: list[int], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(sum(sizes), 4, generator=generator)
     targets = torch.randint(4, (sum(sizes),), generator=generator)
     measure = LossAndError()
-    for some, their in zip(logits.split(sizes), targets.split(sizes), strict=True):
+    for batch_logits, batch_targets in zip(logits.split(sizes), targets.split(sizes), strict=True):
         sums = torch.zeros(3, dtype=torch.float64)
-        count(sums, F.cross_entropy(some, their), some, their)
+        count(sums, F.cross_entropy(batch_logits, batch_targets), batch_logits, batch_targets)
         measure.update(sums)
-    found = measure.values("x")
-    assert found["x/loss"] == pytest.approx(F.cross_entropy(logits, targets).item(), rel=1e-5)
-    assert found["x/error"] == 100 * (logits.argmax(1) != targets).sum().item() / len(targets)
+    values = measure.values("x")
+    assert values["x/loss"] == pytest.approx(F.cross_entropy(logits, targets).item(), rel=1e-5)
+    assert values["x/error"] == 100 * (logits.argmax(1) != targets).sum().item() / len(targets)
 
 
-def test_a_step_is_that_of_sgd_with_momentum_and_weight_decay_on_everything() -> None:
+def test_a_step_is_sgd_with_weight_decay_on_all_parameters() -> None:
     classifier, _ = fit(recipe(steps=1, milestones=[]), train=16)
     trained = dict(classifier.network.named_parameters())
     torch.manual_seed(0)
@@ -162,6 +162,6 @@ def _data() -> ImageBatches:
         ({"milestones": [32000.0]}, "fractions of the steps"),
     ],
 )
-def test_a_recipe_out_of_range(changes: dict[str, Any], message: str) -> None:
+def test_recipe_values_out_of_range_are_rejected(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         recipe(**changes)

@@ -1,4 +1,4 @@
-"""torch.compile: when it pays, that it changes nothing but roundings, and what becomes of a run if it fails."""
+"""torch.compile: when it pays, its effect on rounding, and runs whose compilation fails."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ def on_cpu(compile: Any = "auto", **changes: Any) -> dict[str, Any]:
 
 
 @needs_compiler
-def test_a_compiled_run_is_the_run_to_rounding_and_to_the_last_bit_if_it_is_killed(tmp_path: Path) -> None:
+def test_a_compiled_run_equals_the_eager_run_to_rounding_and_resumes_bit_exactly(tmp_path: Path) -> None:
     eager = digits(tmp_path / "eager", 10**6)
     train(eager)
     trainer = replace(eager.config.trainer, compile=True)
@@ -49,45 +49,45 @@ def test_a_compiled_run_is_the_run_to_rounding_and_to_the_last_bit_if_it_is_kill
     assert run.curve()[0] == pytest.approx(eager.curve()[0], rel=1e-2)
 
 
-def test_it_is_the_length_of_a_run_that_decides(make_config: Make) -> None:
+def test_the_length_of_a_run_decides_whether_compilation_pays(make_config: Make) -> None:
     config = make_config(trainer=on_cpu(threads=4))
     steps = round(4 * PAYS_FROM / (6 * 1000 * config.optim.batch_size))  # of a network of 1,000 multiply-adds
     assert pays(config, 1000, steps + 1)
     assert not pays(config, 1000, steps - 1)
-    others = ({"devices": 2}, {"accelerator": "gpu"}, {"threads": 8})
-    assert not any(pays(make_config(trainer=on_cpu(**other)), 1000, steps + 1) for other in others)
+    unsupported = ({"devices": 2}, {"accelerator": "gpu"}, {"threads": 8})
+    assert not any(pays(make_config(trainer=on_cpu(**changes)), 1000, steps + 1) for changes in unsupported)
 
 
 @pytest.mark.parametrize(
     ("options", "images", "expected"),
     [
-        (["optim=digits", "model.depth=56", "model.width=8"], 1500, False),  # the longest of experiment=digits
+        (["optim=digits", "model.depth=56", "model.width=8"], 1500, False),  # the longest run of experiment=digits
         (["optim=cifar10_quick", "data=cifar10", "model.depth=56", "model.width=8"], 5000, False),
         (["optim=he2015", "data=cifar10", "model.depth=20"], 50_000, True),
     ],
 )
-def test_studies_of_minutes_are_not_compiled(options: list[str], images: int, expected: bool) -> None:
+def test_short_studies_are_not_compiled(options: list[str], images: int, expected: bool) -> None:
     (config,) = compose(options)
     multiply_adds = description_of(config, source_of(config)).multiply_adds
     steps = config.optim.length(images // config.optim.batch_size)
     assert pays(config, multiply_adds, steps) is expected
 
 
-def eager_under_the_name_of_compiled(forward: Forward, *, dynamic: bool) -> Forward:
+def no_op_compiler(forward: Forward, *, dynamic: bool) -> Forward:
     assert not dynamic
     return forward
 
 
-def broken(forward: Forward, *, dynamic: bool) -> Forward:
+def broken_compiler(forward: Forward, *, dynamic: bool) -> Forward:
     def fail(images: Tensor) -> Tensor:
-        forward(images)  # which changes the statistics of batch normalisation
+        forward(images)  # changes the statistics of batch normalisation
         raise RuntimeError("No working C++ compiler found\nand more")
 
     return fail
 
 
-@pytest.mark.parametrize("compiler", [eager_under_the_name_of_compiled, broken])
-def test_compiling_leaves_nothing_behind(
+@pytest.mark.parametrize("compiler", [no_op_compiler, broken_compiler])
+def test_compilation_does_not_change_the_result(
     make_config: Make,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -100,25 +100,28 @@ def test_compiling_leaves_nothing_behind(
     monkeypatch.setattr(compilation, "PAYS_FROM", 0)
     run = Run.of(make_config(shortcut="dropout", runs=str(tmp_path / "long")))
     train(run)
-    said = capsys.readouterr().err
-    assert "a long run: torch.compile compiles the network" in said
-    compiled = compiler is not broken
-    told = "compiled in" if compiled else "fails here: RuntimeError: No working C++ compiler found; the run goes on"
-    assert told in said
+    err = capsys.readouterr().err
+    assert "compiling the network with torch.compile (a long run)" in err
+    compiled = compiler is not broken_compiler
+    failure = "torch.compile failed (RuntimeError: No working C++ compiler found); training without it"
+    assert ("compiled in" if compiled else failure) in err
     assert run.result["compile"] is compiled
     assert run.result["weights_sha256"] == alone.result["weights_sha256"]
     assert run.curve() == alone.curve()
 
 
-def test_what_was_asked_for_and_fails_is_told(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", broken)
+def test_a_failed_compilation_that_was_requested_is_an_error(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", broken_compiler)
     run = Run.of(make_config(trainer=on_cpu(True)))
-    with pytest.raises(InputError, match=r"No working C\+\+ compiler found; trainer.compile=false trains without it"):
+    message = r"No working C\+\+ compiler found\); use trainer.compile=false to train without it"
+    with pytest.raises(InputError, match=message):
         train(run)
     assert not run.failure
 
 
-def test_without_a_compiler_nothing_is_compiled(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compilation_that_was_requested_needs_a_compiler(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config(trainer=on_cpu(True))
     monkeypatch.setenv("PATH", "")
     with pytest.raises(InputError, match=r"trainer.compile=true needs a C\+\+ compiler"):
@@ -127,23 +130,23 @@ def test_without_a_compiler_nothing_is_compiled(make_config: Make, monkeypatch: 
 
 
 @pytest.mark.parametrize("value", ["maybe", 1, None])
-def test_other_wishes_are_refused(value: Any) -> None:
+def test_invalid_values_of_compile_are_rejected(value: Any) -> None:
     with pytest.raises(InputError, match=r"trainer.compile is .*; it must be true, false or auto"):
         Devices(**on_cpu(value))
 
 
 @needs_compiler
-def test_ctrl_c_while_it_compiles(tmp_path: Path) -> None:
-    """The compiler gets the signal, too; that is no failure of the run."""
+def test_ctrl_c_during_compilation(tmp_path: Path) -> None:
+    """The compiler receives the signal, too, which does not count as a failure of the run."""
     options = ["data=synthetic", "model.depth=14", "model.width=8", "optim.epochs=null", "optim.steps=1000000000"]
     command = [PLAINRES, "train", *options, f"runs={tmp_path}"]
     with forking.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stderr is not None
-        assert "a long run: torch.compile" in process.stderr.readline()
+        assert "compiling the network with torch.compile (a long run)" in process.stderr.readline()
         os.killpg(process.pid, signal.SIGINT)
-        said = process.stderr.read()
+        err = process.stderr.read()
     assert process.returncode == 130
-    assert said.splitlines()[-1] == "plainres: stopped at once; run the same command again to resume"
-    assert "Traceback" not in said
+    assert err.splitlines()[-1] == "plainres: stopped at once; run the same command again to resume"
+    assert "Traceback" not in err
     (folder,) = tmp_path.glob("default/*")
     assert not Run.read(folder).failure

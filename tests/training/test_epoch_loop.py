@@ -1,4 +1,4 @@
-"""The inner loop of training: Lightning's own does the same, and a step can be captured."""
+"""Inner training loop: equivalence with Lightning's own, and captured steps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +24,7 @@ Change = Callable[[pl.Trainer], None]
 def fitted(
     change: Change, *, capturable: bool = False, steps: int = 10, shortcut: ShortcutFactory = Dropout
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """All state and all rows of a run of two and a half epochs, with augmentation."""
+    """Return the state and the rows after two and a half epochs with augmentation."""
     source = Synthetic([1, 8, 8], 10, 70, 30, 2, True)
     optim = recipe(steps=steps)
     data = ImageBatches(source.load(), source, optim.batch_size, 0)
@@ -49,18 +49,18 @@ def with_capture(capture: Callable[[Replay], Replay] | None) -> Change:
     return change
 
 
-def assert_equal(one: dict[str, Any], other: dict[str, Any]) -> None:
-    assert one.keys() == other.keys()
-    for key, value in one.items():
-        assert torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else value == other[key], key
+def assert_equal(actual: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert actual.keys() == expected.keys()
+    for key, value in actual.items():
+        assert torch.equal(value, expected[key]) if isinstance(value, torch.Tensor) else value == expected[key], key
 
 
-def test_the_loop_does_what_lightnings_own_does() -> None:
-    own, own_rows = fitted(lambda trainer: None)
+def test_the_loop_is_equivalent_to_lightnings_own() -> None:
+    lightning, lightning_rows = fitted(lambda trainer: None)
     ours, our_rows = fitted(with_capture(None))
-    loops, our_loops = own.pop("loops"), ours.pop("loops")
-    assert_equal(own, ours)
-    assert own_rows == our_rows
+    loops, our_loops = lightning.pop("loops"), ours.pop("loops")
+    assert_equal(lightning, ours)
+    assert lightning_rows == our_rows
     assert loops.keys() == our_loops.keys()
     for key, value in loops.items():
         if "scheduler" not in key:
@@ -68,7 +68,7 @@ def test_the_loop_does_what_lightnings_own_does() -> None:
 
 
 @pytest.mark.parametrize("name", SHORTCUTS)
-def test_a_captured_step_is_the_step(name: str) -> None:
+def test_a_captured_step_equals_the_eager_step(name: str) -> None:
     recorder = Recorder()
     eager, eager_rows = fitted(with_capture(None), capturable=True, shortcut=SHORTCUTS[name])
     captured, rows = fitted(with_capture(recorder), capturable=True, shortcut=SHORTCUTS[name])
@@ -77,24 +77,24 @@ def test_a_captured_step_is_the_step(name: str) -> None:
     assert eager_rows == rows
 
 
-def test_images_that_do_not_fit_on_the_device_are_made_batches_outside_of_the_captured_step(
+def test_batches_are_made_outside_the_captured_step_if_the_images_do_not_fit_on_the_device(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    near, near_rows = fitted(with_capture(None), capturable=True)
+    on_device, on_device_rows = fitted(with_capture(None), capturable=True)
     monkeypatch.setattr(batches, "_fits", lambda images, device: False)
-    made, recorder = [], Recorder()
+    sizes, recorder = [], Recorder()
     augmented = batches.DeviceImages.augmented
 
-    def noted(self: batches.DeviceImages, index: torch.Tensor, random: torch.Tensor) -> batches.Batch:
-        made.append(len(index))
+    def recorded(self: batches.DeviceImages, index: torch.Tensor, random: torch.Tensor) -> batches.Batch:
+        sizes.append(len(index))
         return augmented(self, index, random)
 
-    monkeypatch.setattr(batches.DeviceImages, "augmented", noted)
-    far, far_rows = fitted(with_capture(recorder), capturable=True)
+    monkeypatch.setattr(batches.DeviceImages, "augmented", recorded)
+    on_host, on_host_rows = fitted(with_capture(recorder), capturable=True)
     assert len(recorder.graphs) == 1
-    assert len(made) == 10  # one for each step
-    assert_equal(near, far)
-    assert near_rows == far_rows
+    assert len(sizes) == 10  # one for each step
+    assert_equal(on_device, on_host)
+    assert on_device_rows == on_host_rows
 
 
 def test_the_first_steps_are_not_captured() -> None:
@@ -111,31 +111,31 @@ def test_the_first_steps_are_not_captured() -> None:
 
 
 @pytest.mark.parametrize("captured", [True, False])
-def test_a_run_goes_on_with_the_optimizer_of_its_own_device(captured: bool) -> None:
-    """What a checkpoint says of how the optimizer works is of where it was saved."""
-    seen = []
+def test_a_resumed_run_configures_the_optimizer_for_its_own_device(captured: bool) -> None:
+    """A checkpoint contains the optimizer's options for the device on which it was saved."""
+    options = []
 
-    class Elsewhere(pl.Callback):
+    class RestoredOptions(pl.Callback):
         def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             trainer.optimizers[0].param_groups[0] |= {"fused": not captured, "lr": torch.tensor(7.0)}
 
         def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
             group = trainer.optimizers[0].param_groups[0]
-            seen.append((group["fused"], isinstance(group["lr"], torch.Tensor), float(group["lr"])))
+            options.append((group["fused"], isinstance(group["lr"], torch.Tensor), float(group["lr"])))
 
     def change(trainer: pl.Trainer) -> None:
         with_capture(None)(trainer)
-        trainer.callbacks.append(Elsewhere())  # pyright: ignore[reportAttributeAccessIssue]
+        trainer.callbacks.append(RestoredOptions())  # pyright: ignore[reportAttributeAccessIssue]
 
     fitted(change, capturable=captured, steps=2)
-    assert seen == [(captured or None, captured, pytest.approx(lr)) for lr in (0.1, 0.01)]
+    assert options == [(captured or None, captured, pytest.approx(lr)) for lr in (0.1, 0.01)]
 
 
-def test_an_optimizer_that_is_captured_reads_its_learning_rate_from_a_tensor() -> None:
-    plain, rows = fitted(with_capture(None))
-    captured, captured_rows = fitted(with_capture(None), capturable=True)
-    assert [row["lr"] for row in rows] == [row["lr"] for row in captured_rows]
-    for key, value in plain.items():
+def test_a_capturable_optimizer_reads_its_learning_rate_from_a_tensor() -> None:
+    eager, rows = fitted(with_capture(None))
+    capturable, capturable_rows = fitted(with_capture(None), capturable=True)
+    assert [row["lr"] for row in rows] == [row["lr"] for row in capturable_rows]
+    for key, value in eager.items():
         if isinstance(value, torch.Tensor):
-            torch.testing.assert_close(value, captured[key], msg=key)
-    assert rows[-1]["train/loss"] == pytest.approx(captured_rows[-1]["train/loss"], rel=1e-4)
+            torch.testing.assert_close(value, capturable[key], msg=key)
+    assert rows[-1]["train/loss"] == pytest.approx(capturable_rows[-1]["train/loss"], rel=1e-4)

@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped, damaged, out of room, or moved to another number of devices."""
+"""Runs that are killed, stopped or damaged, run out of disk space, or resume with another world size."""
 
 import json
 import os
@@ -34,21 +34,21 @@ LONG = ["train", "data=synthetic", "data.train=640", "model.depth=8", "model.wid
 
 
 @pytest.mark.parametrize("every_n_steps", [1, 2, 30])
-def test_killed_at_random_moments_a_run_ends_as_if_it_had_not_been(tmp_path: Path, every_n_steps: int) -> None:
+def test_a_run_killed_at_random_moments_has_the_same_result(tmp_path: Path, every_n_steps: int) -> None:
     whole = digits(tmp_path / "whole", 10**6, seed=every_n_steps)
     train(whole)
-    choose = random.Random(every_n_steps)
+    generator = random.Random(every_n_steps)
     kills, trials = 0, 0
     while kills < 4:
         trials += 1
         run = elsewhere(whole, tmp_path / str(trials), every_n_steps)
-        kills += kill_in_one_process(run, iter([choose.uniform(0, 1.2) for _ in range(3)]))
+        kills += kill_in_one_process(run, iter([generator.uniform(0, 1.2) for _ in range(3)]))
         assert ending(run) == ending(whole)
         assert [row["epoch"] for row in run.curve()] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("shortcut", ["dropout", "stochastic_depth"])
-def test_what_a_shortcut_draws_is_the_same_after_a_resume(tmp_path: Path, shortcut: str) -> None:
+def test_a_shortcuts_random_numbers_are_the_same_after_resuming(tmp_path: Path, shortcut: str) -> None:
     whole = digits(tmp_path / "whole", 10**6, shortcut=shortcut)
     train(whole)
     run = elsewhere(whole, tmp_path / "killed", 7)
@@ -57,18 +57,18 @@ def test_what_a_shortcut_draws_is_the_same_after_a_resume(tmp_path: Path, shortc
 
 
 @pytest.mark.parametrize("shortcut", ["dropout", "stochastic_depth"])
-def test_what_a_shortcut_draws_is_the_same_on_two_processes(make_config: Make, tmp_path: Path, shortcut: str) -> None:
+def test_a_shortcuts_random_numbers_are_the_same_on_two_ranks(make_config: Make, tmp_path: Path, shortcut: str) -> None:
     alone = Run.of(make_config(shortcut=shortcut, precision="64-true", optim={"batch_size": 20}))
     train(alone)
     trainer = Devices(accelerator="cpu", devices=2, threads=1, sync_batch_norm=True)
-    both = Run.of(replace(alone.config, runs=str(tmp_path / "both"), trainer=trainer))
-    forking.call(launch, both)
-    states = [torch.load(run.checkpoints / "step-000000010.ckpt", weights_only=True) for run in (alone, both)]
+    ddp = Run.of(replace(alone.config, runs=str(tmp_path / "ddp"), trainer=trainer))
+    forking.call(launch, ddp)
+    states = [torch.load(run.checkpoints / "step-000000010.ckpt", weights_only=True) for run in (alone, ddp)]
     for key, tensor in states[0]["state_dict"].items():
         torch.testing.assert_close(tensor, states[1]["state_dict"][key], atol=1e-9, rtol=0)
 
 
-def test_one_of_two_processes_is_killed_then_both(tmp_path: Path) -> None:
+def test_one_of_two_ranks_is_killed_then_both(tmp_path: Path) -> None:
     whole = digits(tmp_path / "whole", 10**6, devices=2)
     forking.call(launch, whole)
     run = elsewhere(whole, tmp_path / "killed", 1)
@@ -83,7 +83,7 @@ def test_one_of_two_processes_is_killed_then_both(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not CIFAR10.exists(), reason=f"no CIFAR-10 at {CIFAR10}; PLAINRES_CIFAR10 names a folder")
-def test_real_images_with_augmentation_killed_in_mid_epoch(tmp_path: Path) -> None:
+def test_a_run_on_real_images_with_augmentation_is_killed_within_an_epoch(tmp_path: Path) -> None:
     from plainres.config.compose import compose
 
     options = ["data=cifar10", f"data.path={CIFAR10}", "data.train_per_class=200", "data.test_per_class=10"]
@@ -101,7 +101,7 @@ def test_real_images_with_augmentation_killed_in_mid_epoch(tmp_path: Path) -> No
 def _started(
     tmp_path: Path, *options: str, start: Callable[..., subprocess.Popen[str]] = forking.Popen
 ) -> Iterator[tuple[subprocess.Popen[str], Callable[[], Run]]]:
-    """A run in a process of its own, that has begun to train; how to find it."""
+    """Yield a process that has trained two epochs of a run, and a function that reads the run."""
     process = start(
         [PLAINRES, *LONG, f"runs={tmp_path / 'runs'}", *options],
         cwd=tmp_path,
@@ -110,12 +110,12 @@ def _started(
         text=True,
     )
     try:
-        end = time.monotonic() + 60
-        while not (found := list(tmp_path.glob("runs/*/*/metrics.csv"))) or len(found[0].read_text().splitlines()) < 3:
+        deadline = time.monotonic() + 60
+        while not (files := list(tmp_path.glob("runs/*/*/metrics.csv"))) or len(files[0].read_text().splitlines()) < 3:
             assert process.poll() is None, process.communicate()
-            assert time.monotonic() < end, "waited in vain"
+            assert time.monotonic() < deadline, "no second epoch within 60 s"
             time.sleep(0.05)
-        folder = found[0].parent
+        folder = files[0].parent
         yield process, lambda: Run.read(folder)
     finally:
         process.kill()
@@ -126,14 +126,16 @@ def _started(
     ("number", "devices"),
     [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGUSR1, 1), (signal.SIGTERM, 2), (signal.SIGINT, 2)],
 )
-def test_a_signal_saves_the_run_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals, devices: int) -> None:
+def test_a_signal_saves_the_run_and_explains_how_to_resume(
+    tmp_path: Path, number: signal.Signals, devices: int
+) -> None:
     start = subprocess.Popen if number == signal.SIGTERM else forking.Popen
     with _started(tmp_path, f"trainer.devices={devices}", start=start) as (process, run):
         process.send_signal(number)
-        _, said = process.communicate(timeout=40)
-        assert process.returncode == 128 + number, said
-        assert "; run the same command again to resume" in said.splitlines()[-1]
-        assert "Traceback" not in said
+        _, err = process.communicate(timeout=40)
+        assert process.returncode == 128 + number, err
+        assert "; run the same command again to resume" in err.splitlines()[-1]
+        assert "Traceback" not in err
         step = run().step
         assert step > 0
         assert run().curve()[-1]["step"] <= step
@@ -141,19 +143,19 @@ def test_a_signal_saves_the_run_and_says_how_to_go_on(tmp_path: Path, number: si
         assert not run().failure
 
 
-def test_a_signal_to_one_process_of_two_stops_both(tmp_path: Path) -> None:
+def test_a_signal_to_one_of_two_ranks_stops_both(tmp_path: Path) -> None:
     from kills import processes_of
 
     with _started(tmp_path, "trainer.devices=2") as (process, run):
-        before = time.time()
+        signalled_at = time.time()
         ranks = [number for number, module in processes_of(run()).items() if module == "plainres.launch.worker"]
         os.kill(max(ranks), signal.SIGTERM)
-        _, said = process.communicate(timeout=40)
-        assert process.returncode == 128 + signal.SIGTERM, said
-        assert next(run().checkpoints.iterdir()).stat().st_mtime > before
+        _, err = process.communicate(timeout=40)
+        assert process.returncode == 128 + signal.SIGTERM, err
+        assert next(run().checkpoints.iterdir()).stat().st_mtime > signalled_at
 
 
-def test_two_processes_never_train_one_run(tmp_path: Path) -> None:
+def test_a_run_is_never_trained_twice_at_once(tmp_path: Path) -> None:
     with _started(tmp_path) as (process, run):
         other = forking.run([PLAINRES, *LONG, "runs=runs"], cwd=tmp_path)
         assert other.returncode == 2
@@ -166,25 +168,27 @@ def test_two_processes_never_train_one_run(tmp_path: Path) -> None:
             pass
 
 
-def test_a_run_that_diverged_is_named_and_left_alone(
+def test_a_diverged_run_is_reported_and_not_trained_again(
     make_config: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    # a first epoch without harm, then weights beyond all numbers
+    # the warm-up keeps the first epoch harmless; then the weights overflow
     run = Run.of(make_config(optim={"lr": 1e18, "warmup_lr": 1e-9, "warmup_until": 100.0, "epochs": 100}))
     run.config.checkpoint.every_n_steps = 50
     with pytest.raises(RunFailedError) as failure:
         train(run)
-    said = str(failure.value)
-    step = int(said.split("after step ")[1].split(",", maxsplit=1)[0])
+    message = str(failure.value)
+    step = int(message.split("after step ")[1].split(",", maxsplit=1)[0])
     assert step > 100
-    assert "with a learning rate of 1e+18" in said
-    assert said.endswith("last good checkpoint: step-000000100.ckpt")
+    assert "with a learning rate of 1e+18" in message
+    assert message.endswith("last good checkpoint: step-000000100.ckpt")
     assert torch.load(run.checkpoints / "step-000000100.ckpt", weights_only=True)["global_step"] == 100
-    assert run.failure == said
+    assert run.failure == message
     options = ["train", "data=synthetic", "model.depth=8", "model.width=4", "optim.lr=1e30", f"runs={tmp_path / 'cli'}"]
     assert main(options) == 1
     first = capfd.readouterr().err.splitlines()[-1]
-    assert first.startswith("plainres: the training loss or a weight is no finite number after step ")
+    assert first.startswith(
+        "plainres: the run has diverged: the training loss or a weight is NaN or infinite after step "
+    )
     assert main(options) == 1
     again = capfd.readouterr().err
     assert again.count("\n") == 1
@@ -198,23 +202,23 @@ class Hostile:
         return os.system, (f"touch {os.environ['HOSTILE']}",)
 
 
-def test_a_checkpoint_with_code_is_refused_and_its_code_not_run(
+def test_a_checkpoint_with_code_is_skipped_and_its_code_not_run(
     make_config: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOSTILE", str(tmp_path / "harm"))
     run = Run.of(make_config())
     train(run)
-    wanted = ending(run)
+    expected = ending(run)
     (run.folder / "result.json").unlink()
     state = torch.load(run.checkpoints / "step-000000006.ckpt", weights_only=True)
     torch.save(state | {"hostile": Hostile()}, run.checkpoints / "step-000000007.ckpt")
     train(run)
     assert "step-000000007.ckpt: it is damaged, or not a checkpoint of plainres" in capfd.readouterr().err
     assert not (tmp_path / "harm").exists()
-    assert ending(run) == wanted
+    assert ending(run) == expected
 
 
-def test_a_checkpoint_of_another_run_is_not_continued(make_config: Make) -> None:
+def test_a_checkpoint_of_another_run_is_rejected(make_config: Make) -> None:
     run, other = Run.of(make_config()), Run.of(make_config(seed=1))
     train(other)
     run.prepare()
@@ -248,17 +252,17 @@ def test_a_full_disk(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         filler = small / "filler"
         size = (whole.checkpoints / "step-000000075.ckpt").stat().st_size
         disk = os.statvfs(small)
-        filler.write_bytes(bytes(disk.f_bavail * disk.f_bsize - 3 * size // 2))  # room for one checkpoint, not for two
+        filler.write_bytes(bytes(disk.f_bavail * disk.f_bsize - 3 * size // 2))  # space for one checkpoint, not for two
         command = [
             *["train", "model.depth=8", "model.width=4", "optim.epochs=3", "optim.batch_size=60", f"runs={small}"],
             *["checkpoint.every_n_steps=5"],
         ]
         assert main(command) == 1
-        said = capfd.readouterr().err
-        assert "cannot write the checkpoint (No space left on device)" in said.splitlines()[-1]
-        assert "Traceback" not in said
+        err = capfd.readouterr().err
+        assert "cannot write the checkpoint (No space left on device)" in err.splitlines()[-1]
+        assert "Traceback" not in err
         kept = run.step
-        assert f"step-{kept:09d}.ckpt is intact: make room and repeat" in said
+        assert f"step-{kept:09d}.ckpt is intact; free some space and run the same command again to resume" in err
         assert not list(run.checkpoints.glob("*.tmp-*"))
         assert torch.load(run.checkpoints / f"step-{kept:09d}.ckpt", weights_only=True)["global_step"] == kept > 0
         assert not run.failure
@@ -269,10 +273,10 @@ def test_a_full_disk(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         subprocess.run(["umount", small], check=True)
 
 
-def test_on_two_then_one_then_two_then_four_processes(
+def test_a_run_resumes_with_world_sizes_two_one_two_and_four(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The images of every global batch are those of one process; so are the weights, with synchronised statistics."""
+    """Batches are the same as with one process and, with synchronised batch statistics, so are the weights."""
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
     config = make_config(precision="64-true", optim={"epochs": 4, "batch_size": 20, "warmup_lr": 0.01})
     config.model["_target_"] = "support.recording.Recording"
@@ -294,23 +298,23 @@ def test_on_two_then_one_then_two_then_four_processes(
             forking.call(launch, Run(replace(run.config, trainer=trainer), run.folder))
         ranks = [recorded(f"part{part}-{rank}") for rank in range(devices)]
         batches += [[pixel for line in lines for pixel in line.split()[2:]] for lines in zip(*ranks, strict=True)]
-    wanted = [line.split()[2:] for line in recorded("alone-0")]
-    assert batches == wanted
+    expected = [line.split()[2:] for line in recorded("alone-0")]
+    assert batches == expected
     images = source_of(config).load().train.images[:, 0, 0, 0].float()
-    seen = torch.tensor([[float(pixel) for pixel in batch] for batch in wanted])
-    for step, batch in enumerate(seen):
-        shown = images[order(config.seed, step // 5, 100)[step % 5 * 20 :][:20]]
-        assert torch.corrcoef(torch.stack([batch, shown]))[0, 1] > 0.999999
+    pixels = torch.tensor([[float(pixel) for pixel in batch] for batch in expected])
+    for step, batch in enumerate(pixels):
+        raw = images[order(config.seed, step // 5, 100)[step % 5 * 20 :][:20]]
+        assert torch.corrcoef(torch.stack([batch, raw]))[0, 1] > 0.999999
     states = [torch.load(each.checkpoints / "step-000000020.ckpt", weights_only=True) for each in (run, alone)]
     for key, tensor in states[0]["state_dict"].items():
         torch.testing.assert_close(tensor, states[1]["state_dict"][key], atol=1e-9, rtol=0)
     assert [attempt["devices"] for attempt in run.result["attempts"]] == [2, 1, 2, 4]
-    for mine, theirs in zip(run.curve(), alone.curve(), strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-9)
+    for row, expected_row in zip(run.curve(), alone.curve(), strict=True):
+        assert row == pytest.approx(expected_row, rel=1e-9)
     assert json.loads((run.folder / "result.json").read_text())["devices"] == 4
 
 
-def test_checkpoints_that_cannot_be_read_do_not_outlive_new_ones(
+def test_unreadable_checkpoints_are_removed_when_a_new_one_is_saved(
     make_config: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Run.of(make_config())

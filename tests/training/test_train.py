@@ -1,4 +1,4 @@
-"""Runs from their configuration to their record, in this process, in others, on two devices."""
+"""Training of a run from its configuration to its result: in this process, in other processes, on two devices."""
 
 import json
 import subprocess
@@ -41,7 +41,7 @@ def weights(run: Run) -> str:
     return Run(run.config, run.folder).result["weights_sha256"]
 
 
-def test_the_record(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_result(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
     run = trained(make_config(shortcut="projection", depth=14, seed=3))
     result = run.result
     assert (result["shortcut"], result["depth"], result["width"], result["seed"]) == ("projection", 14, 4, 3)
@@ -62,12 +62,12 @@ def test_the_record(make_config: Make, capfd: pytest.CaptureFixture[str]) -> Non
     assert "6/6" in capfd.readouterr().err
 
 
-def test_in_bf16_losses_and_errors_are_those_of_float32_logits(make_config: Make) -> None:
-    """bfloat16 has 8 bits: its log_softmax is off in the third digit, and its ties decide argmax."""
+def test_bf16_losses_and_errors_are_computed_from_float32_logits(make_config: Make) -> None:
+    """With 8 bits, bfloat16 is wrong in the third digit of log_softmax, and argmax depends on ties."""
     run = trained(make_config(precision="bf16-mixed", data={**DIGITS}, optim={"batch_size": 64, "epochs": 1}))
     predictions = evaluate(trained_network(run), run.config)
     assert predictions.logits.dtype == torch.float32
-    assert all(row.unique().numel() == 10 for row in predictions.logits)  # no ties, as bfloat16 has
+    assert all(row.unique().numel() == 10 for row in predictions.logits)  # no ties, unlike bfloat16
     assert any(row.unique().numel() < 10 for row in predictions.logits.bfloat16())
     loss, error = predictions.losses.double().mean().item(), 100 * predictions.wrong.double().mean().item()
     assert run.result["test_loss"] == pytest.approx(loss, rel=1e-6)
@@ -76,7 +76,7 @@ def test_in_bf16_losses_and_errors_are_those_of_float32_logits(make_config: Make
     assert coarse != pytest.approx(loss, rel=1e-6)
 
 
-def test_the_training_loss_is_that_of_float32_logits() -> None:
+def test_the_training_loss_is_computed_from_float32_logits() -> None:
     logits = torch.randn(64, 10).bfloat16()
     targets = torch.arange(64) % 10
     with torch.autocast("cpu", torch.bfloat16):
@@ -87,7 +87,7 @@ def test_the_training_loss_is_that_of_float32_logits() -> None:
     assert full_precision(double) is double
 
 
-def test_the_final_evaluation_is_of_the_final_weights_on_every_image(make_config: Make) -> None:
+def test_the_final_evaluation_uses_the_final_weights_and_every_image(make_config: Make) -> None:
     run = trained(make_config())
     source = source_of(run.config)
     images, network = source.load(), network_of(run.config, source)
@@ -99,12 +99,12 @@ def test_the_final_evaluation_is_of_the_final_weights_on_every_image(make_config
         assert run.result[error] == 100 * (logits.argmax(1) != split.targets).sum().item() / len(split)
 
 
-def test_one_configuration_gives_one_result_wherever_it_is_trained(make_config: Make, tmp_path: Path) -> None:
-    """Alone, after others in one process, in a process of a pool, in one of its own; memory, time and place aside."""
+def test_the_result_does_not_depend_on_the_process(make_config: Make, tmp_path: Path) -> None:
+    """Weights and curves are the same alone, after other runs, in a pool's process and in a fresh process."""
     config = make_config(depth=14, seed=5)
     alone = weights(trained(config))
     trained(make_config(shortcut="plain", depth=8, seed=1, runs=str(tmp_path / "others")))
-    torch.rand(17)  # and whatever else a process has done
+    torch.rand(17)  # stands for anything else the process has done
     after_others = trained(make_config(depth=14, seed=5, runs=str(tmp_path / "after")))
     fresh, pooled = (Run.of(make_config(depth=14, seed=5, runs=str(tmp_path / name))) for name in ("fresh", "pooled"))
     fresh.prepare()
@@ -121,19 +121,19 @@ def test_one_configuration_gives_one_result_wherever_it_is_trained(make_config: 
 
 
 @pytest.mark.parametrize("accelerator", ["cpu", "gpu"])
-def test_a_graph_is_for_one_gpu(accelerator: str) -> None:
+def test_cuda_graphs_need_a_single_gpu(accelerator: str) -> None:
     with pytest.raises(InputError, match=r"trainer\.cuda_graph=true is for one GPU"):
         Devices(accelerator=accelerator, devices=2, threads=1, cuda_graph=True)
 
 
-def test_training_draws_nothing_from_global_state(make_config: Make) -> None:
+def test_training_does_not_change_the_global_random_state(make_config: Make) -> None:
     torch.manual_seed(0)
-    before = torch.get_rng_state()
+    state = torch.get_rng_state()
     trained(make_config(shortcut="projection_all"))
-    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(state, torch.get_rng_state())
 
 
-def test_an_interrupted_run_goes_on_from_its_newest_checkpoint(make_config: Make, tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_from_its_newest_checkpoint(make_config: Make, tmp_path: Path) -> None:
     config = make_config(optim={"epochs": 4})
     config.checkpoint.every_n_steps = 7
     whole = trained(config)
@@ -141,7 +141,7 @@ def test_an_interrupted_run_goes_on_from_its_newest_checkpoint(make_config: Make
     interrupted = Run.of(make_config(optim={"epochs": 4}, runs=str(tmp_path / "interrupted")))
     interrupted.prepare()
     (whole.checkpoints / "step-000000007.ckpt").rename(interrupted.checkpoints / "step-000000007.ckpt")
-    # what the killed process had written: an epoch more than its checkpoint, and half of a row
+    # the killed process had written one epoch more than its checkpoint, and half of a row
     (interrupted.folder / "metrics.csv").write_text((whole.folder / "metrics.csv").read_text() + "5,15,0.")
     train(interrupted)
     assert weights(interrupted) == weights(whole)
@@ -149,19 +149,19 @@ def test_an_interrupted_run_goes_on_from_its_newest_checkpoint(make_config: Make
 
 
 @pytest.mark.parametrize("optim", [{"epochs": 2}, {"epochs": None, "steps": 7}])
-def test_a_run_killed_between_its_last_step_and_its_result(make_config: Make, optim: dict[str, int | None]) -> None:
+def test_a_run_killed_after_its_last_step_resumes(make_config: Make, optim: dict[str, int | None]) -> None:
     run = trained(make_config(optim=optim))
     result, curve = run.result, run.curve()
     (run.folder / "result.json").unlink()
     again = trained(make_config(optim=optim))
     assert again.curve() == curve
-    aside = {"wall_time_s", "peak_memory_mib", "attempts"}
-    assert {k: v for k, v in again.result.items() if k not in aside} == {
-        k: v for k, v in result.items() if k not in aside
+    ignored = {"wall_time_s", "peak_memory_mib", "attempts"}
+    assert {k: v for k, v in again.result.items() if k not in ignored} == {
+        k: v for k, v in result.items() if k not in ignored
     }
 
 
-def test_a_run_resumed_before_its_partial_last_epoch_measures_as_if_it_had_not_been(make_config: Make) -> None:
+def test_resuming_before_a_partial_last_epoch_does_not_change_the_curve(make_config: Make) -> None:
     config = make_config(optim={"epochs": None, "steps": 7, "warmup_lr": 0.01})
     config.checkpoint.every_n_steps = 3
     run = trained(config)
@@ -174,20 +174,20 @@ def test_a_run_resumed_before_its_partial_last_epoch_measures_as_if_it_had_not_b
     assert again.result["weights_sha256"] == result["weights_sha256"]
 
 
-def test_a_damaged_checkpoint_is_named_and_passed_over(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_checkpoint_is_reported_and_skipped(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
     config = make_config()
     config.checkpoint.every_n_steps = 3
     run = trained(config)
     digest = weights(run)
     (run.folder / "result.json").unlink()
-    newest_one = run.checkpoints / "step-000000006.ckpt"
-    newest_one.write_bytes(newest_one.read_bytes()[:1000])
+    newest = run.checkpoints / "step-000000006.ckpt"
+    newest.write_bytes(newest.read_bytes()[:1000])
     assert weights(trained(config)) == digest
-    assert f"skipping {newest_one}: it is damaged, or not a checkpoint of plainres" in capfd.readouterr().err
+    assert f"skipping {newest}: it is damaged, or not a checkpoint of plainres" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("damage", [b"", b"epoch,step\n1,abc\n", b"\xff\xfe\x00", None])
-def test_damaged_curves_come_back_from_the_checkpoint(make_config: Make, damage: bytes | None) -> None:
+def test_damaged_curves_are_restored_from_the_checkpoint(make_config: Make, damage: bytes | None) -> None:
     run = trained(make_config())
     curve = run.curve()
     (run.folder / "result.json").unlink()
@@ -198,13 +198,13 @@ def test_damaged_curves_come_back_from_the_checkpoint(make_config: Make, damage:
 
 def test_a_run_that_diverges(make_config: Make) -> None:
     run = Run.of(make_config(optim={"lr": 1e30}))
-    with pytest.raises(RunFailedError, match=r"no finite number after step \d, with a learning rate of 1e\+30"):
+    with pytest.raises(RunFailedError, match=r"NaN or infinite after step \d, with a learning rate of 1e\+30"):
         train(run)
     assert not run.finished
     assert "has diverged" in str(run.failure)
 
 
-def test_a_length_in_steps_ends_in_mid_epoch(make_config: Make) -> None:
+def test_a_length_in_steps_may_end_within_an_epoch(make_config: Make) -> None:
     run = trained(make_config(optim={"epochs": None, "steps": 7}))
     assert [row["step"] for row in run.curve()] == [3, 6, 7]
     assert run.result["steps"] == 7
@@ -221,8 +221,8 @@ def linear(config: Config) -> Config:
     return config
 
 
-def test_two_processes_share_every_batch(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DistributedDataParallel over gloo: without batch normalisation, the mean gradient is that of the whole batch."""
+def test_two_ranks_share_every_batch(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without batch normalisation, DistributedDataParallel over gloo averages to the whole batch's gradient."""
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
     optim = {"epochs": None, "steps": 8, "lr": 0.01}
     alone = trained(linear(make_config(optim=optim)))
@@ -231,8 +231,8 @@ def test_two_processes_share_every_batch(make_config: Make, tmp_path: Path, monk
     assert run.name == alone.name
     assert run.result["devices"] == 2
     assert [row["step"] for row in run.curve()] == [3, 6, 8]
-    for mine, theirs in zip(run.curve(), alone.curve(), strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-4)
+    for row, expected in zip(run.curve(), alone.curve(), strict=True):
+        assert row == pytest.approx(expected, rel=1e-4)
     states = [
         torch.load(each.checkpoints / "step-000000008.ckpt", weights_only=True)["state_dict"] for each in (run, alone)
     ]
@@ -240,13 +240,13 @@ def test_two_processes_share_every_batch(make_config: Make, tmp_path: Path, monk
         torch.testing.assert_close(states[0][key], states[1][key], atol=1e-6, rtol=1e-5)
 
 
-def test_two_processes_with_batch_normalisation(make_config: Make) -> None:
+def test_two_ranks_with_batch_normalisation(make_config: Make) -> None:
     run = Run.of(make_config(devices=2, optim={"warmup_lr": 0.01}))
     forking.call(launch, run)
     assert run.finished
 
 
-def test_a_process_of_several_that_fails(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_rank_fails_the_run(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
     run = Run.of(make_config(devices=2, optim={"batch_size": 200}))
     with pytest.raises(InputError, match="there are only 100 training images"):
         forking.call(launch, run)
@@ -287,7 +287,7 @@ def test_a_process_of_several_that_fails(make_config: Make, capfd: pytest.Captur
         ),
     ],
 )
-def test_what_cannot_be_made_is_named(make_config: Make, changes: dict[str, object], message: str) -> None:
+def test_invalid_options_are_reported(make_config: Make, changes: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         check(make_config(**changes))  # pyright: ignore[reportArgumentType]
 
@@ -300,7 +300,9 @@ def test_what_cannot_be_made_is_named(make_config: Make, changes: dict[str, obje
         ("depth", True, "model.depth is True; it must be an integer"),
     ],
 )
-def test_a_model_that_does_not_fit_its_signature(make_config: Make, key: str, value: object, message: str) -> None:
+def test_model_options_that_do_not_match_its_signature(
+    make_config: Make, key: str, value: object, message: str
+) -> None:
     config = make_config()
     config.model[key] = value
     with pytest.raises(InputError, match=message):
@@ -331,12 +333,12 @@ def test_no_gpu(make_config: Make) -> None:
         check(config)
 
 
-def test_devices_share_a_batch_evenly(make_config: Make) -> None:
+def test_the_batch_size_must_be_a_multiple_of_the_devices(make_config: Make) -> None:
     with pytest.raises(InputError, match="must be a multiple of 3"):
         make_config(devices=3)
 
 
-def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_is_complete_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "checkpoints" / "step-000000001.ckpt"
     AtomicCheckpointIO().save_checkpoint({"x": torch.ones(3)}, path)
 
@@ -344,13 +346,13 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.
         raise OSError(28, "disk full")
 
     monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match=r"\(disk full\); step-000000001.ckpt is intact: make room and repeat"):
+    with pytest.raises(OSError, match=r"\(disk full\); step-000000001.ckpt is intact; free some space and run"):
         AtomicCheckpointIO().save_checkpoint({"x": torch.zeros(3)}, path.with_name("step-000000002.ckpt"))
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     assert torch.load(path, weights_only=True)["x"].sum() == 3
 
 
-def test_the_configuration_on_disk_is_plain(make_config: Make) -> None:
+def test_config_yaml_contains_plain_values_only(make_config: Make) -> None:
     run = Run.of(make_config())
     run.prepare()
     text = (run.folder / "config.yaml").read_text()

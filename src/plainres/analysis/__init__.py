@@ -1,1 +1,1 @@
-"""Measurements on trained networks."""
+"""Predictions of trained networks, and measurements on them."""

@@ -1,4 +1,4 @@
-"""Predictions of a trained network on a test set, image by image."""
+"""Predictions of trained networks on a test set."""
 
 import sys
 from collections.abc import Sequence
@@ -25,24 +25,24 @@ from plainres.runs.identity import NOT_IDENTITY
 from plainres.runs.provenance import weights_sha256
 from plainres.runs.record import Run
 
-EVALUATION = ("data", "trainer", "precision")  # what may differ from the training
+EVALUATION = ("data", "trainer", "precision")  # config groups that may differ from training
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """A test set and what a network makes of it: logits (N, classes) float32 and targets (N,) int64."""
+    """A network's logits (N, classes) float32 on a test set, and its targets (N,) int64."""
 
     logits: Tensor
     targets: Tensor
 
     @property
     def losses(self) -> Tensor:
-        """The cross-entropy of each image (N,)."""
+        """Cross-entropy of each image (N,)."""
         return F.cross_entropy(self.logits, self.targets, reduction="none")
 
     @property
     def wrong(self) -> Tensor:
-        """Whether each image is misjudged (N,)."""
+        """Whether each image is misclassified (N,)."""
         return self.logits.argmax(1) != self.targets
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ class Predictions:
         return "\n".join(lines)
 
     def save(self, file: Path) -> None:
-        """Write a row for each image: its number in the test set, target, prediction, loss, logits.
+        """Write a Parquet file with one row per image: its index in the test set, target, prediction, loss and logits.
 
         Raises:
             InputError: the file cannot be written.
@@ -81,47 +81,52 @@ class Predictions:
 
 
 def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
-    """A run's configuration with other data, or another place to compute, than it was trained with.
+    """Return a run's configuration with another data set, trainer or precision.
+
+    Without data=..., overrides of single data options apply to the run's data set.
 
     Raises:
-        InputError: an override is of something else, or wrong.
+        InputError: an override is invalid, or is not of data, trainer or precision.
     """
     for override in overrides:
         if not override.lstrip("+").startswith((*EVALUATION, "--config-dir")):
             raise InputError(
-                f"{override}: a run is evaluated as it was trained; {', '.join(EVALUATION)} can be given, as in "
-                "data=cifar10 or data.path=FOLDER"
+                f"{override}: cannot be overridden for a trained run; override only {', '.join(EVALUATION)}, for "
+                "example data=cifar10 or data.path=FOLDER"
             )
-    given = [f"precision={config.precision}", *overrides]
-    others = any(override.startswith("data=") for override in overrides)
-    composed = the_one([*given, *([] if others else [f"data={config.options['data']}"])])
+    changes = [f"precision={config.precision}", *overrides]
+    other_data = any(override.startswith("data=") for override in overrides)
+    composed = compose_one([*changes, *([] if other_data else [f"data={config.options['data']}"])])
     data = composed.data
-    if not others:  # the run's data, with what is to be different
+    if not other_data:  # keep the run's data options, except those that are overridden
         keys = [override.split("=")[0].split(".")[1] for override in overrides if "data." in override.split("=")[0]]
         data = config.data | {key: data[key] for key in keys}
     options = {**config.options, "data": composed.options["data"]}
     return replace(config, data=data, trainer=composed.trainer, precision=composed.precision, options=options)
 
 
-def the_one(overrides: Sequence[str]) -> Config:
-    """The configuration that overrides make.
+def compose_one(overrides: Sequence[str]) -> Config:
+    """Compose a single configuration from overrides.
 
     Raises:
-        InputError: they make several, or are wrong.
+        InputError: the overrides are invalid, or describe several configurations.
     """
     configs = compose(overrides)
     if len(configs) != 1:
-        raise InputError(f"{' '.join(overrides)}: one network is evaluated at a time, and these are {len(configs)}")
+        raise InputError(
+            f"{' '.join(overrides)}: describes {len(configs)} networks, but one is evaluated at a time; give each "
+            "option a single value"
+        )
     return configs[0]
 
 
 class ReadyNetwork(nn.Module):
-    """A trained network that takes images as a data set keeps them, and normalises them as in its training.
+    """A trained network in evaluation mode that takes raw images and normalises them as in training.
 
     Args:
-        network: normalised images (N, C, H, W) -> logits (N, classes); in evaluation mode.
-        source: the shape of the images that the network was trained on.
-        statistics: mean and standard deviation (C,) by which each channel was normalised, in units of pixel values.
+        network: normalised images (N, C, H, W) -> logits (N, classes).
+        source: the data set that the network was trained on, which defines the shape of its images.
+        statistics: mean and standard deviation (C,) of each channel, in units of pixel values.
     """
 
     def __init__(self, network: nn.Module, source: Source, statistics: tuple[Tensor, Tensor]) -> None:
@@ -132,18 +137,18 @@ class ReadyNetwork(nn.Module):
     def forward(self, images: Any) -> Tensor:
         """Return the logits (N, classes) float32 of images (N, H, W, C) uint8, a tensor or an array.
 
-        Of larger images the network sees the middle.
+        Images larger than the network's are cropped at the centre.
 
         Raises:
-            InputError: the images have another type, fewer pixels or another number of channels.
+            InputError: the images have the wrong type or number of channels, or are too small.
         """
         pixels = torch.as_tensor(images)
         channels, height, width = self.source.shape
         fits = pixels.ndim == 4 and pixels.shape[1] >= height and pixels.shape[2] >= width
         if pixels.dtype != torch.uint8 or not fits or pixels.shape[3] != channels:
             raise InputError(
-                f"images of {pixels.dtype} {list(pixels.shape)}: the network takes torch.uint8 "
-                f"[N, {height}, {width}, {channels}], pixel values as they are in the data set"
+                f"images are {pixels.dtype} {list(pixels.shape)}; the network takes torch.uint8 "
+                f"[N, {height}, {width}, {channels}] or larger; pass pixel values as stored in the data set"
             )
         weight = next(self.network.parameters())
         split = Split(pixels, torch.zeros(len(pixels), dtype=torch.int64))
@@ -152,108 +157,108 @@ class ReadyNetwork(nn.Module):
 
 
 def load(run: Run | Path | str) -> ReadyNetwork:
-    """Return a run's trained network, ready to predict: in evaluation mode, on images as the data set keeps them.
+    """Load a run's trained network, ready to predict from raw images, in evaluation mode.
 
     Args:
         run: a run, or its folder.
 
     Raises:
-        InputError: the run has no checkpoint, or the channel statistics of its training are not known.
+        InputError: the run has no checkpoint, or its channel statistics are unknown.
     """
     run = run if isinstance(run, Run) else Run.read(Path(run))
     return ReadyNetwork(load_network(run), source_of(run.config), training_statistics(run, run.config))
 
 
 def load_network(run: Run | Path | str) -> nn.Module:
-    """Return the network of a run, with the weights of its newest checkpoint, in the type that they were trained in.
+    """Load the network of a run with the weights of its newest checkpoint, in the dtype used for training.
 
-    It is in training mode, as every new module is, and takes normalised images; `load` returns one that is ready.
+    The network is in training mode and takes normalised images. `load` returns one that is ready to predict.
 
     Args:
         run: a run, or its folder.
 
     Raises:
-        InputError: there is none, or the run is finished and its checkpoints have not the weights of its result.
+        InputError: the run has no checkpoint, or it is finished and its checkpoint does not match its result.
     """
     run = run if isinstance(run, Run) else Run.read(Path(run))
     saved = run.newest()
     if saved.path is None:
         if run.finished:
             raise InputError(
-                f"{run.folder} has no checkpoint that can be read; delete its result.json and repeat the run"
+                f"{run.folder} is finished but has no readable checkpoint; delete its result.json and train it again"
             )
         raise InputError(f"{run.folder} has no checkpoint yet; train it first")
     if not run.finished:
-        print(f"{run.name} is not finished: these are its weights after step {saved.step}", file=sys.stderr)
-    config = replace(
-        run.config, model={**run.config.model, "weights": None}
-    )  # with which it began, and which may be gone
+        print(f"{run.name} is not finished; using its weights after step {saved.step}", file=sys.stderr)
+    # The checkpoint replaces the initial weights, whose file may no longer exist.
+    config = replace(run.config, model={**run.config.model, "weights": None})
     network = build_network(config)
     if config.precision == "64-true":
         network.double()
     load_weights(network, saved.path)
-    if run.finished and weights_sha256(network) != run.result["weights_sha256"]:  # the last was damaged
+    if run.finished and weights_sha256(network) != run.result["weights_sha256"]:  # the final checkpoint was damaged
         raise InputError(
-            f"the newest checkpoint in {run.folder} that can be read has not the weights of its result.json; "
-            "delete that and repeat the run"
+            f"the newest readable checkpoint in {run.folder} does not match its result.json; delete its result.json "
+            "and train it again"
         )
     return network
 
 
 def training_statistics(run: Run, config: Config) -> tuple[Tensor, Tensor]:
-    """Return the mean and standard deviation (C,) by which each channel was normalised in a run's training.
+    """Return the mean and standard deviation (C,) with which a run's training images were normalised.
 
-    A finished run has them in its result.json. For any other run, and for one of an older version, they are computed
-    from the run's training images, which are read from where `config` finds them if its data set is the run's.
+    They are read from the result.json of a finished run. If the run is not finished, or an older version wrote its
+    result, they are computed from its training images. The location of these images is taken from `config` if both
+    have the same data set.
 
     Raises:
-        InputError: the run has no record of them, and its training images cannot be read.
+        InputError: the run does not record them, and its training images cannot be read.
     """
     if run.finished and "channel_mean" in run.result:
         return torch.tensor(run.result["channel_mean"]), torch.tensor(run.result["channel_std"])
-    places = NOT_IDENTITY["data"] if config.options == run.config.options else ()
-    data = run.config.data | {key: config.data[key] for key in places if key in config.data}
+    location = NOT_IDENTITY["data"] if config.options == run.config.options else ()
+    data = run.config.data | {key: config.data[key] for key in location if key in config.data}
     try:
         return source_of(replace(run.config, data=data)).load().channel_statistics
     except InputError as error:
         raise InputError(
-            f"{run.folder} has no record of the channel means of its training, and the images to compute them from "
-            f"cannot be read: {error}"
+            f"{run.folder} does not record its channel means, and the training images to compute them from cannot be "
+            f"read: {error}"
         ) from error
 
 
 def predict(run: Run | Path | str, overrides: Sequence[str] = ()) -> Predictions:
-    """Predict the test set of a run, or another, with the run's network and the channel statistics of its training.
+    """Predict a test set with a run's network. Images are normalised as in training.
 
     Args:
         run: a run, or its folder.
-        overrides: of data, trainer and precision, such as data=cifar100. With data.mean and data.std these are the
-            channel statistics.
+        overrides: overrides of data, trainer and precision, such as data=cifar100. The default is the run's own test
+            set. data.mean and data.std replace the channel statistics of training.
 
     Raises:
-        InputError: as `load_network`, `with_overrides` and `evaluate`.
+        InputError: see `load_network`, `with_overrides` and `evaluate`.
     """
     run = run if isinstance(run, Run) else Run.read(Path(run))
     config = with_overrides(run.config, overrides)
-    return evaluate(load_network(run), config, None if normalises(overrides) else training_statistics(run, config))
+    return evaluate(load_network(run), config, None if sets_statistics(overrides) else training_statistics(run, config))
 
 
-def normalises(overrides: Sequence[str]) -> bool:
-    """Whether overrides give channel statistics."""
+def sets_statistics(overrides: Sequence[str]) -> bool:
+    """Whether overrides set the channel statistics."""
     return any(override.startswith(("data.mean=", "data.std=")) for override in overrides)
 
 
 def evaluate(network: nn.Module, config: Config, statistics: tuple[Tensor, Tensor] | None = None) -> Predictions:
-    """Predict the test set of `config`, on its device and in its precision.
+    """Predict the test set of `config` on its device and in its precision.
 
     Args:
-        network: images (N, C, H, W) -> logits (N, classes).
+        network: normalised images (N, C, H, W) -> logits (N, classes).
         config: the data set, the device and the precision.
-        statistics: mean and standard deviation (C,) by which each channel is normalised, in units of pixel values, as
-            in the network's training. None: those of the data set.
+        statistics: mean and standard deviation (C,) of each channel in the network's training, in units of pixel
+            values. None uses those of the data set.
 
     Raises:
-        InputError: the images cannot be had, or the network is not made for such.
+        InputError: the images cannot be read, or the network does not fit their shape or number of classes.
     """
     check_devices(config)
     device = torch.device("cuda" if config.trainer.accelerator == "gpu" else "cpu")
@@ -264,8 +269,8 @@ def evaluate(network: nn.Module, config: Config, statistics: tuple[Tensor, Tenso
     channels = len(statistics[0])
     if channels != source.shape[0]:
         raise InputError(
-            f"the network is not made for images of shape {list(source.shape)}: it was trained on images of {channels} "
-            f"channel{'s' * (channels != 1)}"
+            f"the network cannot process images of shape {list(source.shape)}: it was trained on images with "
+            f"{channels} channel{'s' * (channels != 1)}"
         )
     pixels = DeviceImages(images.test, source, statistics, device)
     network = network.to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
@@ -274,7 +279,7 @@ def evaluate(network: nn.Module, config: Config, statistics: tuple[Tensor, Tenso
     with (
         torch.inference_mode(),
         torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16-mixed"),
-        bar("evaluating", "image", len(images.test), leave=False, delay=1, disable=None) as shown,
+        bar("evaluating", "image", len(images.test), leave=False, delay=1, disable=None) as progress,
     ):
         for x, _ in EvaluationBatches(pixels):
             x = x.to(device, next(network.parameters()).dtype)  # noqa: PLW2901
@@ -285,10 +290,13 @@ def evaluate(network: nn.Module, config: Config, statistics: tuple[Tensor, Tenso
             except RuntimeError as error:
                 reason = first_line(error)
                 raise InputError(
-                    f"the network is not made for images of shape {list(source.shape)}: {reason}"
+                    f"the network cannot process images of shape {list(source.shape)}: {reason}"
                 ) from error
-            shown.update(len(x))
-    found = torch.cat(logits)
-    if found.shape[1] != source.classes:
-        raise InputError(f"the network tells {found.shape[1]} classes apart, the data have {source.classes}")
-    return Predictions(found, images.test.targets)
+            progress.update(len(x))
+    all_logits = torch.cat(logits)
+    if all_logits.shape[1] != source.classes:
+        raise InputError(
+            f"the network has {all_logits.shape[1]} output classes, but the data set has {source.classes}; choose a "
+            "data set with as many classes"
+        )
+    return Predictions(all_logits, images.test.targets)

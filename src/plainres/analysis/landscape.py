@@ -1,13 +1,13 @@
-"""The loss around a trained network, along random directions in which every filter counts alike.
+"""Loss landscape of a trained network along filter-normalised random directions.
 
 Li, Xu, Taylor, Studer & Goldstein 2018 (Visualizing the Loss Landscape of Neural Nets), sections 3 and 4:
 
     f(a, b) = L(w + a d + b e),    d[i, j] <- d[i, j] / ||d[i, j]|| ||w[i, j]||
 
-for two Gaussian directions d and e, filter j of layer i by itself; a row of a linear layer is a filter. Weights that
-are no filters, those of normalisations, biases and other numbers by themselves, stay where they are (d = 0 there), and
-so do the running statistics of batch normalisation. Networks of one depth and width whose weights have equal shapes,
-such as plain and identity, get the same d before it is scaled.
+The directions d and e are Gaussian, and each filter j of layer i is normalised separately. A row of a linear layer is a
+filter. Parameters that are not filters, such as biases and those of normalisations, stay unchanged (d = 0), as do the
+running statistics of batch normalisation. Networks whose parameters have equal shapes, such as plain and identity nets
+of one depth and width, share d before normalisation.
 """
 
 import math
@@ -24,19 +24,28 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Generator, Tensor, nn
 
-from plainres.analysis.measurements import Finished, Plan, Row, draw_runs, finished, labels, loss_and_error, measure
+from plainres.analysis.measurements import (
+    Finished,
+    Plan,
+    Row,
+    draw_runs,
+    labels,
+    loss_and_error,
+    measure,
+    read_finished,
+)
 from plainres.randomness import mix
 from plainres.reporting.figures import COLOURS
 
 VALUES = ("loss", "error")
-POINTS = {1: 51, 2: 21}  # along each direction, unless another number is given
+POINTS = {1: 51, 2: 21}  # default number of points along each direction, by the number of directions
 UNITS = {"loss": "training loss", "error": "training error (%)"}
 
-Direction = list[Tensor]  # for each parameter, in their order
+Direction = list[Tensor]  # one tensor per parameter, in the network's order
 
 
 def direction(network: nn.Module, seed: int, axis: int) -> Direction:
-    """A filter-normalised Gaussian direction, a function of the seed, the axis and the network's weights."""
+    """Draw a filter-normalised Gaussian direction, which depends only on the seed, the axis and the weights."""
     generator = Generator().manual_seed(mix("landscape", seed, axis))
     steps = []
     for weight in network.parameters():
@@ -44,16 +53,16 @@ def direction(network: nn.Module, seed: int, axis: int) -> Direction:
             steps.append(torch.zeros_like(weight))
             continue
         drawn = torch.randn(weight.shape, generator=generator).to(weight)
-        sizes = [tensor.detach().flatten(1).norm(dim=1) for tensor in (weight, drawn)]
-        steps.append(drawn * (sizes[0] / sizes[1]).view(-1, *[1] * (weight.dim() - 1)))
+        norms = [tensor.detach().flatten(1).norm(dim=1) for tensor in (weight, drawn)]
+        steps.append(drawn * (norms[0] / norms[1]).view(-1, *[1] * (weight.dim() - 1)))
     return steps
 
 
 @contextmanager
 def moved(network: nn.Module, steps: Sequence[tuple[float, Direction]]) -> Iterator[None]:
-    """Within, the network's weights are w + a d + b e + ..., for the pairs (a, d), (b, e), ...; afterwards w."""
+    """Set the network's weights to w + a d + b e + ... within the context, for pairs (a, d), (b, e), ..."""
     weights = list(network.parameters())
-    before = [weight.detach().clone() for weight in weights]
+    original = [weight.detach().clone() for weight in weights]
     try:
         with torch.no_grad():
             for distance, step in steps:
@@ -62,52 +71,55 @@ def moved(network: nn.Module, steps: Sequence[tuple[float, Direction]]) -> Itera
         yield
     finally:
         with torch.no_grad():
-            for weight, old in zip(weights, before, strict=True):
-                weight.copy_(old)
+            for weight, value in zip(weights, original, strict=True):
+                weight.copy_(value)
 
 
-def wanted(of: Finished, points: int, dimensions: int, reach: float, seed: int) -> list[Row]:
-    """A row for each point: `points` along each direction, evenly from -reach to reach, in units of the weights."""
+def plan_rows(finished: Finished, points: int, dimensions: int, reach: float, seed: int) -> list[Row]:
+    """Return one row, without values, for each point of a grid.
+
+    Each direction has `points` points, evenly spaced from -reach to reach, in units of the filters' norms.
+    """
     ticks = [repr(round(float(tick), 10) + 0.0) for tick in np.linspace(-reach, reach, points)]
     return [
-        of.key | {"seed": str(seed), "a": a, "b": b}
+        finished.key | {"seed": str(seed), "a": a, "b": b}
         for a, b in product(ticks, ticks if dimensions == 2 else [repr(0.0)])
     ]
 
 
-@lru_cache(maxsize=2)  # the points of one run and seed come together
-def _direction(of: Finished, seed: int, axis: int) -> Direction:
-    return direction(of.network, seed, axis)
+@lru_cache(maxsize=2)  # both axes of one run and seed, since the points of a run follow each other
+def _direction(finished: Finished, seed: int, axis: int) -> Direction:
+    return direction(finished.network, seed, axis)
 
 
-def measured(of: Finished, row: Mapping[str, str]) -> tuple[float, float]:
-    """Training loss and error (%) at the point that a row describes."""
-    steps = [(float(row[name]), _direction(of, int(row["seed"]), axis)) for axis, name in enumerate("ab")]
-    with moved(of.network, steps):
-        return loss_and_error(of.network, of.training)
+def measure_row(finished: Finished, row: Mapping[str, str]) -> tuple[float, float]:
+    """Return training loss and training error (%) at the row's point."""
+    steps = [(float(row[name]), _direction(finished, int(row["seed"]), axis)) for axis, name in enumerate("ab")]
+    with moved(finished.network, steps):
+        return loss_and_error(finished.network, finished.training)
 
 
 def write(folders: Sequence[Path], *, points: int | None, dimensions: int, reach: float, images: int, seed: int) -> str:
-    """Measure the landscapes of runs; write landscape.csv and the figure into their folders, return a summary.
+    """Measure the landscapes of runs and return a summary; write landscape.csv and a figure into each run's folder.
 
     Raises:
-        InputError, LockedError, RunFailedError: as `measurements.measure`.
+        InputError, LockedError, RunFailedError: see `measurements.measure`.
     """
-    found = finished(folders, images)
+    selected = read_finished(folders, images)
     points = POINTS[dimensions] if points is None else points
-    plans = [Plan(one, "landscape", wanted(one, points, dimensions, reach, seed)) for one in found]
-    rows = measure(plans, VALUES, measured, images, "point")
-    runs = [one.run for one in found]
+    plans = [Plan(finished, "landscape", plan_rows(finished, points, dimensions, reach, seed)) for finished in selected]
+    rows = measure(plans, VALUES, measure_row, images, "point")
+    runs = [finished.run for finished in selected]
     names = labels(runs)
     draw = curves if dimensions == 1 else surfaces
     figure = draw_runs(
-        lambda numbers: draw([names[i] for i in numbers], [rows[i] for i in numbers]), runs, f"landscape-{dimensions}d"
+        lambda indices: draw([names[i] for i in indices], [rows[i] for i in indices]), runs, f"landscape-{dimensions}d"
     )
     return "\n".join([*map(text, names, rows), str(figure)])
 
 
 def text(name: str, rows: Sequence[Row]) -> str:
-    """A run's landscape in a line: the smallest loss and where, the largest, and the share of points of low error."""
+    """Summarise a run's landscape in one line: smallest and largest loss, and the share of points with low error."""
     lowest, highest = (pick(rows, key=lambda row: _finite(row["loss"])) for pick in (min, max))
     low = sum(float(row["error"]) < 50 for row in rows) / len(rows)
     return (
@@ -122,12 +134,12 @@ def _finite(text: str) -> float:
     return math.inf if math.isnan(value) else value
 
 
-def curves(names: Sequence[str], found: Sequence[Sequence[Row]]) -> Figure:
-    """Training loss and training error along one direction, a curve for each run (as Li et al. 2018, figure 3)."""
+def curves(names: Sequence[str], measurements: Sequence[Sequence[Row]]) -> Figure:
+    """Draw training loss and training error along one direction, one curve per run (Li et al. 2018, figure 3)."""
     figure = Figure(figsize=(9.6, 4.1))
     panels: Sequence[Axes] = figure.subplots(1, 2)
     for panel, value in zip(panels, VALUES, strict=True):
-        for i, (name, rows) in enumerate(zip(names, found, strict=True)):
+        for i, (name, rows) in enumerate(zip(names, measurements, strict=True)):
             xs, ys = ([float(row[column]) for row in rows] for column in ("a", value))
             panel.plot(xs, ys, color=COLOURS[i % len(COLOURS)], linewidth=2, label=name)
         panel.set_xlabel("distance, in units of the filters' norms")
@@ -139,25 +151,27 @@ def curves(names: Sequence[str], found: Sequence[Sequence[Row]]) -> Figure:
     return figure
 
 
-def surfaces(names: Sequence[str], found: Sequence[Sequence[Row]]) -> Figure:
-    """Training loss (above, colours in decades) and training error (below) over two directions, on one scale for all
-    runs; the lines are where the error is 10, 50 and 80 %."""
+def surfaces(names: Sequence[str], measurements: Sequence[Sequence[Row]]) -> Figure:
+    """Draw training loss (top, logarithmic colours) and training error (bottom) over two directions.
+
+    All runs share one scale. Contour lines mark errors of 10, 50 and 80 %.
+    """
     figure = Figure(figsize=(0.9 + 3.5 * len(names), 6.6))
     grid = figure.subplots(2, len(names), squeeze=False, sharex=True, sharey=True)
-    losses = [loss for rows in found for row in rows if math.isfinite(loss := float(row["loss"])) and loss > 0]
+    losses = [loss for rows in measurements for row in rows if math.isfinite(loss := float(row["loss"])) and loss > 0]
     shades = {"loss": {"norm": LogNorm(min(losses), max(losses))}, "error": {"vmin": 0, "vmax": 100}}
     for panels, value in zip(grid, VALUES, strict=True):
         mesh = None
-        for panel, name, rows in zip(panels, names, found, strict=True):
+        for panel, name, rows in zip(panels, names, measurements, strict=True):
             ticks = sorted({float(row["a"]) for row in rows})
-            square = {
+            grids = {
                 column: np.array([float(row[column]) for row in rows]).reshape(len(ticks), -1).T for column in VALUES
             }
-            shown = np.ma.masked_invalid(square[value])
+            colours = np.ma.masked_invalid(grids[value])
             mesh = panel.pcolormesh(
-                ticks, ticks, shown, cmap="cividis", shading="nearest", rasterized=True, **shades[value]
+                ticks, ticks, colours, cmap="cividis", shading="nearest", rasterized=True, **shades[value]
             )
-            error = square["error"]
+            error = grids["error"]
             levels = [level for level in (10, 50, 80) if error.min() < level < error.max()]
             if levels:
                 lines = panel.contour(ticks, ticks, error, levels, colors="white", linewidths=1)

@@ -1,13 +1,13 @@
-"""Errors of a trained network without some of its blocks, or with its blocks in another order.
+"""Lesion studies: errors of a trained network after deleting or swapping blocks.
 
-Veit, Wilber & Belongie 2016 (Residual Networks Behave Like Ensembles of Relatively Shallow Networks): deleting any one
-block of a residual network hardly matters, but for those where the shape changes, deleting a layer of a VGG net brings
-it to chance (figure 3); the error grows smoothly with the number of deleted blocks (figure 5a) and of blocks that have
-changed places (figure 5b).
+Veit, Wilber & Belongie 2016 (Residual Networks Behave Like Ensembles of Relatively Shallow Networks) report that
+deleting a single block of a residual network hardly matters, unless it changes the shape. Deleting a layer of a VGG net
+reduces it to chance (figure 3). The error grows smoothly with the number of deleted blocks (figure 5a) and of swapped
+blocks (figure 5b).
 
-Deleted is a block's residual branch, y = post_add(shortcut(x, 0)). Where that is nothing, as in a plain net, the block
-is taken out whole, y = post_add(x). Taking it out is impossible where it changes the shape of x; x is then subsampled
-and padded with zeros (option A), which is what the block of an identity net leaves too. Those blocks are marked.
+Deleting a block removes its residual branch: y = post_add(shortcut(x, 0)). If the shortcut returns zeros, as in a plain
+net, the whole block is removed instead: y = post_add(x). If such a block changes the shape of x, x is subsampled and
+padded with zeros (option A), as a deleted block of an identity net does. Blocks that change the shape are marked.
 """
 
 import math
@@ -25,7 +25,16 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from torch import Generator, Tensor, nn
 
-from plainres.analysis.measurements import Finished, Plan, Row, draw_runs, finished, labels, loss_and_error, measure
+from plainres.analysis.measurements import (
+    Finished,
+    Plan,
+    Row,
+    draw_runs,
+    labels,
+    loss_and_error,
+    measure,
+    read_finished,
+)
 from plainres.data.sources import sample_size
 from plainres.errors import InputError
 from plainres.models.blocks import Block
@@ -35,39 +44,42 @@ from plainres.randomness import mix
 from plainres.reporting.figures import COLOURS, MARKERS
 
 VALUES = ("train_loss", "train_error", "test_loss", "test_error")
-KINDS = ("block", "delete", "swap")  # each block by itself, several at random, blocks in each other's place
+KINDS = ("block", "delete", "swap")  # one block deleted, random blocks deleted, random pairs of blocks swapped
 
 
 def blocks_of(network: nn.Module) -> list[list[Block]]:
-    """The blocks of a network, stage by stage.
+    """Return the blocks of each stage of a network.
 
     Raises:
-        InputError: it has none.
+        InputError: the network is not a stack of blocks.
     """
     stages = [list(stage.children()) for stage in network.stages.children()] if isinstance(network, Stack) else []
     blocks = [[block for block in stage if isinstance(block, Block)] for stage in stages]
     if not stages or blocks != stages:
-        raise InputError(f"{type(network).__name__} is no stack of blocks, of which some could be deleted")
+        raise InputError(
+            f"{type(network).__name__} is not a stack of blocks; blocks can be deleted only from the networks of "
+            "plainres.models"
+        )
     return blocks
 
 
 @contextmanager
 def deleted(blocks: Iterable[Block]) -> Iterator[None]:
-    """Within, these blocks leave nothing but their shortcut path; no weight is touched."""
+    """Delete blocks within the context, by forward hooks that leave only their shortcuts."""
     with ExitStack() as hooks:
         for block in blocks:
-            hooks.enter_context(block.residual.register_forward_hook(_nothing))
-            hooks.enter_context(block.shortcut.register_forward_hook(_left))
+            hooks.enter_context(block.residual.register_forward_hook(_zero_output))
+            hooks.enter_context(block.shortcut.register_forward_hook(_shortcut_output))
         yield
 
 
-def _nothing(module: nn.Module, inputs: tuple[Tensor], fx: Tensor) -> Tensor:
-    """In the place of what a residual branch gives."""
+def _zero_output(module: nn.Module, inputs: tuple[Tensor], fx: Tensor) -> Tensor:
+    """Replace the output of a residual branch by zeros."""
     return torch.zeros_like(fx)
 
 
-def _left(module: nn.Module, inputs: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
-    """What a shortcut makes of x and 0, or, where that is nothing, x in the shape of F(x)."""
+def _shortcut_output(module: nn.Module, inputs: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
+    """Return y = shortcut(x, 0), or, if that is all zeros, x in the shape of F(x)."""
     if y.any():
         return y
     x, fx = inputs
@@ -76,70 +88,73 @@ def _left(module: nn.Module, inputs: tuple[Tensor, Tensor], y: Tensor) -> Tensor
 
 @contextmanager
 def swapped(network: Stack, pairs: Sequence[tuple[int, int]]) -> Iterator[None]:
-    """Within, the blocks at the places of each pair, counted from 1 through the network, have changed places."""
+    """Swap the blocks at each pair of positions within the context. Positions count from 1 through the network."""
     stages = [stage for stage in network.stages.children() if isinstance(stage, nn.Sequential)]
-    places = [(stage, i) for stage in stages for i in range(len(stage))]
-    before = [stage[i] for stage, i in places]
+    positions = [(stage, i) for stage in stages for i in range(len(stage))]
+    original = [stage[i] for stage, i in positions]
     try:
         for pair in pairs:
-            (one, i), (other, j) = (places[place - 1] for place in pair)
-            one[i], other[j] = other[j], one[i]
+            (first, i), (second, j) = (positions[position - 1] for position in pair)
+            first[i], second[j] = second[j], first[i]
         yield
     finally:
-        for (stage, i), block in zip(places, before, strict=True):
+        for (stage, i), block in zip(positions, original, strict=True):
             stage[i] = block
 
 
-def changing(network: nn.Module, images: Tensor) -> set[int]:
-    """The numbers of the blocks, from 1, whose output has another shape than their input."""
-    found: set[int] = set()
+def shape_changing(network: nn.Module, images: Tensor) -> set[int]:
+    """Return the 1-based positions of the blocks whose output has another shape than their input."""
+    changing: set[int] = set()
     with ExitStack() as hooks, torch.no_grad():
         for number, block in enumerate(chain.from_iterable(blocks_of(network)), 1):
 
-            def look(module: nn.Module, inputs: tuple[Tensor], y: Tensor, number: int = number) -> None:
+            def compare(module: nn.Module, inputs: tuple[Tensor], y: Tensor, number: int = number) -> None:
                 if inputs[0].shape != y.shape:
-                    found.add(number)
+                    changing.add(number)
 
-            hooks.enter_context(block.register_forward_hook(look))
+            hooks.enter_context(block.register_forward_hook(compare))
         network(images)
-    return found
+    return changing
 
 
-def wanted(of: Finished, most: int, draws: int, seed: int) -> list[Row]:
-    """A row for each network to be measured: as it is; without each block; without 2, 3, ... `most` blocks drawn at
-    random; with 1, 2, ... `most` pairs of blocks of one stage and shape swapped, one after the other.
+def plan_rows(finished: Finished, max_number: int, draws: int, seed: int) -> list[Row]:
+    """Return one row, without values, for each lesion to measure.
 
-    A draw is a function of (seed, kind, number of blocks or pairs, draw) alone, and no pair comes twice in one.
+    The lesions are: none; each block deleted; 2, 3, ... `max_number` random blocks deleted, `draws` times each; and 1,
+    2, ... `max_number` random pairs of blocks swapped one after the other, `draws` times each. The two blocks of a pair
+    belong to the same stage, and neither changes the shape.
+
+    A draw depends only on (seed, kind, number of blocks or pairs, draw), and contains no block or pair twice.
     """
-    network = of.network
-    x, _ = next(iter(of.training))
-    change = changing(network, x[:1].to(next(network.parameters())))
+    network = finished.network
+    x, _ = next(iter(finished.training))
+    changing = shape_changing(network, x[:1].to(next(network.parameters())))
     stages = blocks_of(network)
     count = sum(map(len, stages))
     pairs, first = [], 1
     for stage in stages:
-        pairs += combinations([i for i in range(first, first + len(stage)) if i not in change], 2)
+        pairs += combinations([i for i in range(first, first + len(stage)) if i not in changing], 2)
         first += len(stage)
 
     def row(kind: str, number: int, blocks: Sequence[object] = (), draw: str = "", tau: float = 1.0) -> Row:
         seeded = str(seed) if draw else ""
         text = " ".join(map(str, blocks))
-        shape = "changes" if kind == "block" and blocks[0] in change else ""
-        return of.key | {
-            "test_images": sample_size(len(of.test.index), of.test_images),
+        shape = "changes" if kind == "block" and blocks[0] in changing else ""
+        return finished.key | {
+            "test_images": sample_size(len(finished.test.index), finished.test_images),
             **{"kind": kind, "number": str(number), "seed": seeded, "draw": draw},
             **{"blocks": text, "shape": shape, "kendall_tau": f"{tau:.6f}"},
         }
 
-    def drawn(kind: str, number: int, of_these: int, draw: int) -> list[int]:
+    def drawn(kind: str, number: int, population: int, draw: int) -> list[int]:
         generator = Generator().manual_seed(mix("lesion", seed, kind, number, draw))
-        return torch.randperm(of_these, generator=generator)[:number].tolist()
+        return torch.randperm(population, generator=generator)[:number].tolist()
 
     rows = [row("none", 0), *(row("block", 1, [number]) for number in range(1, count + 1))]
-    for number in range(2, min(most, count) + 1):
+    for number in range(2, min(max_number, count) + 1):
         for draw in range(min(draws, math.comb(count, number))):
             rows.append(row("delete", number, sorted(i + 1 for i in drawn("delete", number, count, draw)), str(draw)))
-    for number in range(1, min(most, len(pairs)) + 1):
+    for number in range(1, min(max_number, len(pairs)) + 1):
         for draw in range(draws):
             chosen = [pairs[i] for i in drawn("swap", number, len(pairs), draw)]
             order = list(range(count))
@@ -151,9 +166,9 @@ def wanted(of: Finished, most: int, draws: int, seed: int) -> list[Row]:
     return rows
 
 
-def measured(of: Finished, row: Mapping[str, str]) -> list[float]:
-    """Loss and error (%) on the training and the test set, with the lesion that a row describes."""
-    network = of.network
+def measure_row(finished: Finished, row: Mapping[str, str]) -> list[float]:
+    """Return loss and error (%) on the training set, then on the test set, with the row's lesion."""
+    network = finished.network
     assert isinstance(network, Stack)
     with ExitStack() as stack:
         if row["kind"] == "swap":
@@ -162,28 +177,28 @@ def measured(of: Finished, row: Mapping[str, str]) -> list[float]:
         else:
             blocks = list(chain.from_iterable(blocks_of(network)))
             stack.enter_context(deleted(blocks[int(number) - 1] for number in row["blocks"].split()))
-        return [*loss_and_error(network, of.training), *loss_and_error(network, of.test)]
+        return [*loss_and_error(network, finished.training), *loss_and_error(network, finished.test)]
 
 
-def write(folders: Sequence[Path], most: int, draws: int, seed: int, images: int | None) -> str:
-    """Measure the lesions of runs; write lesion.csv and the figure into their folders, return a table as text.
+def write(folders: Sequence[Path], max_number: int, draws: int, seed: int, images: int | None) -> str:
+    """Measure the lesions of runs and return a table of errors; write lesion.csv and a figure into each run's folder.
 
     Raises:
-        InputError, LockedError, RunFailedError: as `measurements.measure`.
+        InputError, LockedError, RunFailedError: see `measurements.measure`.
     """
-    found = finished(folders, images)
-    plans = [Plan(one, "lesion", wanted(one, most, draws, seed)) for one in found]
-    rows = measure(plans, VALUES, measured, images, "network")
-    runs = [one.run for one in found]
+    selected = read_finished(folders, images)
+    plans = [Plan(finished, "lesion", plan_rows(finished, max_number, draws, seed)) for finished in selected]
+    rows = measure(plans, VALUES, measure_row, images, "network")
+    runs = [finished.run for finished in selected]
     names = labels(runs)
-    figure = draw_runs(lambda numbers: draw([names[i] for i in numbers], [rows[i] for i in numbers]), runs, "lesion")
+    figure = draw_runs(lambda indices: draw([names[i] for i in indices], [rows[i] for i in indices]), runs, "lesion")
     return "\n\n".join([*map(text, names, rows), str(figure)])
 
 
 def text(name: str, rows: Sequence[Row]) -> str:
-    """The errors of a run: those of deleted blocks by themselves, the others as means over draws."""
+    """Format the errors of a run: of each deleted block, and means over draws of random lesions."""
     lines = [name, f"{'training error (%)':>56}  test error (%)"]
-    said = {
+    descriptions = {
         "none": "as trained",
         "block": "block {} deleted",
         "delete": "blocks deleted: {}",
@@ -192,32 +207,33 @@ def text(name: str, rows: Sequence[Row]) -> str:
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["kind"], row["blocks" if row["kind"] == "block" else "number"]), []).append(row)
-    for (kind, which), group in groups.items():
-        what = said[kind].format(which) + (", changes the shape" if group[0]["shape"] else "")
+    for (kind, key), group in groups.items():
+        description = descriptions[kind].format(key) + (", changes the shape" if group[0]["shape"] else "")
         train, test = (mean(float(row[value]) for row in group) for value in ("train_error", "test_error"))
-        lines.append(f"  {what:<36}{train:18.2f}  {test:14.2f}")
+        lines.append(f"  {description:<36}{train:18.2f}  {test:14.2f}")
     return "\n".join(lines)
 
 
-def draw(names: Sequence[str], found: Sequence[Sequence[Row]]) -> Figure:
-    """Training error (dashed) and test error (bold) without each block; without and with swapped blocks at random.
+def draw(names: Sequence[str], measurements: Sequence[Sequence[Row]]) -> Figure:
+    """Draw training error (dashed) and test error (bold) by lesion, in a panel for each kind of lesion.
 
-    At random: every draw's test error is a dot, the lines are means. A hollow marker is a block that changes the shape.
+    In the panels of random lesions, a dot is the test error of a draw, and lines are means. A hollow marker is a block
+    that changes the shape.
     """
     figure = Figure(figsize=(13, 4.2))
     panels: Sequence[Axes] = figure.subplots(1, 3, sharey=True)
-    for i, rows in enumerate(found):
+    for i, rows in enumerate(measurements):
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-        none, *_ = rows
+        intact, *_ = rows
         for panel, kind in zip(panels, KINDS, strict=True):
-            here = [row for row in rows if row["kind"] == kind]
-            if kind == "delete":  # of which each block by itself is the least
-                here = [row for row in rows if row["kind"] == "block"] + here
+            panel_rows = [row for row in rows if row["kind"] == kind]
+            if kind == "delete":  # single deleted blocks are the points at 1
+                panel_rows = [row for row in rows if row["kind"] == "block"] + panel_rows
             column = "blocks" if kind == "block" else "number"
-            if not here:
+            if not panel_rows:
                 continue
-            groups: dict[int, list[Row]] = {} if kind == "block" else {0: [none]}
-            for row in here:
+            groups: dict[int, list[Row]] = {} if kind == "block" else {0: [intact]}
+            for row in panel_rows:
                 groups.setdefault(int(row[column]), []).append(row)
             for value, line, width in (("train_error", "--", 1.0), ("test_error", "-", 2.0)):
                 means = [mean(float(row[value]) for row in group) for group in groups.values()]
@@ -229,7 +245,7 @@ def draw(names: Sequence[str], found: Sequence[Sequence[Row]]) -> Figure:
                     style = {"marker": marker, "mfc": "white" if group[0]["shape"] else colour}
                 panel.plot([x] * len(errors), errors, linestyle="", color=colour, **style)
             if kind == "block":
-                panel.axhline(float(none["test_error"]), color=colour, linewidth=0.8, linestyle=":")
+                panel.axhline(float(intact["test_error"]), color=colour, linewidth=0.8, linestyle=":")
     for panel, label in zip(panels, ("block deleted", "blocks deleted at random", "pairs swapped"), strict=True):
         panel.set_xlabel(label)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))

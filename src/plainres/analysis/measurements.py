@@ -1,7 +1,8 @@
-"""What is measured on finished runs after their training: in parallel, kept as it comes, and not measured twice.
+"""Parallel, resumable measurements on finished runs.
 
-A run's measurements are the rows of a CSV file in its folder: columns that say what was asked for, then the values. A
-row is written as soon as it is measured, so that a command that was stopped goes on with what is missing.
+A run's measurements are the rows of a CSV file in its folder. The first columns identify a measurement, the last ones
+contain its values. Each row is written as soon as it has been measured, and rows that exist are not measured again, so
+an interrupted command resumes with the missing ones.
 """
 
 import csv
@@ -35,17 +36,17 @@ from plainres.reporting.figures import save
 from plainres.runs.record import Run
 
 Row = dict[str, str]
-# imported once, not once in each process
+# imported once in the fork server, instead of once in each process
 PRELOADED = ["plainres.analysis.lesion", "plainres.analysis.landscape", "sklearn.datasets"]
 
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """A finished run: its network in evaluation mode, on the run's kind of device, and its images as they are.
+    """A finished run with its network in evaluation mode and its images without augmentation.
 
-    The images are a sample, by class (`plainres.data.sources.stratified`), of `train_images` and `test_images`. Where
-    there is no GPU, a run that was trained on one is measured on the CPU. The numbers are those of the run's precision,
-    but for bf16-mixed, where they are float32.
+    The batches contain all images, or a sample by class (`plainres.data.sources.stratified`) of the `train_images` and
+    `test_images`. The device is the one used for training, or the CPU if there is no GPU. Measurements use the run's
+    precision, except that bf16-mixed becomes float32.
     """
 
     run: Run
@@ -57,48 +58,49 @@ class Finished:
 
     @classmethod
     def read(cls, folder: Path, images: int | None = None) -> "Finished":
-        """Return the run in a folder, with a sample of `images` of each split, or all.
+        """Read the run in a folder, with a sample of `images` images of each split, or with all images.
 
         Raises:
-            InputError: there is no finished run, or it has no checkpoint, or one of other weights than those of its
-                result, or its images cannot be had.
+            InputError: the folder contains no finished run, its checkpoint is missing or does not match its result, or
+                its images cannot be read.
         """
         run = Run.read_finished(folder)
         gpu = run.config.trainer.accelerator == "gpu" and torch.cuda.is_available()
         device = torch.device("cuda" if gpu else "cpu")
         network = load_network(run).to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
         source = source_of(run.config)
-        found = source.load()
+        loaded = source.load()
         training, test = (
-            EvaluationBatches(DeviceImages(split.sample(images), source, found.channel_statistics, device))
-            for split in (found.train, found.test)
+            EvaluationBatches(DeviceImages(split.sample(images), source, loaded.channel_statistics, device))
+            for split in (loaded.train, loaded.test)
         )
-        return cls(run, network, training, test, len(found.train), len(found.test))
+        return cls(run, network, training, test, len(loaded.train), len(loaded.test))
 
     @property
     def key(self) -> Row:
-        """What every measurement depends on: the digest of the weights, and how many images of the training set.
+        """Columns common to all measurements: a digest of the weights, and the number of training images.
 
-        A sample is written as '500 of 1500'. A plain 500 in a file of an older version were the first 500 images, which
-        are not measured again under that name.
+        A sample is written as '500 of 1500'. An older version wrote 500 and used the first 500 images, so the two must
+        differ.
         """
         images = sample_size(len(self.training.index), self.train_images)
         return {"weights": self.run.result["weights_sha256"][:8], "images": images}
 
 
-def finished(folders: Sequence[Path], images: int | None = None) -> list[Finished]:
-    """The runs in different folders, for this process, which then has as many threads as they were trained with.
+def read_finished(folders: Sequence[Path], images: int | None = None) -> list[Finished]:
+    """Read the runs in `folders`, each once, and set this process's number of threads to that of their training.
 
     Raises:
-        InputError: as `Finished.read`.
+        InputError: see `Finished.read`.
     """
-    found = [Finished.read(folder, images) for folder in {folder.resolve(): folder for folder in folders}.values()]
-    torch.set_num_threads(max(one.run.config.trainer.threads for one in found))
-    return found
+    unique = {folder.resolve(): folder for folder in folders}
+    runs = [Finished.read(folder, images) for folder in unique.values()]
+    torch.set_num_threads(max(finished.run.config.trainer.threads for finished in runs))
+    return runs
 
 
 def labels(runs: Iterable[Run]) -> list[str]:
-    """What each of several runs is called in a figure: shortcut and depth, or, where that is not enough, its name."""
+    """Return a label for each run in a figure: shortcut and depth, or the run's name if those are not unique."""
     runs = list(runs)
     short = [f"{run.config.shortcut}, {run.config.model['depth']} layers" for run in runs]
     count = Counter(short)
@@ -106,8 +108,8 @@ def labels(runs: Iterable[Run]) -> list[str]:
 
 
 def loss_and_error(network: nn.Module, batches: Iterable[Batch]) -> tuple[float, float]:
-    """The mean cross-entropy over all images, and the error in percent."""
-    weight = next(network.parameters())  # where and how exactly the network computes
+    """Return the mean cross-entropy over all images, and the error in percent."""
+    weight = next(network.parameters())  # defines the device and the dtype
     loss, wrong, images = 0.0, 0, 0
     with torch.no_grad():
         for x, y in batches:
@@ -124,80 +126,82 @@ Work = Callable[[Finished, Mapping[str, str]], Sequence[float]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be measured on a run: a row for each measurement, and in which file of its folder they are kept."""
+    """Measurements to make on a run: one row each, without its values, and the name of their file."""
 
-    of: Finished
+    finished: Finished
     name: str
-    wanted: Sequence[Row]
+    rows: Sequence[Row]
 
     @property
     def file(self) -> Path:
-        """The file that keeps the measurements."""
-        return self.of.run.folder / f"{self.name}.csv"
+        """CSV file that contains the measurements."""
+        return self.finished.run.folder / f"{self.name}.csv"
 
     def read(self, values: Sequence[str]) -> list[Row]:
-        """The rows that are there already, of these options or of others.
+        """Read the rows measured so far, including those with other options.
 
         Raises:
-            InputError: the file is not such a table, or damaged.
+            InputError: the file is damaged, or has other columns.
         """
         if not self.file.exists():
             return []
         try:
             rows = read_rows(self.file)
             for row in rows:
-                if list(row) != [*self.wanted[0], *values]:
-                    raise ValueError("other columns")
+                if list(row) != [*self.rows[0], *values]:
+                    raise ValueError("unexpected columns")
                 [float(row[value]) for value in values]
         except (OSError, ValueError, TypeError, csv.Error) as error:
-            raise InputError(f"{self.file} is no table of plainres {self.name} ({error}); move it away") from error
+            raise InputError(
+                f"{self.file} was not written by plainres {self.name}, or is damaged ({error}); move it away"
+            ) from error
         return rows
 
 
 def measure(plans: Sequence[Plan], values: Sequence[str], work: Work, images: int | None, unit: str) -> list[list[Row]]:
-    """Measure what is missing, on the CPU in as many processes as there are cores; return each plan's rows.
+    """Make the missing measurements, on the CPU with one process per core, and return each plan's rows.
 
     Args:
-        plans: one for each run.
-        values: the names of what `work` returns.
-        work: the measurement for one row, a function that other processes can import.
-        images: the size of the sample of each split, as `Finished.read`.
-        unit: what a row is, for the bar.
+        plans: one plan for each run.
+        values: the names of the values that `work` returns.
+        work: the function that measures one row; other processes must be able to import it.
+        images: the size of the sample of each split, see `Finished.read`.
+        unit: the unit of the progress bar, a name for one row.
 
     Raises:
         InputError: a file cannot be read or written.
-        LockedError: another process is at one of the runs.
+        LockedError: another process trains or measures one of the runs.
         RunFailedError: a process died.
     """
     with ExitStack() as stack:
         for plan in plans:
-            stack.enter_context(_alone(plan.of.run))
+            stack.enter_context(_locked(plan.finished.run))
         known = [{_key(row, values): row for row in plan.read(values)} for plan in plans]
-        missing = [(i, row) for i, plan in enumerate(plans) for row in plan.wanted if _key(row) not in known[i]]
-        with bar(plans[0].name, unit, sum(len(plan.wanted) for plan in plans), leave=False) as shown:
-            shown.update(shown.total - len(missing))
+        missing = [(i, row) for i, plan in enumerate(plans) for row in plan.rows if _key(row) not in known[i]]
+        with bar(plans[0].name, unit, sum(len(plan.rows) for plan in plans), leave=False) as progress:
+            progress.update(progress.total - len(missing))
             for plan, rows in zip(plans, known, strict=True):
-                with writing(plan.file):  # without a last row that is half-written
+                with writing(plan.file):  # drops a last row that was cut off
                     if rows:
                         write_atomically(plan.file, csv_text(list(rows.values())))
                     else:
                         plan.file.unlink(missing_ok=True)
-            tasks = [(work, plans[i].of.run.folder, images, row) for i, row in missing]
-            gpu = any(next(plan.of.network.parameters()).is_cuda for plan in plans)
+            tasks = [(work, plans[i].finished.run.folder, images, row) for i, row in missing]
+            gpu = any(next(plan.finished.network.parameters()).is_cuda for plan in plans)
             processes = 1 if gpu else min(joblib.cpu_count(), len(tasks))
-            for task, found in _in_processes(tasks, processes):
+            for task, result in _in_processes(tasks, processes):
                 i, row = missing[task]
-                whole = row | dict(zip(values, map(repr, found), strict=True))
+                complete = row | dict(zip(values, map(repr, result), strict=True))
                 with writing(plans[i].file), plans[i].file.open("a") as file:
-                    text = csv_text([whole])
+                    text = csv_text([complete])
                     file.write(text if file.tell() == 0 else text.split("\n", 1)[1])
-                known[i][_key(row)] = whole
-                shown.update()
-            for plan, rows in zip(plans, known, strict=True):  # the same order, whichever came first
-                keys = dict.fromkeys([*map(_key, plan.wanted), *rows])
+                known[i][_key(row)] = complete
+                progress.update()
+            for plan, rows in zip(plans, known, strict=True):  # sort the rows, which were written as they finished
+                keys = dict.fromkeys([*map(_key, plan.rows), *rows])
                 with writing(plan.file):
                     write_atomically(plan.file, csv_text([rows[key] for key in keys]))
-    return [[rows[_key(row)] for row in plan.wanted] for plan, rows in zip(plans, known, strict=True)]
+    return [[rows[_key(row)] for row in plan.rows] for plan, rows in zip(plans, known, strict=True)]
 
 
 def _key(row: Mapping[str, str], values: Sequence[str] = ()) -> tuple[str, ...]:
@@ -205,12 +209,14 @@ def _key(row: Mapping[str, str], values: Sequence[str] = ()) -> tuple[str, ...]:
 
 
 @contextmanager
-def _alone(run: Run) -> Iterator[None]:
+def _locked(run: Run) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             stack.enter_context(run.lock())
         except LockedError as error:
-            raise LockedError(f"{run.folder}: another process is at this run; wait for it, or stop it first") from error
+            raise LockedError(
+                f"{run.folder} is locked by another process; wait until that process has finished, or stop it"
+            ) from error
         except OSError as error:
             raise InputError(f"cannot write into {run.folder}: {error.strerror}") from error
         yield
@@ -218,7 +224,7 @@ def _alone(run: Run) -> Iterator[None]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Within, a file that cannot be written is a mistake that is told in one line."""
+    """Turn an OSError within the block into an InputError that names the file."""
     try:
         yield
     except OSError as error:
@@ -226,44 +232,46 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _in_processes(tasks: Sequence[tuple[Any, ...]], processes: int) -> Iterator[tuple[int, Sequence[float]]]:
-    """The number and the result of each task, as they come."""
+    """Yield the index and the result of each task in order of completion."""
     if not tasks:
         return
-    others = set(multiprocessing.active_children())
+    other_children = set(multiprocessing.active_children())
     executor = ProcessPoolExecutor(processes, forkserver(PRELOADED), _begin)
     try:
         futures = {executor.submit(_work, *task): number for number, task in enumerate(tasks)}
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool as error:
-        raise RunFailedError("a process died: killed, or out of memory; the same command goes on") from error
-    finally:  # of what is stopped, nothing is waited for
-        for process in set(multiprocessing.active_children()) - others:
+        raise RunFailedError(
+            "a process was killed, possibly out of memory; run the same command again to resume"
+        ) from error
+    finally:  # kill the pool's processes instead of waiting for their current tasks
+        for process in set(multiprocessing.active_children()) - other_children:
             process.kill()
         executor.shutdown(cancel_futures=True)
 
 
 def _begin() -> None:
     attach_to_command()
-    torch.set_num_threads(1)  # there are as many processes as cores
+    torch.set_num_threads(1)  # since there is one process per core
 
 
 def _work(work: Work, folder: Path, images: int | None, row: Row) -> Sequence[float]:
-    return work(_opened(folder, images), row)
+    return work(_cached(folder, images), row)
 
 
-@lru_cache(maxsize=1)  # the rows of one run come together
-def _opened(folder: Path, images: int | None) -> Finished:
+@lru_cache(maxsize=1)  # one entry suffices, since the rows of one run follow each other
+def _cached(folder: Path, images: int | None) -> Finished:
     return Finished.read(folder, images)
 
 
 def draw_runs(draw: Callable[[Sequence[int]], Figure], runs: Sequence[Run], name: str) -> Path:
-    """Draw each run by itself, into its folder, and, if there are several, all side by side, into the folder above.
+    """Draw a figure of each run into its folder, and one of all runs, if there are several, into their parent folder.
 
     Args:
-        draw: makes the figure of the runs with these numbers.
+        draw: draws the runs with the given indices.
         runs: the runs.
-        name: of the files, <name>.svg and <name>.png.
+        name: the name of the files, <name>.svg and <name>.png.
 
     Returns:
         The SVG file of the last figure.
@@ -271,11 +279,11 @@ def draw_runs(draw: Callable[[Sequence[int]], Figure], runs: Sequence[Run], name
     Raises:
         InputError: a file cannot be written.
     """
-    places = [([i], run.folder) for i, run in enumerate(runs)]
+    figures = [([i], run.folder) for i, run in enumerate(runs)]
     if len(runs) > 1:
-        above = os.path.commonpath([run.folder.resolve() for run in runs])
-        places.append((list(range(len(runs))), Path(os.path.relpath(above))))
-    for numbers, folder in places:
+        parent = os.path.commonpath([run.folder.resolve() for run in runs])
+        figures.append((list(range(len(runs))), Path(os.path.relpath(parent))))
+    for indices, folder in figures:
         with writing(folder):
-            save(lambda numbers=numbers: draw(numbers), folder / name)
-    return places[-1][1] / f"{name}.svg"
+            save(lambda indices=indices: draw(indices), folder / name)
+    return figures[-1][1] / f"{name}.svg"

@@ -333,7 +333,7 @@ def eval_(arguments: list[str]) -> int:
     options, overrides = parser.parse_known_args(arguments)
     if options.target is None or "=" in str(options.target).partition("/")[0]:
         raise InputError("plainres eval needs the folder of a run or a file of weights first; see plainres eval --help")
-    from plainres.analysis.evaluation import evaluate, normalises, predict, the_one, with_overrides
+    from plainres.analysis.evaluation import compose_one, evaluate, predict, sets_statistics, with_overrides
     from plainres.config.instantiate import build_network, check
     from plainres.models.weights import statistics_in
     from plainres.runs.record import Run
@@ -346,11 +346,11 @@ def eval_(arguments: list[str]) -> int:
         config, name, prefix = with_overrides(run.config, overrides), run.name, f"{target}/"
         predictions = predict(run, overrides)
     else:
-        config = the_one(overrides)
+        config = compose_one(overrides)
         config.model["weights"] = str(target)
         check(config)
         name, prefix = target.stem, f"{target.stem}-"
-        statistics = None if normalises(overrides) else statistics_in(target)
+        statistics = None if sets_statistics(overrides) else statistics_in(target)
         if statistics is None and config.data.get("mean") is None:
             hint = "; data.mean and data.std set others" if "mean" in config.data else ""
             print(

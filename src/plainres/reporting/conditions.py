@@ -1,7 +1,7 @@
-"""Conditions of training that runs must share to be compared, beside the settings that tell families apart.
+"""Training conditions that runs must share to be compared, in addition to their settings.
 
-Another kind of device, number of threads or devices, version of a library, or a compiled network rounds otherwise, and
-training amplifies rounding: another kind of CPU moved the training error of a plain net of 32 layers from 15 to 9 %.
+Rounding depends on the kind of device, the number of threads and devices, the versions of libraries, and compilation.
+Training amplifies rounding: another kind of CPU changed the training error of a plain net of 32 layers from 15 to 9 %.
 Another version of the code may compute something else.
 """
 
@@ -10,24 +10,24 @@ from typing import Any
 
 from plainres.runs.record import Run
 
-# Of these another version changes no result: the configuration and the digest of the data, which are compared, would
-# show what the last two did.
+# Versions that change no result. The effects of scikit-learn and plainres would show in the digest of the data and in
+# the configuration, which are compared.
 IMMATERIAL = ("python", "hydra-core", "scikit-learn", "plainres")
 
 
 def conditions(run: Run) -> dict[str, frozenset[str]]:
-    """Return the conditions of a finished run by name, each with its values in all attempts."""
+    """Return the conditions of a finished run, by name, with their values in all attempts."""
     attempts = [_of_attempt(run, run.result | attempt) for attempt in run.result.get("attempts") or [{}]]
     return {name: frozenset(attempt[name] for attempt in attempts) for name in attempts[0]}
 
 
 def differing(runs: Iterable[Run]) -> dict[str, list[str]]:
-    """Return the conditions that are not the same in all attempts at all runs, by name, with their values."""
-    found: dict[str, set[str]] = {}
+    """Return the conditions, by name, that differ between runs or attempts, with all their values."""
+    all_values: dict[str, set[str]] = {}
     for run in runs:
         for name, values in conditions(run).items():
-            found.setdefault(name, set()).update(values)
-    return {name: sorted(values) for name, values in found.items() if len(values) > 1}
+            all_values.setdefault(name, set()).update(values)
+    return {name: sorted(values) for name, values in all_values.items() if len(values) > 1}
 
 
 def _of_attempt(run: Run, record: Mapping[str, Any]) -> dict[str, str]:
@@ -37,7 +37,7 @@ def _of_attempt(run: Run, record: Mapping[str, Any]) -> dict[str, str]:
     return {
         "device": device,
         "number of devices": f"{devices}{synchronised}",
-        "threads": str(record.get("threads")) if on_cpu else "",  # on a GPU they only feed it
+        "threads": str(record.get("threads")) if on_cpu else "",  # on a GPU, threads only load data
         "compile": str(bool(record.get("compile"))),
         "cuda_graph": str(bool(record.get("cuda_graph"))),
         "deterministic": str(bool(record.get("deterministic"))),
@@ -49,7 +49,7 @@ def _of_attempt(run: Run, record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _code(run: Run, record: Mapping[str, Any]) -> str:
-    """Return what is known of the code that trained: its digest, else its commit, else its version."""
+    """Identify the code that trained a run by its digest, or else by its commit, or else by its version."""
     if source := record.get("source_sha256"):
         return f"source {source[:8]}"
     commit = record.get("git_commit")

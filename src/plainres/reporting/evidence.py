@@ -1,11 +1,11 @@
-"""A study's evidence: what is kept of its finished runs in a repository, and is enough to report on them.
+"""Evidence of a study: a compact copy of its finished runs for a repository, sufficient to report on them.
 
-A folder of evidence holds
+A folder of evidence contains
 
-    configs.yaml   what the runs' configurations have in common, and what each has of its own
-    results.csv    a row for each run: its record
-    curves.csv     the curves, at most ROWS rows of a run
-    probes/        what probes have found in the runs, by probe
+    configs.yaml   the common part of the runs' configurations, and the rest of each one
+    results.csv    the result of each run, one row per run
+    curves.csv     the curves, at most ROWS rows per run
+    probes/        the measurements of the runs' probes, one file per probe
 """
 
 import json
@@ -23,10 +23,10 @@ from plainres.files import csv_text, read_rows, write_atomically
 from plainres.runs.record import Run
 
 CONFIGS, RESULTS, CURVES = "configs.yaml", "results.csv", "curves.csv"
-ROWS = 1000  # of a run's curves
-DIGITS = 6  # significant ones of a number in the curves
-# in place of where the images and the first weights of a run were found
-ELSEWHERE = {"data": {"path": None, "cache": "~/.cache/plainres"}, "model": {"weights": None}}
+ROWS = 1000  # maximum per run in curves.csv
+DIGITS = 6  # significant digits in curves.csv
+# Replaces the paths of one machine: the locations of the images and of the initial weights.
+PORTABLE = {"data": {"path": None, "cache": "~/.cache/plainres"}, "model": {"weights": None}}
 COLUMNS = (  # of results.csv
     *("folder", "study", "family", "shortcut", "depth", "width", "seed"),
     *("train_error_eval", "train_loss_eval", "train_error", "train_loss", "test_error", "test_loss"),
@@ -40,7 +40,7 @@ COLUMNS = (  # of results.csv
 
 @dataclass(frozen=True)
 class KeptRun(Run):
-    """A finished run as evidence holds it: no folder of its own is there."""
+    """A finished run read from evidence, which has no folder of its own."""
 
     record: Mapping[str, Any]
     rows: Sequence[dict[str, float]]
@@ -48,12 +48,12 @@ class KeptRun(Run):
 
     @property
     def finished(self) -> bool:
-        """True: nothing else is kept."""
+        """Whether the run is finished, which all runs in evidence are."""
         return True
 
     @cached_property
     def result(self) -> dict[str, Any]:
-        """The row of results.csv."""
+        """Row of results.csv."""
         return dict(self.record)
 
     def curve(self) -> list[dict[str, float]]:
@@ -62,21 +62,21 @@ class KeptRun(Run):
 
     @property
     def observed_by(self) -> list[str]:
-        """The names of the probes that have found something."""
+        """Names of the probes with measurements."""
         return sorted(self.observed)
 
     def probe_rows(self, probe: str) -> list[dict[str, str]]:
-        """Return what a probe has found."""
+        """Return the measurements of a probe."""
         return list(self.observed.get(probe, ()))
 
 
 def is_evidence(folder: Path) -> bool:
-    """Whether a folder holds evidence instead of runs."""
+    """Whether a folder contains evidence instead of runs."""
     return (folder / CONFIGS).is_file()
 
 
 def read(folder: Path) -> list[Run]:
-    """Return the runs that a folder of evidence holds.
+    """Read the runs from a folder of evidence.
 
     Raises:
         InputError: a file is missing or damaged.
@@ -99,41 +99,45 @@ def read(folder: Path) -> list[Run]:
             runs.append(run)
     except InputError:
         raise
-    except Exception as error:  # whatever a damaged file makes of its readers
+    except Exception as error:  # a damaged file can raise anything in its parser
         raise InputError(f"{folder} is damaged evidence: {first_line(error) or type(error).__name__}") from error
     return runs
 
 
 def write(runs: Iterable[tuple[str, Run]], folder: Path) -> list[tuple[str, str]]:
-    """Write the evidence of finished runs, each with the label of its family.
+    """Write the evidence of finished runs.
+
+    Args:
+        runs: the runs, each with the label of its family.
+        folder: the folder to write.
 
     Returns:
-        The folders of runs of which a probe's file is no table and is left out, and why.
+        The folders of runs with a damaged probe file, which is left out, and the reason.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    kept = list(runs)
-    configs = {run.name: _portable(run.config) for _, run in kept}
+    labelled = list(runs)
+    configs = {run.name: _portable(run.config) for _, run in labelled}
     common = _common(list(configs.values()))
     own = {name: _without(config, common) for name, config in configs.items()}
     write_atomically(folder / CONFIGS, OmegaConf.to_yaml(OmegaConf.create({"common": common, "runs": own})))
-    write_atomically(folder / RESULTS, csv_text(results(kept)))
-    curves = [{"run": run.name, **_rounded(row)} for _, run in kept for row in thinned(run.curve(), ROWS)]
+    write_atomically(folder / RESULTS, csv_text(results(labelled)))
+    curves = [{"run": run.name, **_rounded(row)} for _, run in labelled for row in thinned(run.curve(), ROWS)]
     write_atomically(folder / CURVES, csv_text(curves))
     damaged = []
-    for probe in sorted({name for _, run in kept for name in run.observed_by}):
+    for probe in sorted({name for _, run in labelled for name in run.observed_by}):
         rows: list[dict[str, str]] = []
-        for _, run in kept:
+        for _, run in labelled:
             try:
-                found = [{"run": run.name, **row} for row in run.probe_rows(probe)]
-                columns = {tuple(row) for row in [*rows[:1], *found]}
-                if len(columns) > 1 or any(None in (*row, *row.values()) for row in found):
-                    raise ValueError("rows of different columns")
+                own = [{"run": run.name, **row} for row in run.probe_rows(probe)]
+                columns = {tuple(row) for row in [*rows[:1], *own]}
+                if len(columns) > 1 or any(None in (*row, *row.values()) for row in own):
+                    raise ValueError("rows have different columns")
             except (OSError, ValueError) as error:
                 damaged.append((run.folder.name, f"probes/{probe}.csv is damaged ({error!r}) and not drawn"))
             else:
-                rows += found
+                rows += own
         if rows:
             (folder / "probes").mkdir(exist_ok=True)
             write_atomically(folder / "probes" / f"{probe}.csv", csv_text(rows))
@@ -141,7 +145,7 @@ def write(runs: Iterable[tuple[str, Run]], folder: Path) -> list[tuple[str, str]
 
 
 def results(runs: Iterable[tuple[str, Run]]) -> list[dict[str, Any]]:
-    """Return a row for each finished run: the main fields of its record, and the label of its family."""
+    """Return the rows of results.csv for finished runs, each given with the label of its family."""
     rows = []
     for label, run in runs:
         versions = "; ".join(f"{name} {version}" for name, version in run.result.get("versions", {}).items())
@@ -151,9 +155,9 @@ def results(runs: Iterable[tuple[str, Run]]) -> list[dict[str, Any]]:
     return rows
 
 
-def thinned(rows: Sequence[dict[str, float]], most: int) -> list[dict[str, float]]:
-    """Return at most so many rows, evenly, with the last."""
-    n = min(most, len(rows))
+def thinned(rows: Sequence[dict[str, float]], max_rows: int) -> list[dict[str, float]]:
+    """Return at most `max_rows` evenly spaced rows, including the last one."""
+    n = min(max_rows, len(rows))
     return [rows[-1 - (n - 1 - i) * (len(rows) - 1) // max(n - 1, 1)] for i in range(n)]
 
 
@@ -164,15 +168,15 @@ def _rounded(row: Mapping[str, float]) -> dict[str, str]:
 
 
 def _portable(config: Config) -> dict[str, Any]:
-    """Return a configuration as nested values, without the places of one machine."""
+    """Convert a configuration to nested values, without the paths of one machine."""
     values = asdict(config)
-    for group, places in ELSEWHERE.items():
-        values[group] |= {key: place for key, place in places.items() if key in values[group]}
+    for group, replacements in PORTABLE.items():
+        values[group] |= {key: value for key, value in replacements.items() if key in values[group]}
     return values | {"runs": "runs"}
 
 
 def _common(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what nested values have in common."""
+    """Return the nested values that all configurations share."""
     common = {}
     for key, value in configs[0].items():
         values = [config[key] for config in configs if key in config]
@@ -186,7 +190,7 @@ def _common(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _without(config: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a configuration has of its own."""
+    """Return the nested values of a configuration that are not in `common`."""
     own = {}
     for key, value in config.items():
         if isinstance(value, dict) and key in common:
@@ -206,14 +210,14 @@ def _config(common: Mapping[str, Any], own: Mapping[str, Any]) -> Config:
 
 
 def _by_run(file: Path) -> dict[str, list[dict[str, str]]]:
-    found: dict[str, list[dict[str, str]]] = {}
+    by_run: dict[str, list[dict[str, str]]] = {}
     for row in read_rows(file):
-        found.setdefault(row.pop("run"), []).append(row)
-    return found
+        by_run.setdefault(row.pop("run"), []).append(row)
+    return by_run
 
 
 def _value(text: str) -> Any:
-    """Read a cell of results.csv."""
+    """Parse a cell of results.csv."""
     if text in ("", "True", "False"):
         return {"": None, "True": True, "False": False}[text]
     try:

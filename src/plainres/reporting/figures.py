@@ -1,8 +1,8 @@
-"""Figures of a study, as SVG and PNG: curves as in He et al. 2015, Figure 6, and final error by depth.
+"""Figures of a study as SVG and PNG: curves as in He et al. 2015, Figure 6, final error by depth, and probes.
 
-Runs come as family -> depth (ascending) -> seed -> run. Within a family, the deeper the darker. The first seven
-families have the colours of Okabe and Ito (2008), which colour-blind readers can tell apart; further ones differ in
-marker as well.
+Runs are given as family -> depth (ascending) -> seed -> run. Within a family, deeper nets are darker. The first seven
+families have the colours of Okabe and Ito (2008), which colour-blind readers can distinguish. Further families also
+differ in their markers.
 """
 
 import csv
@@ -34,18 +34,18 @@ Families = Mapping[str, Mapping[int, Mapping[int, Run]]]
 
 COLOURS = (
     *("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),  # Okabe and Ito's
-    *("#800000", "#1A237E", "#BDB76B", "#DC143C", "#2F4F4F", "#117733", "#C71585"),  # far from those, in any sight
+    *("#800000", "#1A237E", "#BDB76B", "#DC143C", "#2F4F4F", "#117733", "#C71585"),  # distinct from the first seven
 )
 MARKERS = "osD^vPX"
-DATA = {  # names of data sets, by the name or the class in their configuration
+DATA = {  # display names of data sets, by the name or the class in their configuration
     "Digits": "Digits (scikit-learn)",
     "Synthetic": "random images",
     "uoft-cs/cifar10": "CIFAR-10",
     "uoft-cs/cifar100": "CIFAR-100",
     "ILSVRC/imagenet-1k": "ImageNet",
 }
-PANEL, NARROW = 4.8, 1.6  # inches: the width of a panel, and the least if a figure's width is given
-SCALE = 0.38  # inches of it that its vertical scale takes
+PANEL, NARROW = 4.8, 1.6  # inches: default width of a panel, and its minimum if the figure's width is given
+SCALE = 0.38  # inches of a panel's width that its vertical scale takes
 BAND: dict[str, Any] = {"alpha": 0.18, "linewidth": 0}
 SPREAD = Patch(color="#444444", label="s.d. over seeds", **BAND)  # for legends
 STYLE: dict[Any, Any] = {
@@ -63,24 +63,26 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
     "svg.fonttype": "none",
-    "svg.hashsalt": "plainres",  # the same runs give the same bytes
+    "svg.hashsalt": "plainres",  # makes the bytes of an SVG file reproducible
 }
 NO_STAMP: dict[str, Any] = {"Date": None, "Creator": None}
-FIXED: dict[Any, Any] = {"font.size": 8, "axes.titlesize": 8, "savefig.dpi": 300}  # for a given width, in a paper
-PLAIN: dict[str, Any] = {"fontweight": "normal", "fontsize": "medium"}  # titles that are sentences
+FIXED: dict[Any, Any] = {"font.size": 8, "axes.titlesize": 8, "savefig.dpi": 300}  # for papers, with a given width
+PLAIN: dict[str, Any] = {"fontweight": "normal", "fontsize": "medium"}  # for titles that are sentences
 
 
 def save_figures(
     families: Families, folder: Path, *, title: str | None = None, width: float | None = None
 ) -> tuple[list[str], list[tuple[str, str]]]:
-    """Write curves and depth, and a figure for each probe that runs have, as SVG and PNG.
+    """Write the figures curves and depth, and one for each probe with measurements, as SVG and PNG.
 
     Args:
-        title: of all figures; None: the study, whose folder is that of `folder`, and its data.
-        width: of all figures in inches; None: as their panels need.
+        families: the runs.
+        folder: the folder to write, a subfolder of the study's.
+        title: the title of all figures; None uses the names of the study and its data sets.
+        width: the width of all figures in inches; None uses the width that their panels need.
 
     Returns:
-        Those probes; the folders of runs that have a file of a probe that is of no use, and why.
+        The probes that have been drawn; and the folders of runs with a damaged probe file, with the reason.
     """
     if title is None:
         runs = [run for by_depth in families.values() for by_seed in by_depth.values() for run in by_seed.values()]
@@ -89,16 +91,16 @@ def save_figures(
     save(lambda: error_by_depth(families, title, width), folder / "depth", width)
     drawn, unusable = [], []
     for probe in PROBES:
-        found, complaints = observations(probe, families)
-        unusable += complaints
-        if any(found.values()):
-            save(partial(probe_figure, probe, found, title, width), folder / probe, width)
+        observed, damaged = observations(probe, families)
+        unusable += damaged
+        if any(observed.values()):
+            save(partial(probe_figure, probe, observed, title, width), folder / probe, width)
             drawn.append(probe)
     return drawn, unusable
 
 
 def save(draw: Callable[[], Figure], file: Path, width: float | None = None) -> None:
-    """Draw a figure in the style of all figures; write <file>.svg and <file>.png."""
+    """Draw a figure in the common style, and write it to <file>.svg and <file>.png."""
     with mpl.rc_context(STYLE | (FIXED if width else {})):
         figure = draw()
         figure.savefig(file.with_name(f"{file.name}.svg"), metadata=NO_STAMP)
@@ -106,21 +108,21 @@ def save(draw: Callable[[], Figure], file: Path, width: float | None = None) -> 
 
 
 def study_title(study: str, configs: Iterable[Config]) -> str:
-    """Name a study and the data sets of its runs."""
+    """Return a title with the names of a study and its data sets."""
     data = (str(config.data.get("name") or config.data["_target_"].rpartition(".")[2]) for config in configs)
     return f"{study} · {', '.join(dict.fromkeys(DATA.get(name, name) for name in data))}"
 
 
-def look(family: int) -> dict[str, Any]:
-    """Return the colour and the marker of a family, by its number: the first 98 all differ."""
-    again = family // len(MARKERS)
-    return {"color": COLOURS[family % len(COLOURS)], "marker": MARKERS[(family + again) % len(MARKERS)]}
+def family_style(family: int) -> dict[str, Any]:
+    """Return the colour and the marker of a family by its index; the first 98 combinations are distinct."""
+    shift = family // len(MARKERS)
+    return {"color": COLOURS[family % len(COLOURS)], "marker": MARKERS[(family + shift) % len(MARKERS)]}
 
 
 def curves(families: Families, title: str = "", width: float | None = None) -> Figure:
-    """Draw running training error (dashed) and test error (bold), means over seeds, with their s.d. shaded.
+    """Draw running training error (dashed) and test error (bold) as means over seeds, with the s.d. shaded.
 
-    Each family has a panel, as long as its longest run.
+    There is one panel per family, which extends to the family's longest run.
     """
     columns = _columns(min(len(families), 3), width)
     rows = -(-len(families) // columns)
@@ -136,7 +138,7 @@ def curves(families: Families, title: str = "", width: float | None = None) -> F
     late = 0.0  # the largest error of the second half of training
     for i, (panel, (family, runs)) in enumerate(zip(panels, families.items(), strict=False)):
         for depth, by_seed in runs.items():
-            shade = _shade(look(i)["color"], depths.index(depth), len(depths))
+            shade = _shade(family_style(i)["color"], depths.index(depth), len(depths))
             for column, style, thickness in (("train/error", "--", 0.1), ("test/error", "-", 0.2)):
                 steps, summaries = _summarized(by_seed.values(), column)
                 errors = [summary.mean for summary in summaries]
@@ -153,7 +155,7 @@ def curves(families: Families, title: str = "", width: float | None = None) -> F
     for panel in panels[len(families) :]:
         panel.set_axis_off()
     top = min(100, max(1.35 * late, 5))
-    panels[0].set_ylim(-0.01 * top, top)  # as in the paper, the first steps, far above, are cut off
+    panels[0].set_ylim(-0.01 * top, top)  # cuts off the large errors of the first steps, as in the paper
     for row in grid:
         row[0].set_ylabel("error (%)")
     styles: list[Artist] = [
@@ -167,20 +169,20 @@ def curves(families: Families, title: str = "", width: float | None = None) -> F
 
 
 def error_by_depth(families: Families, title: str = "", width: float | None = None) -> Figure:
-    """Draw final training error (eval-mode pass) against depth: every seed a dot, the mean with its sample s.d."""
+    """Draw final training error (evaluation mode) against depth: a dot per seed, and the mean with its sample s.d."""
     wide = width or 6.4
     figure = _figure(wide, 0.5 * wide + 1.4, title)
     axes = figure.subplots()
     depths = sorted({depth for runs in families.values() for depth in runs})
     gap = min((b - a for a, b in pairwise(depths)), default=1)
-    apart = min(0.02 * max(depths[-1] - depths[0], 1), 0.6 * gap / len(families))  # families beside each other
+    offset = min(0.02 * max(depths[-1] - depths[0], 1), 0.6 * gap / len(families))  # between neighbouring families
     handles: list[Any] = []
     size = mpl.rcParams["font.size"]
     for i, (family, runs) in enumerate(families.items()):
-        style = look(i)
+        style = family_style(i)
         errors = [[run.result["train_error_eval"] for run in by_seed.values()] for by_seed in runs.values()]
         summaries = [summarize(values) for values in errors]
-        xs = [depth + apart * (i - (len(families) - 1) / 2) for depth in runs]
+        xs = [depth + offset * (i - (len(families) - 1) / 2) for depth in runs]
         means, sds = [summary.mean for summary in summaries], [summary.sd or 0 for summary in summaries]
         bars: dict[str, Any] = {"markersize": 0.7 * size, "capsize": 0.4 * size, "linewidth": 0.15 * size}
         handles.append(axes.errorbar(xs, means, yerr=sds, label=family, **style, **bars))
@@ -196,7 +198,7 @@ def error_by_depth(families: Families, title: str = "", width: float | None = No
 
 
 def _figure(width: float, height: float, title: str) -> Figure:
-    """Return a figure in inches, higher by its title."""
+    """Return a figure of a size in inches, enlarged by the height of its title."""
     lines = _wrapped(title, 0.8 * width)
     figure = Figure(figsize=(width, height + 0.25 * bool(title) * (1 + lines.count("\n"))))
     if title:
@@ -204,24 +206,24 @@ def _figure(width: float, height: float, title: str) -> Figure:
     return figure
 
 
-def _columns(most: int, width: float | None, least: float = NARROW) -> int:
-    """Return the number of panels that fit beside each other, at least so many inches wide."""
-    return most if width is None else max(1, min(most, int(width / least)))
+def _columns(maximum: int, width: float | None, narrowest: float = NARROW) -> int:
+    """Return the number of panels, each at least `narrowest` inches wide, that fit next to each other."""
+    return maximum if width is None else max(1, min(maximum, int(width / narrowest)))
 
 
 def _wrapped(text: str, width: float) -> str:
-    """Break a text into lines of a width in inches."""
+    """Wrap a text to a width in inches."""
     return textwrap.fill(text, max(int(width * 72 / (0.53 * mpl.rcParams["font.size"])), 10))
 
 
-def _fitting(labels: Sequence[str], width: float, aside: float = 4.5) -> int:
-    """Return the number of a legend's columns that fit into a width in inches, with symbols of so many ems."""
+def _fitting(labels: Sequence[str], width: float, symbol: float = 4.5) -> int:
+    """Return the number of legend columns that fit into a width in inches, with symbols of a width in ems."""
     size = mpl.rcParams["font.size"] * 0.83
-    return min(len(labels), max(1, int(width * 72 / (size * (aside + 0.55 * max(map(len, labels)))))))
+    return min(len(labels), max(1, int(width * 72 / (size * (symbol + 0.55 * max(map(len, labels)))))))
 
 
 def _legend(figure: Figure, handles: Sequence[Any]) -> None:
-    """Put a legend below all panels, where it covers nothing; the figure grows by its lines."""
+    """Add a legend below all panels, and enlarge the figure by its height."""
     labels = [str(handle.get_label()) for handle in handles]
     columns = _fitting(labels, figure.get_figwidth())
     figure.legend(handles=handles, loc="outside lower center", fontsize="small", ncols=columns)
@@ -230,25 +232,25 @@ def _legend(figure: Figure, handles: Sequence[Any]) -> None:
 
 @dataclass(frozen=True)
 class Panel:
-    """A part of a probe's figure: a column of its CSV file by layer, at the beginning or at the end of training."""
+    """A panel of a probe's figure, which shows a column of its CSV file by layer, before or after training."""
 
     title: str
     column: str
     at_end: bool
     log: bool = True
-    descending: bool = False  # sorted, as the lower half of He et al. 2015, figure 7
-    of_net: bool = False  # one value for the whole net, by depth
+    descending: bool = False  # sorted, as in the lower half of He et al. 2015, figure 7
+    of_net: bool = False  # one value for the whole net, drawn by depth
 
 
 def _both(title: str, column: str, **options: bool) -> tuple[Panel, Panel]:
-    """The panels of a column at the beginning and at the end."""
+    """Return the panels of a column before and after training."""
     return (
         Panel(f"{title}, at the beginning", column, at_end=False, **options),
         Panel(f"{title}, at the end", column, at_end=True, **options),
     )
 
 
-PROBES: dict[str, tuple[tuple[Panel, Panel], ...]] = {  # rows of panels, each row on one scale
+PROBES: dict[str, tuple[tuple[Panel, Panel], ...]] = {  # rows of panels that share a scale
     "responses": (
         (
             Panel("std of responses at the end, in layer order", "std", at_end=True, log=False),
@@ -268,17 +270,17 @@ PROBES: dict[str, tuple[tuple[Panel, Panel], ...]] = {  # rows of panels, each r
         _both("absolute correlation of the images' gradients", "absolute_correlation", log=False, of_net=True),
     ),
 }
-LEFT_OUT = {"responses": "head.linear"}  # He et al. 2015, figure 7, has the 3x3 layers alone
+LEFT_OUT = {"responses": "head.linear"}  # He et al. 2015, figure 7, shows only the 3x3 layers
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What a probe has found in a run.
+    """Measurements of a probe in a run.
 
     Args:
-        layers: their names.
-        values: for each layer, by column, at the beginning (False) and at the end (True), where it has looked then. An
-            infinite value is NaN: it has no place in a figure, which leaves a gap.
+        layers: the names of the layers.
+        values: the values of each layer, by column, before (False) and after training (True), if measured. Infinite
+            values are replaced by NaN, which leaves a gap in a figure.
     """
 
     layers: list[str]
@@ -291,9 +293,9 @@ def probe_figure(
     title: str = "",
     width: float | None = None,
 ) -> Figure:
-    """Draw what a probe has found, by family and depth: a line for each, means over seeds, with their s.d. shaded.
+    """Draw the measurements of a probe as means over seeds with the s.d. shaded, a line per family and depth.
 
-    The lines run over the layers, or over depth if the probe knows one value for the whole net.
+    The horizontal axis is the layer, or the depth if the probe measures one value for the whole net.
     """
     rows = PROBES[probe]
     columns = _columns(2, width, 2.2)
@@ -310,10 +312,13 @@ def probe_figure(
             axes.set_yscale("log" if panel.log else "linear")
             axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
             handles |= _draw(axes, panel, observed)
-        if panels[0].log:  # on which a band has no end where the s.d. is as large as the mean
-            seen = [[_values(seeds, panel) for panel in panels for seeds in of.values()] for of in observed.values()]
-            found = [v for of in seen for columns in of for values in columns for v in values if v > 0]
-            left.set_ylim(bottom=max(left.get_ylim()[0], min(found, default=0) / 2))
+        if panels[0].log:  # a band with an s.d. as large as the mean would extend the axis without limit
+            shown = [
+                [_values(of_seeds, panel) for panel in panels for of_seeds in by_depth.values()]
+                for by_depth in observed.values()
+            ]
+            positive = [v for of_family in shown for layers in of_family for values in layers for v in values if v > 0]
+            left.set_ylim(bottom=max(left.get_ylim()[0], min(positive, default=0) / 2))
     if any(isinstance(shaded, PolyCollection) for axes in grid.flat for shaded in axes.collections):
         handles[str(SPREAD.get_label())] = SPREAD
     for label, handle in handles.items():
@@ -323,22 +328,22 @@ def probe_figure(
 
 
 def _draw(axes: Axes, panel: Panel, observed: Mapping[str, Mapping[int, Sequence[Observed]]]) -> dict[str, Any]:
-    """Draw a panel; return its lines by their labels."""
+    """Draw a panel, and return its lines by their labels."""
     depths = sorted({depth for by_depth in observed.values() for depth in by_depth})
     handles: dict[str, Any] = {}
-    below: list[float] = []  # without a logarithm
-    open_below = False
+    below: list[float] = []  # means that have no logarithm
+    open_below = False  # whether a band has no lower edge
     for i, (family, by_depth) in enumerate(observed.items()):
-        style: dict[str, Any] = {**look(i), "markersize": 3, "linewidth": 1.2}
+        style: dict[str, Any] = {**family_style(i), "markersize": 3, "linewidth": 1.2}
         columns = {depth: _values(of_seeds, panel) for depth, of_seeds in by_depth.items()}
-        found = {depth: [summarize(values) for values in of_depth] for depth, of_depth in columns.items() if of_depth}
-        if panel.of_net and found:
-            ends = {depth: summary for depth, summaries in found.items() for summary in summaries}
-            means, sds = [one.mean for one in ends.values()], [one.sd or 0 for one in ends.values()]
-            handles[family] = axes.errorbar(list(ends), means, yerr=sds, capsize=4, **style)
+        by_layer = {depth: [summarize(values) for values in layers] for depth, layers in columns.items() if layers}
+        if panel.of_net and by_layer:
+            of_nets = {depth: summary for depth, summaries in by_layer.items() for summary in summaries}
+            means, sds = [one.mean for one in of_nets.values()], [one.sd or 0 for one in of_nets.values()]
+            handles[family] = axes.errorbar(list(of_nets), means, yerr=sds, capsize=4, **style)
             continue
-        for depth, summaries in found.items():
-            style["color"] = _shade(look(i)["color"], depths.index(depth), len(depths))
+        for depth, summaries in by_layer.items():
+            style["color"] = _shade(family_style(i)["color"], depths.index(depth), len(depths))
             numbers = range(1, len(summaries) + 1)
             means = [summary.mean for summary in summaries]
             low = {number: mean for number, mean in zip(numbers, means, strict=True) if panel.log and mean <= 0}
@@ -352,8 +357,8 @@ def _draw(axes: Axes, panel: Panel, observed: Mapping[str, Mapping[int, Sequence
                 below += low.values()
     notes: list[str] = []
     if below:
-        what = "0" if not any(below) else "0 or less"
-        notes.append(f"{len(below)} value{'s' * (len(below) > 1)} of {what}: hollow, at the lower edge")
+        bound = "0" if not any(below) else "0 or less"
+        notes.append(f"{len(below)} value{'s' * (len(below) > 1)} of {bound}: hollow, at the lower edge")
     if open_below:
         notes.append("a band that leaves the panel below reaches 0 or less")
     axes.set_xlabel("\n".join([axes.get_xlabel(), *notes]))
@@ -361,65 +366,69 @@ def _draw(axes: Axes, panel: Panel, observed: Mapping[str, Mapping[int, Sequence
 
 
 def observations(probe: str, families: Families) -> tuple[dict[str, dict[int, list[Observed]]], list[tuple[str, str]]]:
-    """What a probe has found, by family and depth in as many runs as have it; the runs' folders of no use, and why."""
+    """Read the measurements of a probe in all runs that have them.
+
+    Returns:
+        The measurements by family and depth; and the folders of runs with a damaged file, with the reason.
+    """
     observed: dict[str, dict[int, list[Observed]]] = {}
     unusable = []
     for family, by_depth in families.items():
         observed[family] = {}
         for depth, by_seed in by_depth.items():
-            found: list[Observed] = []
+            of_seeds: list[Observed] = []
             for run in by_seed.values():
                 try:
-                    one = _read(run, probe)
-                    if one and found and one.layers != found[0].layers:
+                    of_run = _read(run, probe)
+                    if of_run and of_seeds and of_run.layers != of_seeds[0].layers:
                         raise ValueError("other layers than in other seeds")
                 except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
                     unusable.append((run.folder.name, f"probes/{probe}.csv is damaged ({error!r}) and not drawn"))
                     continue
-                found += [one] if one else []
-            if found:
-                observed[family][depth] = found
+                of_seeds += [of_run] if of_run else []
+            if of_seeds:
+                observed[family][depth] = of_seeds
     return observed, unusable
 
 
 def _read(run: Run, probe: str) -> Observed | None:
-    """What a probe has found in a finished run at its beginning and its end, None if it has looked at neither.
+    """Read the measurements of a probe before and after training, or return None if there are neither.
 
     Raises:
         OSError, KeyError, TypeError, ValueError, csv.Error: the file is damaged.
     """
-    found: dict[int, list[dict[str, str]]] = {}
+    by_step: dict[int, list[dict[str, str]]] = {}
     for row in run.probe_rows(probe):
-        found.setdefault(int(row["step"]), []).append(row)
-    for step, rows in found.items():
+        by_step.setdefault(int(row["step"]), []).append(row)
+    for step, rows in by_step.items():
         if [int(row["layer"]) for row in rows] != list(range(len(rows))):
-            raise ValueError(f"step {step} has a layer doubled or left out")
-    names = [[row["name"] for row in rows if row["name"] != LEFT_OUT.get(probe)] for rows in found.values()]
+            raise ValueError(f"step {step} has a duplicate or missing layer")
+    names = [[row["name"] for row in rows if row["name"] != LEFT_OUT.get(probe)] for rows in by_step.values()]
     if any(of_step != names[0] for of_step in names):
         raise ValueError("steps have different layers")
     values = {}
-    for at_end, step in ((False, 0), (True, run.result["steps"])):  # a run may go on with a probe it has begun without
-        if step in found:
-            rows = [row for row in found[step] if row["name"] in names[0]]
+    for at_end, step in ((False, 0), (True, run.result["steps"])):  # a probe added on resuming has no step 0
+        if step in by_step:
+            rows = [row for row in by_step[step] if row["name"] in names[0]]
             columns = {panel.column for panels in PROBES[probe] for panel in panels}
             values[at_end] = {column: [_finite(row[column]) for row in rows] for column in columns}
     return Observed(names[0], values) if values else None
 
 
 def _finite(text: str) -> float:
-    """Read a value; an infinite one is NaN."""
+    """Parse a value, and replace an infinite one by NaN."""
     value = float(text)
     return value if math.isfinite(value) else math.nan
 
 
 def _values(observed: Iterable[Observed], panel: Panel) -> list[tuple[float, ...]]:
-    """What a panel shows of each layer, of each run that has it."""
-    found = [one.values[panel.at_end][panel.column] for one in observed if panel.at_end in one.values]
-    return list(zip(*(sorted(values, reverse=True) if panel.descending else values for values in found), strict=True))
+    """Return, for each layer of a panel, the values of all runs that have them."""
+    of_runs = [one.values[panel.at_end][panel.column] for one in observed if panel.at_end in one.values]
+    return list(zip(*(sorted(values, reverse=True) if panel.descending else values for values in of_runs), strict=True))
 
 
 def _band(axes: Axes, xs: Sequence[float], summaries: Iterable[Summary], colour: tuple[float, ...]) -> None:
-    """Shade mean -+ sample s.d., if there are several seeds."""
+    """Shade mean -+ sample s.d. if there are several seeds."""
     summaries = list(summaries)
     if any(summary.n > 1 for summary in summaries):
         low, high = ([one.mean + sign * (one.sd or 0) for one in summaries] for sign in (-1, 1))
@@ -427,20 +436,20 @@ def _band(axes: Axes, xs: Sequence[float], summaries: Iterable[Summary], colour:
 
 
 def _shade(colour: str, i: int, n: int) -> tuple[float, ...]:
-    """The i-th of n shades, from half-way to white to half-way to black."""
+    """Return the i-th of n shades of a colour, from 60 % towards white to 50 % towards black."""
     share = 0.0 if n == 1 else 0.6 - 1.1 * i / (n - 1)
     target = 1.0 if share > 0 else 0.0
     return tuple(part + (target - part) * abs(share) for part in to_rgb(colour))
 
 
 def mean_curve(runs: Iterable[Run], column: str) -> tuple[list[float], list[float]]:
-    """The steps of some runs' curves, and a column's mean over the runs at each."""
+    """Return the steps of the runs' curves, and the mean of a column over the runs at each step."""
     steps, summaries = _summarized(runs, column)
     return steps, [summary.mean for summary in summaries]
 
 
 def _summarized(runs: Iterable[Run], column: str) -> tuple[list[float], list[Summary]]:
-    """The steps of some runs' curves, and a column's mean and s.d. over the runs at each."""
+    """Return the steps of the runs' curves, and the mean and s.d. of a column over the runs at each step."""
     values: defaultdict[float, list[float]] = defaultdict(list)
     for run in runs:
         for row in run.curve():

@@ -1,4 +1,4 @@
-"""Test errors that others have published, found by the settings of a run."""
+"""Published test errors, looked up by the settings of a run."""
 
 import json
 from dataclasses import dataclass, replace
@@ -12,30 +12,30 @@ from plainres.config.compose import compose
 from plainres.config.schema import Config
 from plainres.runs.identity import identity, matches
 
-LENGTH, AUGMENTATION = ("steps", "epochs"), ("pad", "flip")  # of optim and of data: a run may differ, and it is named
+LENGTH, AUGMENTATION = ("steps", "epochs"), ("pad", "flip")  # options of optim and data that may differ, and are named
 
 
 @dataclass(frozen=True)
 class Published:
-    """A published test error, of runs with all of these settings."""
+    """A published test error and the settings of its runs."""
 
-    test_error: str  # percent, or such as "> 20"
+    test_error: str  # in percent, possibly a bound such as "> 20"
     source: str  # paper and table
     recipe: str  # an option of conf/optim
-    settings: dict[str, Any]  # options and values that the recipe and the defaults of conf/ do not have
-    unlike: str = ""  # what its run had and the run beside it has not
+    settings: dict[str, Any]  # options and values that differ from the recipe and the defaults of conf/
+    unlike: str = ""  # length and augmentation of its runs, as far as they differ from those of the run looked up
 
     @property
     def cell(self) -> str:
-        """The error as a table shows it, with what its run had and ours has not."""
+        """Cell of a table, with the error and the differences from the run looked up."""
         return self.test_error + (f" ({self.unlike})" if self.unlike else "")
 
 
 def published(config: Config) -> Published | None:
-    """Return what others have found with such a run, None if published.yaml knows of nothing.
+    """Look up the published result of a run, or return None if published.yaml has none.
 
-    Such a run has the identity of the one that the settings describe, its seed and precision aside. It may be of
-    another length, or augment its images otherwise; then `unlike` says what was published.
+    Except for seed and precision, the run must have the identity that the published settings describe. Its length and
+    augmentation may differ; `unlike` then contains the published ones.
     """
     for result in table():
         if matches(config, result.settings):
@@ -53,20 +53,20 @@ def published(config: Config) -> Published | None:
 
 
 def _unlike(described: Config, config: Config) -> list[str]:
-    """Return the length and the augmentation of a published run where those of ours are others."""
+    """Describe the published length and augmentation, as far as those of `config` differ."""
     steps, epochs = described.optim.steps, described.optim.epochs
     length = f"{epochs} epochs" if steps is None else f"{steps:,} steps"
     augmentation = {
         "pad": f"random crops, padded by {described.data.get('pad')}" if described.data.get("pad") else "no crops",
         "flip": "mirrored" if described.data.get("flip") else "not mirrored",
     }
-    others = [text for key, text in augmentation.items() if config.data.get(key) != described.data.get(key)]
-    return [*([length] if (config.optim.steps, config.optim.epochs) != (steps, epochs) else []), *others]
+    differences = [text for key, text in augmentation.items() if config.data.get(key) != described.data.get(key)]
+    return [*([length] if (config.optim.steps, config.optim.epochs) != (steps, epochs) else []), *differences]
 
 
 @cache
 def table() -> tuple[Published, ...]:
-    """Return the results in published.yaml."""
+    """Read the results in published.yaml."""
     content = files("plainres.reporting").joinpath("published.yaml").read_text(encoding="utf-8")
     sources: Any = OmegaConf.to_container(OmegaConf.create(content))
     results = []

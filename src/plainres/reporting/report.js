@@ -1,12 +1,12 @@
-// The page's figures, drawn as SVG from the JSON in the page; nothing else is loaded.
+// Draws the page's figures as SVG from the JSON in the page, without loading anything else.
 //
-// A figure is a form of controls, a drawing and a readout. What is drawn follows from the form, the width and the theme
-// alone, and every change of one of them draws it anew. Families have a colour and a marker, depths a shade, training
-// errors are dashed with hollow markers: nothing is told by colour only.
+// A figure consists of a form of controls, a drawing and a readout. The drawing depends only on the form, the width and
+// the theme, and is redrawn when one of them changes. Families differ in colour and marker, depths in shade. Training
+// errors are dashed with hollow markers, so that no information is conveyed by colour alone.
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const THEMES = { // a shade is up to `pale` of the way to the page, or up to `full` to `deep`
+  const THEMES = { // shades range from a fraction `pale` towards the page to a fraction `full` towards `deep`
     light: {
       page: "#ffffff", text: "#1c1c1c", soft: "#666666", grid: "#e8e8e8",
       deep: "#000000", pale: 0.4, full: 0.4,
@@ -20,7 +20,7 @@
     "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z", "M-3.5-3.5h7v7h-7z", "M0-5L4.5 0L0 5L-4.5 0z", "M0-4.8L4.6 3.6h-9.2z",
     "M0 4.8L4.6-3.6h-9.2z", "M-1.6-4.6h3.2v3h3v3.2h-3v3h-3.2v-3h-3v-3.2h3z", "M-4.4-1.6h8.8l-2.6 5.6h-3.6z",
   ];
-  const ROWS = 10; // of a readout
+  const ROWS = 10; // maximum in a readout
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const theme = () => (dark.matches ? THEMES.dark : THEMES.light);
 
@@ -28,7 +28,7 @@
   const number = (value) => (value >= 0.1 || value < 0.0005 ? value.toFixed(2) : String(+value.toPrecision(2)));
   const short = (value) => (value >= 1e6 ? `${value / 1e6}M` : value >= 1e3 ? `${value / 1e3}k` : String(value));
 
-  // Math.min(...values) takes no 100,000 values.
+  // Math.min(...values) fails for 100,000 values.
   const least = (values) => values.reduce((a, b) => Math.min(a, b), Infinity);
   const most = (values) => values.reduce((a, b) => Math.max(a, b), -Infinity);
 
@@ -37,17 +37,17 @@
     return "#" + parts.map(([a, b]) => Math.round(a + (b - a) * share).toString(16).padStart(2, "0")).join("");
   }
 
-  // The contrast ratio of WCAG 2; graphics need 3.
-  function contrast(one, other) {
-    const [dark, light] = [one, other].map((colour) => [1, 3, 5]
+  // Return the contrast ratio of WCAG 2, which requires 3 for graphics.
+  function contrast(a, b) {
+    const [dark, light] = [a, b].map((colour) => [1, 3, 5]
       .map((at) => parseInt(colour.slice(at, at + 2), 16) / 255)
       .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
       .reduce((sum, c, i) => sum + [0.2126, 0.7152, 0.0722][i] * c, 0)).sort((a, b) => a - b);
     return (light + 0.05) / (dark + 0.05);
   }
 
-  // The deeper, the further from the page; none so near that it is not seen. Black, as the text, is seen on a dark page
-  // as well.
+  // Return the shade of a family at a depth. Deeper nets have more contrast with the page, and all have enough. Black
+  // is replaced by a colour near the text's, which is visible on a dark page as well.
   function shade(family, depth, theme) {
     const name = data.colours[family % data.colours.length];
     const colour = name === "#000000" ? mix(theme.text, theme.page, 0.3) : name;
@@ -74,52 +74,53 @@
     return `<svg class="swatch" width="30" height="12" aria-hidden="true">${path}${middle}</svg>`;
   }
 
-  // What is drawn -----------------------------------------------------------------------------------------------------
+  // Contents of the figures -------------------------------------------------------------------------------------------
 
-  // Mean, sample standard deviation and range of values over seeds, at x.
-  function over(x, values) {
+  // Return the mean, sample standard deviation and range of values over seeds, at x.
+  function summarize(x, values) {
     const n = values.length;
     const mean = values.reduce((a, b) => a + b, 0) / n;
     const sd = n > 1 ? Math.sqrt(values.reduce((sum, value) => sum + (value - mean) ** 2, 0) / (n - 1)) : null;
     return { x, y: mean, sd, n, values, low: least(values), high: most(values) };
   }
 
-  // Runs -> the points of their mean curve.
+  // Return the points of the runs' mean curve.
   function meanCurve(runs, error) {
-    const found = new Map();
+    const errors = new Map();
     for (const run of runs) {
-      run.step.forEach((step, i) => found.set(step, [...(found.get(step) || []), run[error][i]]));
+      run.step.forEach((step, i) => errors.set(step, [...(errors.get(step) || []), run[error][i]]));
     }
-    return [...found].sort((a, b) => a[0] - b[0]).map(([step, values]) => over(step, values));
+    return [...errors].sort((a, b) => a[0] - b[0]).map(([step, values]) => summarize(step, values));
   }
 
-  // The families that are chosen, with their runs of some depths.
-  function shown(choice, depths) {
+  // Return the selected families, with their runs of some depths.
+  function selected(choice, depths) {
     return choice.getAll("family").map(Number).map((family) => ({
       family, label: data.families[family],
       runs: data.runs.filter((run) => run.family === family && depths.includes(run.depth)),
     })).filter(({ runs }) => runs.length);
   }
 
-  // Errors over iterations: a panel for each family, or one for all.
+  // Return the drawing of errors over iterations, with one panel per family or one for all.
   function curves(choice, theme) {
     const apart = choice.get("panels") === "apart";
-    const panels = shown(choice, choice.getAll("depth").map(Number)).map(({ label, family, runs }) => {
+    const panels = selected(choice, choice.getAll("depth").map(Number)).map(({ label, family, runs }) => {
       const lines = [];
       for (const depth of new Set(runs.map((run) => run.depth))) {
-        const same = runs.filter((run) => run.depth === depth);
+        const ofDepth = runs.filter((run) => run.depth === depth);
         for (const error of choice.getAll("error")) {
-          const look = { family, dashed: error === "train", colour: shade(family, depth, theme) };
+          const style = { family, dashed: error === "train", colour: shade(family, depth, theme) };
           const name = apart ? `${depth} layers` : `${label} ${depth}`;
           const end = error === choice.getAll("error").at(-1) ? String(depth) : "";
           const kind = error === "train" ? "training" : "test";
           if (choice.get("seeds") === "mean") {
-            lines.push({ ...look, name: `${name}, ${kind}`, points: meanCurve(same, error), end, band: end !== "" });
+            const points = meanCurve(ofDepth, error);
+            lines.push({ ...style, name: `${name}, ${kind}`, points, end, band: end !== "" });
             continue;
           }
-          for (const run of same) {
-            const one = { name: `${name}, seed ${run.seed}, ${kind}`, points: meanCurve([run], error), thin: true };
-            lines.push({ ...look, ...one, end: run === same[0] ? end : "" });
+          for (const run of ofDepth) {
+            const line = { name: `${name}, seed ${run.seed}, ${kind}`, points: meanCurve([run], error), thin: true };
+            lines.push({ ...style, ...line, end: run === ofDepth[0] ? end : "" });
           }
         }
       }
@@ -128,19 +129,20 @@
     return {
       panels: apart ? panels : [{ title: "", lines: panels.flatMap((panel) => panel.lines) }],
       log: choice.get("axis") === "log",
-      late: true, // as in the paper, the first steps, far above, are cut off
+      late: true, // cut off the large errors of the first steps, as in the paper
       x: "iterations", y: "error (%)", at: (x) => `iteration ${x.toLocaleString("en")}`,
     };
   }
 
-  // Final errors against depth: the mean with its standard deviation, and every seed.
+  // Return the drawing of final errors against depth: mean, standard deviation and all seeds.
   function finals(choice, theme) {
     const error = choice.get("final");
-    const lines = shown(choice, data.depths).map(({ label, family, runs }, i, all) => {
+    const lines = selected(choice, data.depths).map(({ label, family, runs }, i, all) => {
       const depths = [...new Set(runs.map((run) => run.depth))];
       return {
         name: label, family, colour: shade(family, null, theme), dots: true, aside: (i + 0.5) / all.length - 0.5,
-        points: depths.map((depth) => over(depth, runs.filter((run) => run.depth === depth).map((run) => run[error]))),
+        points: depths.map((depth) =>
+          summarize(depth, runs.filter((run) => run.depth === depth).map((run) => run[error]))),
       };
     });
     return {
@@ -150,16 +152,16 @@
     };
   }
 
-  // How it is drawn ---------------------------------------------------------------------------------------------------
+  // Drawing -----------------------------------------------------------------------------------------------------------
 
-  function linearTicks(top, wanted) {
-    const rough = top / wanted;
+  function linearTicks(top, count) {
+    const rough = top / count;
     const power = 10 ** Math.floor(Math.log10(rough));
     const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough);
     return Array.from({ length: Math.floor(top / step + 1e-9) + 1 }, (_, i) => +(i * step).toPrecision(6));
   }
 
-  // The vertical axis. 0 has no logarithm: it stands at the lower edge, and `zeros` says how many do.
+  // Return the vertical axis. On a logarithmic one, 0 is drawn at the lower edge, and `zeros` counts such values.
   function vertical(drawing) {
     const lines = drawing.panels.flatMap((panel) => panel.lines);
     const all = lines.flatMap((line) => line.points);
@@ -178,14 +180,14 @@
       };
     }
     const late = (line) => line.points.filter((p) => 2 * p.x >= line.points.at(-1).x);
-    const seen = drawing.late
+    const bounds = drawing.late
       ? lines.flatMap(late).map((p) => 1.35 * p.high)
       : all.map((p) => 1.05 * Math.max(p.high, p.y + p.sd));
-    const top = Math.min(100, Math.max(most(seen), drawing.late ? 5 : 0.1));
+    const top = Math.min(100, Math.max(most(bounds), drawing.late ? 5 : 0.1));
     return { share: (y) => (y + 0.01 * top) / (1.01 * top), ticks: linearTicks(top, 5) };
   }
 
-  // A drawing -> its SVG, and where its panels are, for the readout.
+  // Return the SVG of a drawing, and the positions of its panels for the readout.
   function draw(drawing, width, theme, legend) {
     const { panels } = drawing;
     const columns = Math.max(1, Math.min(panels.length, 3, Math.floor(width / 270)));
@@ -193,20 +195,20 @@
     const height = panels.length > 1 ? 250 : Math.max(280, Math.min(430, width * 0.5));
     const margin = { left: 46, right: drawing.ticks ? 14 : 26, top: panels.length > 1 ? 38 : 14, bottom: 46 };
     const axis = vertical(drawing);
-    const text = (x, y, what, more = "") =>
-      `<text x="${x}" y="${y}" fill="${theme.soft}" ${more}>${escape(what)}</text>`;
+    const text = (x, y, content, attributes = "") =>
+      `<text x="${x}" y="${y}" fill="${theme.soft}" ${attributes}>${escape(content)}</text>`;
     let svg = "";
-    const places = panels.map(({ title, lines }, i) => {
+    const positions = panels.map(({ title, lines }, i) => {
       const left = (i % columns) * cell + margin.left;
       const top = Math.floor(i / columns) * height + margin.top;
       const wide = cell - margin.left - margin.right;
       const high = height - margin.top - margin.bottom;
       const xs = lines.flatMap((line) => line.points.map((p) => p.x));
-      const [from, to] = [drawing.ticks ? least(xs) : 0, most(xs)]; // as long as the panel's longest run
+      const [from, to] = [drawing.ticks ? least(xs) : 0, most(xs)]; // up to the end of the panel's longest run
       const pad = drawing.ticks ? Math.max((to - from) * 0.04, 1) : 0;
-      const nextTo = Math.min(5 * lines.length, 0.06 * wide); // families beside each other at one depth
+      const spread = Math.min(5 * lines.length, 0.06 * wide); // of the families at one depth
       const perUnit = wide / (to - from + 2 * pad || 1);
-      const toX = (x, line) => left + (x - from + pad) * perUnit + nextTo * (line?.aside || 0);
+      const toX = (x, line) => left + (x - from + pad) * perUnit + spread * (line?.aside || 0);
       const toY = (y) => top + high * (1 - axis.share(y));
       const path = (points, line) =>
         `M${points.map(([x, y]) => `${toX(x, line).toFixed(1)} ${toY(y).toFixed(1)}`).join("L")}`;
@@ -254,8 +256,8 @@
         }
         const every = line.dots ? 1 : Math.ceil(points.length / 4);
         points.forEach((p, j) => {
-          const here = j % every === line.family % every || j === points.length - 1;
-          if (here) svg += marker(toX(p.x, line), toY(p.y), line, theme, line.dots ? 1.1 : line.thin ? 0.6 : 0.85);
+          const marked = j % every === line.family % every || j === points.length - 1;
+          if (marked) svg += marker(toX(p.x, line), toY(p.y), line, theme, line.dots ? 1.1 : line.thin ? 0.6 : 0.85);
         });
       }
       svg += "</g>";
@@ -264,7 +266,7 @@
         return { line, x: toX(last.x) + 7, y: toY(last.y) + 4 };
       });
       ends.sort((a, b) => a.x - b.x || b.y - a.y);
-      ends.forEach((end, j) => { // upwards, if it would cover the one before
+      ends.forEach((end, j) => { // moved upwards if it would cover the previous one
         if (j && end.x === ends[j - 1].x) end.y = Math.min(end.y, ends[j - 1].y - 11);
       });
       for (const { line, x, y } of ends.length <= 14 ? ends : []) {
@@ -276,8 +278,8 @@
     });
     let tall = Math.ceil(panels.length / columns) * height;
     if (axis.zeros) {
-      const values = axis.zeros === 1 ? "1 value of 0 stands" : `${axis.zeros.toLocaleString("en")} values of 0 stand`;
-      svg += text(margin.left, tall + 8, `${values} at the lower edge`, 'class="zeros"');
+      const values = axis.zeros === 1 ? "1 value of 0 is" : `${axis.zeros.toLocaleString("en")} values of 0 are`;
+      svg += text(margin.left, tall + 8, `${values} drawn at the lower edge`, 'class="zeros"');
       tall += 20;
     }
     if (legend) {
@@ -298,10 +300,10 @@
     }
     const size = `width="${width}" height="${tall}" viewBox="0 0 ${width} ${tall}"`;
     const font = 'font-family="system-ui, sans-serif" font-size="12"';
-    return { places, svg: `<svg ${size} ${font}>${svg}<g class="cursor"></g></svg>` };
+    return { positions, svg: `<svg ${size} ${font}>${svg}<g class="cursor"></g></svg>` };
   }
 
-  // How it is used ----------------------------------------------------------------------------------------------------
+  // Interaction -------------------------------------------------------------------------------------------------------
 
   const families = ["checkbox", "family", "Families", data.families.map((label, i) => [i, label])];
   const [together, apart] = [["one", "one"], ["apart", "by family"]];
@@ -336,23 +338,23 @@
       return `<fieldset><legend>${legend}</legend>${labels.join("")}</fieldset>`;
     }).join("");
     let width = 0;
-    let places = [];
+    let positions = [];
     let drawing;
-    let spot = null; // panel and step of the readout
+    let selection = null; // panel and step of the readout
 
     const drawn = (theme) => ({ ...of(new FormData(form), theme), name });
 
     function redraw() {
       width = canvas.clientWidth;
-      if (!width) return; // in print
+      if (!width) return; // hidden in print
       drawing = drawn(theme());
       const empty = !drawing.panels.some((panel) => panel.lines.length);
-      canvas.querySelector(".drawing").innerHTML = empty ? "<p>Nothing is chosen.</p>" : "";
-      places = [];
+      canvas.querySelector(".drawing").innerHTML = empty ? "<p>Nothing is selected.</p>" : "";
+      positions = [];
       if (!empty) {
-        const made = draw(drawing, width, theme());
-        canvas.querySelector(".drawing").innerHTML = made.svg;
-        places = made.places;
+        const result = draw(drawing, width, theme());
+        canvas.querySelector(".drawing").innerHTML = result.svg;
+        positions = result.positions;
       }
       for (const key of form.querySelectorAll(".key")) key.innerHTML = keyOf(...key.dataset.key.split("-"));
       hide();
@@ -367,20 +369,20 @@
     }
 
     function hide() {
-      spot = null;
+      selection = null;
       readout.hidden = true;
       const cursor = canvas.querySelector(".cursor");
       if (cursor) cursor.innerHTML = "";
     }
 
-    // Show the values at a step of a panel, those nearest to y if there are many.
+    // Show the values at a step of a panel; if there are too many, those nearest to y.
     function show(panel, step, y) {
-      const { title, left, top, wide, high, toX, toY, lines, steps } = places[panel];
-      spot = { panel, step };
+      const { title, left, top, wide, high, toX, toY, lines, steps } = positions[panel];
+      selection = { panel, step };
       const x = steps[step];
-      const found = lines.map((line) => ({ line, p: line.points.find((p) => p.x === x) })).filter(({ p }) => p);
-      const far = ({ p }) => (y === null ? 0 : Math.abs(toY(p.y) - y));
-      const near = [...found].sort((a, b) => far(a) - far(b)).slice(0, ROWS);
+      const all = lines.map((line) => ({ line, p: line.points.find((p) => p.x === x) })).filter(({ p }) => p);
+      const distance = ({ p }) => (y === null ? 0 : Math.abs(toY(p.y) - y));
+      const near = [...all].sort((a, b) => distance(a) - distance(b)).slice(0, ROWS);
       const rows = [...near].sort((a, b) => b.p.y - a.p.y);
       const unit = rows.some(({ p }) => p.n > 1) ? "mean (s.d.) over seeds, %" : "%";
       const cells = rows.map(({ line, p }) => {
@@ -390,7 +392,7 @@
         return `<tr ${nearest}>${name}<td>${number(p.y)}</td><td>${sd}</td></tr>`;
       });
       const where = `${title ? `${escape(title)}, ` : ""}${drawing.at(x)}`;
-      const more = found.length - rows.length;
+      const more = all.length - rows.length;
       readout.innerHTML = `<table><caption>${where} <small>${unit}</small></caption>${cells.join("")}</table>${
         more ? `<small>and ${more} more</small>` : ""}`;
       readout.hidden = false;
@@ -408,25 +410,25 @@
       const box = canvas.querySelector(".drawing svg")?.getBoundingClientRect();
       if (!box) return;
       const [x, y] = [event.clientX - box.left, event.clientY - box.top];
-      const panel = places.findIndex(({ left, top, wide, high, steps }) =>
+      const panel = positions.findIndex(({ left, top, wide, high, steps }) =>
         steps.length && x > left - 12 && x < left + wide + 12 && y > top - 12 && y < top + high + 12);
       if (panel < 0) {
         hide();
         return;
       }
-      const far = places[panel].steps.map((step) => Math.abs(places[panel].toX(step) - x));
-      show(panel, far.indexOf(least(far)), y);
+      const distances = positions[panel].steps.map((step) => Math.abs(positions[panel].toX(step) - x));
+      show(panel, distances.indexOf(least(distances)), y);
     }
 
     function press(event) {
       if (event.key === "Escape") hide();
-      const { panel, step } = spot || { panel: 0, step: -1 };
+      const { panel, step } = selection || { panel: 0, step: -1 };
       const to = {
         ArrowLeft: [panel, step - 1], ArrowRight: [panel, step + 1],
         ArrowUp: [panel - 1, step], ArrowDown: [panel + 1, step],
       }[event.key];
-      const last = to && places[to[0]] ? places[to[0]].steps.length - 1 : -1;
-      if (last < 0) return; // the page may scroll
+      const last = to && positions[to[0]] ? positions[to[0]].steps.length - 1 : -1;
+      if (last < 0) return; // let the page scroll
       event.preventDefault();
       show(to[0], Math.max(0, Math.min(to[1], last)), null);
     }
@@ -438,15 +440,15 @@
     form.addEventListener("change", redraw);
     dark.addEventListener("change", redraw);
     new ResizeObserver(() => {
-      if (canvas.clientWidth !== width) redraw(); // its height grows with the readout
+      if (canvas.clientWidth !== width) redraw(); // ignores the height, which changes with the readout
     }).observe(canvas);
     redraw();
 
-    // The figure as it is chosen, in light colours, with a legend.
+    // Save the current view in light colours, with a legend.
     function save(kind) {
       const light = THEMES.light;
-      const look = drawn(light);
-      const lines = look.panels.flatMap((panel) => panel.lines);
+      const view = drawn(light);
+      const lines = view.panels.flatMap((panel) => panel.lines);
       if (!lines.length) return;
       const families = [...new Set(lines.map((line) => line.family))];
       const legend = families.map((family) => (
@@ -455,7 +457,7 @@
         legend.push({ name: dashed ? "training" : "test", colour: light.text, dashed });
       }
       const holder = document.createElement("div");
-      holder.innerHTML = draw(look, 900, light, legend).svg;
+      holder.innerHTML = draw(view, 900, light, legend).svg;
       const svg = new XMLSerializer().serializeToString(holder.firstChild);
       if (kind === "svg") {
         download(new Blob([svg], { type: "image/svg+xml" }), kind);

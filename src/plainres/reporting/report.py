@@ -1,6 +1,6 @@
-"""A study's finished runs -> table, paired differences with intervals, figures, one page.
+"""Report on a study: a table, paired differences with intervals, figures, and an HTML page.
 
-Reads config.yaml, metrics.csv and result.json of the runs alone.
+Of a run's files, it reads only config.yaml, metrics.csv, result.json and the files of its probes.
 """
 
 import base64
@@ -25,38 +25,37 @@ from plainres.reporting.statistics import CONFIDENCE, COVERAGE, LEVEL
 from plainres.reporting.study import Study, read_study
 from plainres.runs.record import REPORT, Run
 
-POINTS, ALL_POINTS = 1000, 60_000  # of a curve, and of all curves together, in the page: 2 MB are opened at once
-DIGITS = 3  # of an error in percent in the page: one image of 100,000
-LINE = 110  # characters of the terminal text
-CHOSEN = "* chosen on the test set: shown beside, never the result."
+POINTS, ALL_POINTS = 1000, 60_000  # maximum in the page, per curve and over all curves, which limits it to 2 MB
+DIGITS = 3  # decimal places of errors in percent in the page: one image in 100,000
+LINE = 110  # maximum line length of the text for a terminal
+CHOSEN = "* selected on the test set; for comparison only, never the result."
 ASSUMPTIONS = (
-    f"[...]: Student's {100 * CONFIDENCE:.0f} % interval of the mean difference, paired over seeds. It takes the "
-    "differences as draws from one normal distribution. Where runs fail now and then it covers the true mean less "
-    "often: "
+    f"[...]: Student's {100 * CONFIDENCE:.0f} % interval of the mean difference, paired over seeds. It assumes that "
+    "the differences are draws from one normal distribution. If some runs fail, it covers the true mean less often: "
     + ", ".join(f"in {100 * share:.0f} % of studies of {n} seeds if {100 * p:.0f} % fail" for p, n, share in COVERAGE)
-    + ". p: of the same test. Holm: p corrected for all comparisons under one heading; a claim needs less than "
-    f"{LEVEL:.2f}. sign-flip: p of the exact test that assumes no distribution, from 5 seeds on; with n seeds it is at "
-    "least 2/2^n."
+    + ". p: p-value of the same test. Holm: p corrected for all comparisons under one heading; a claim requires less "
+    f"than {LEVEL:.2f}. sign-flip: p-value of the exact test that assumes no distribution, for 5 or more seeds; with n "
+    "seeds it is at least 2/2^n."
 )
-TREND = "Page's test that training error grows along all depths, one-sided, each seed a block"
-NOTHING = "Nothing to compare: neither two depths of one family nor plain runs beside others."
-FORMATS = {"markdown": table.markdown, "latex": table.latex}  # of the table alone
+TREND = "Page's one-sided test that training error grows over all depths, with seeds as blocks"
+NOTHING = "Nothing to compare: a comparison needs two depths of one family, or the reference and another family."
+FORMATS = {"markdown": table.markdown, "latex": table.latex}  # formats of the table without the rest of the report
 
 
 def write_report(*folders: Path | str, title: str | None = None, width: float | None = None) -> str:
-    """Report on the runs, or the evidence, in the folders of one or several studies; return the report's text.
+    """Write a report on one or several studies, and return its text.
 
-    The report of one study is in its folder, report/; that of A and B beside A, A+B/report/. It holds the evidence (see
-    `plainres.reporting.evidence`), the figures that are drawn from it, as SVG and PNG, table.csv (a row for each family
-    and depth), and index.html, written last.
+    The report of one study is in report/ within its folder. The report of studies A and B is in A+B/report, next to A.
+    It contains the evidence (see `plainres.reporting.evidence`), figures drawn from it as SVG and PNG, table.csv with
+    one row per family and depth, and index.html, which is written last.
 
     Args:
-        folders: of the studies.
-        title: of the figures; None: the study and its data.
-        width: of the figures in inches; None: as wide as their panels need.
+        folders: folders of studies, or of their evidence.
+        title: the title of the figures; None uses the names of the study and its data sets.
+        width: the width of the figures in inches; None uses the width that their panels need.
 
     Raises:
-        InputError: there is no finished run to report on, or the report cannot be written.
+        InputError: no run is finished, or the report cannot be written.
     """
     study = read_study(*folders)
     report = study.home / REPORT
@@ -87,7 +86,7 @@ def write_report(*folders: Path | str, title: str | None = None, width: float | 
 
 
 def text(study: Study) -> str:
-    """Return the table and the verdicts for a terminal, at most 110 columns wide."""
+    """Format the table and the verdicts for a terminal of 110 columns."""
     rows = iter(aligned(table.shown(study.families), right=range(len(table.HEAD)), indent="  ", width=LINE))
     lines = [f"Report on {study.home}", *textwrap.wrap(study.summary, LINE)]
     lines += ["", "Final errors in %: mean (sample s.d.) over seeds", next(rows)]
@@ -106,43 +105,43 @@ def text(study: Study) -> str:
 
 
 def _comparisons(groups: Mapping[str, Sequence[Comparison]]) -> list[str]:
-    """Return the comparisons, each with its seeds below it, and what their columns mean."""
-    every = [comparison for group in groups.values() for comparison in group]
-    head = comparison_columns(every)[:-2]  # the seeds and the verdict have a line of their own
-    body = [[comparison.cells[column] for column in head] for comparison in every]
+    """Format the comparisons, each followed by its verdict and seeds, below an explanation of the columns."""
+    flat = [comparison for group in groups.values() for comparison in group]
+    head = comparison_columns(flat)[:-2]  # the seeds and the verdict are on a separate line
+    body = [[comparison.cells[column] for column in head] for comparison in flat]
     head_line, *rest = aligned([head, *body], right=range(1, len(head)), indent="  ")
-    cells = iter(zip(every, rest, strict=True))
+    cells = iter(zip(flat, rest, strict=True))
     lines = [*textwrap.wrap(ASSUMPTIONS, LINE), "", head_line]
     for heading, group in groups.items():
         lines += ["", f"{heading} (percentage points)"]
         for comparison, line in (next(cells) for _ in group):
-            below = f"{comparison.verdict}. {comparison.seeds}"
-            lines += [line, *textwrap.wrap(below, LINE, initial_indent=" " * 6, subsequent_indent=" " * 6)]
+            details = f"{comparison.verdict}. {comparison.seeds}"
+            lines += [line, *textwrap.wrap(details, LINE, initial_indent=" " * 6, subsequent_indent=" " * 6)]
     return lines
 
 
 def comparison_columns(comparisons: Iterable[Comparison]) -> list[str]:
-    """Return the columns of which some comparison has something."""
+    """Return the columns that are not empty for all comparisons."""
     cells = [comparison.cells for comparison in comparisons]
     return [column for column in COLUMNS if any(row[column] for row in cells)]
 
 
 def _published_note(study: Study) -> str:
-    """Where published errors are from, nothing if there are none."""
+    """Explain the published errors and name their sources, or return an empty string if there are none."""
     if not (sources := table.sources(study.families)):
         return ""
     return (
-        f"{table.PUBLISHED}: by others, with their implementation; (...): what their runs had and ours have not "
-        f"({'; '.join(sources)})."
+        f"{table.PUBLISHED}: by other authors, with their implementations; (...): settings of their runs that differ "
+        f"from ours ({'; '.join(sources)})."
     )
 
 
 def _page(study: Study, kept: Mapping[str, Run], drawn: Iterable[str], title: str) -> str:
-    """index.html, with its script, its data and the figures of the report's folder inside, of which probes `drawn`."""
+    """Render index.html, which contains its script, its data and the report's figures, those of probes in `drawn`."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    ours = files("plainres.reporting")
-    template = environment.from_string(ours.joinpath("report.html").read_text(encoding="utf-8"))
+    package = files("plainres.reporting")
+    template = environment.from_string(package.joinpath("report.html").read_text(encoding="utf-8"))
     head, *rows = table.shown(study.families)
     shown = iter(rows)
     tables = [(family.label, [(next(shown), by_seed) for by_seed in family.runs.values()]) for family in study.families]
@@ -151,7 +150,7 @@ def _page(study: Study, kept: Mapping[str, Run], drawn: Iterable[str], title: st
         study=study,
         name=study.name,
         data=_data(study, kept, title),
-        script=ours.joinpath("report.js").read_text(encoding="utf-8"),
+        script=package.joinpath("report.js").read_text(encoding="utf-8"),
         figures={name: _inlined(study.home / REPORT / name) for name in ("curves", "depth")},
         deeper={DEEPER: study.comparisons[DEEPER]} if DEEPER in study.comparisons else {},
         others=others,
@@ -171,19 +170,19 @@ def _page(study: Study, kept: Mapping[str, Run], drawn: Iterable[str], title: st
 
 
 def _inlined(figure: Path) -> str:
-    """A figure as a URL that contains it: as SVG, or as PNG where that is smaller, that is of long curves."""
+    """Return a data URL of a figure as SVG, or as PNG if that is smaller, as for long curves."""
     kinds = {"svg+xml": figure.with_suffix(".svg"), "png": figure.with_suffix(".png")}
-    kind, content = min(((kind, file.read_bytes()) for kind, file in kinds.items()), key=lambda found: len(found[1]))
+    kind, content = min(((kind, file.read_bytes()) for kind, file in kinds.items()), key=lambda pair: len(pair[1]))
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _data(study: Study, kept: Mapping[str, Run], title: str) -> dict[str, Any]:
-    """Return what the page's script draws: of each run the curves, thinned if they are long, and the final errors."""
+    """Return the data of the page's script: the final errors and the curves of each run, thinned if they are long."""
     labels = [family.label for family in study.families]
-    most = min(POINTS, max(ALL_POINTS // len(study.runs), 2))
+    max_rows = min(POINTS, max(ALL_POINTS // len(study.runs), 2))
     runs = []
     for family, run in study.runs:
-        rows = evidence.thinned(kept[run.name].curve(), most)
+        rows = evidence.thinned(kept[run.name].curve(), max_rows)
         runs.append(
             {
                 "family": labels.index(family.label),
@@ -208,14 +207,18 @@ def _data(study: Study, kept: Mapping[str, Run], title: str) -> dict[str, Any]:
 
 
 def _pictures(study: Study) -> dict[str, list[tuple[Family | None, Run | None, list[str]]]]:
-    """What has been drawn of finished runs after their training, by what it shows: that of several side by side, then
-    each run's, with where the files are, seen from the report: SVG and, if there is one, PNG."""
-    found: dict[str, list[tuple[Family | None, Run | None, list[str]]]] = {}
+    """Find the figures drawn after training, such as landscapes, by the name of their files.
+
+    Returns:
+        For each name, the figure of several runs, then those of single runs with their family and run. Each has the
+        paths of its SVG and PNG files relative to the report.
+    """
+    pictures: dict[str, list[tuple[Family | None, Run | None, list[str]]]] = {}
     for family, run, folder in [(None, None, study.home), *((family, run, run.folder) for family, run in study.runs)]:
-        if evidence.is_evidence(folder) or not folder.is_dir():  # its figures are those of the report
+        if evidence.is_evidence(folder) or not folder.is_dir():  # figures in evidence are the report's own
             continue
         for file in sorted(folder.glob("*.svg")):
             files = [file.with_suffix(kind) for kind in (".svg", ".png")]
-            seen = [os.path.relpath(each, study.home / REPORT) for each in files if each.exists()]
-            found.setdefault(file.stem, []).append((family, run, seen))
-    return found
+            paths = [os.path.relpath(each, study.home / REPORT) for each in files if each.exists()]
+            pictures.setdefault(file.stem, []).append((family, run, paths))
+    return pictures

@@ -1,7 +1,7 @@
-"""Statistics of a few seeds: mean and spread, paired differences with intervals and tests, trends.
+"""Statistics over a few seeds: mean and spread, paired differences with intervals and tests, trends.
 
-Runs of one seed see the same order of samples and, at one depth, start from the same backbone weights, so two nets are
-compared seed by seed and the spread that both share cancels.
+Runs of one seed use the same order of samples and, at equal depth, start from the same backbone weights. Two nets are
+therefore compared seed by seed, which cancels the variation that both share.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,11 @@ import numpy as np
 from scipy.special import stdtr, stdtrit  # Student's t; importing scipy.stats takes a second
 
 CONFIDENCE = 0.95
-LEVEL = 0.05  # of tests: 1 - CONFIDENCE, exactly
-RESOLUTION = 1e-4  # percentage points, one image of a million: less is rounding, not a difference
+LEVEL = 0.05  # significance level of tests; 1 - CONFIDENCE would be rounded
+RESOLUTION = 1e-4  # percentage points, one image in a million; smaller differences are rounding errors
 INTERVAL_FROM, SIGNS_FROM = 3, 5  # seeds
-# The share of studies whose interval covers the true mean difference, where of N(5, 2) points each run's difference
-# fails to N(70, 5) with this chance: (chance of failure, seeds, coverage). A test simulates it.
+# Simulated coverage of the interval for the true mean difference: (probability of failure, seeds, coverage). A run's
+# difference is drawn from N(5, 2) points, or from N(70, 5) if the run fails. A test repeats the simulation.
 COVERAGE = ((0.1, 3, 0.42), (0.3, 3, 0.63), (0.3, 5, 0.83))
 
 
@@ -36,18 +36,18 @@ def summarize(values: Sequence[float]) -> Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """Differences a - b, in percentage points, over the seeds that both have.
+    """Differences a - b in percentage points, over the seeds that a and b share.
 
     Args:
         by_seed: the differences.
-        unpaired: seeds that only one of the two has; they do not count.
-        mean: None without a common seed.
-        interval: Student's 95 % interval of the mean. None below three seeds, and when every seed has the same
-            difference: from no spread at all the formula would conclude perfect certainty.
-        p: of Student's two-sided test that the mean is 0; None where there is no interval.
-        p_signs: of the exact two-sided sign-flip test; None below five seeds. It assumes no more than that a difference
-            is as likely as its opposite if there is none (Fisher 1935, The Design of Experiments, section 21). With n
-            seeds it is at least 2 / 2^n.
+        unpaired: the seeds that only one of the two has, which are ignored.
+        mean: the mean difference; None without a common seed.
+        interval: Student's 95 % interval of the mean. None for fewer than three seeds, and if all seeds have the same
+            difference, since the formula would then yield an interval of length 0.
+        p: the p-value of Student's two-sided test that the mean is 0; None without an interval.
+        p_signs: the p-value of the exact two-sided sign-flip test; None for fewer than five seeds. The test assumes
+            only that under the null hypothesis a difference is as likely as its opposite (Fisher 1935, The Design of
+            Experiments, section 21). With n seeds the p-value is at least 2 / 2^n.
     """
 
     by_seed: Mapping[int, float]
@@ -58,12 +58,12 @@ class Difference:
     p_signs: float | None
 
     def verdict(self, higher: str, lower: str, p_holm: float | None) -> str:
-        """Return what the differences support: `higher` or `lower` with the size, or that they are inconclusive.
+        """Return the claim that the differences support, with its size, or the reason why they are inconclusive.
 
         Args:
-            higher: the claim if a is greater than b.
-            lower: the claim if b is greater than a.
-            p_holm: `p`, corrected for the other comparisons of the same table.
+            higher: the claim for a > b.
+            lower: the claim for a < b.
+            p_holm: `p`, corrected for the other comparisons under the same heading.
         """
         n = len(self.by_seed)
         if self.mean is None:
@@ -74,7 +74,7 @@ class Difference:
             equal = abs(self.mean) < RESOLUTION
             return "equal in every seed" if equal else "the same in every seed: no interval, no claim"
         if self.interval is None or p_holm is None:
-            return f"{n} seeds: too few to say"
+            return f"{n} seeds: too few for a claim"
         low, high = self.interval
         claim = f"{higher if low > 0 else lower} by {abs(self.mean):.2f} points"
         if low <= 0 <= high:
@@ -85,17 +85,17 @@ class Difference:
 
     @property
     def _equal(self) -> bool:
-        """Whether the difference is the same in every seed, but for rounding."""
+        """Whether the difference is the same in every seed, up to rounding."""
         values = self.by_seed.values()
         return max(values) - min(values) < RESOLUTION
 
 
 def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> Difference:
-    """Return the mean difference of two nets, its interval and tests, from their errors by seed, in percent.
+    """Return the mean difference of two nets, with its interval and tests, from their errors in percent by seed.
 
-    With d_i = a_i - b_i over the n common seeds the interval is mean(d) -+ t(0.975, n - 1) s(d) / sqrt(n), which takes
-    the d_i as draws from one normal distribution (Student 1908, "The probable error of a mean"), as far as it lies
-    between -100 and 100, the differences that errors in percent can have.
+    For d_i = a_i - b_i over the n common seeds, the interval is mean(d) -+ t(0.975, n - 1) s(d) / sqrt(n). It assumes
+    that the d_i are draws from one normal distribution (Student 1908, "The probable error of a mean"). It is clipped to
+    [-100, 100], the possible differences of errors in percent.
     """
     by_seed = {seed: a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())}
     unpaired = tuple(sorted(a.keys() ^ b.keys()))
@@ -117,17 +117,17 @@ def _p_signs(values: np.ndarray) -> float | None:
         return None
     from scipy.stats import permutation_test
 
-    rng = np.random.default_rng(0)  # for more than 13 seeds: up to 2^13 flips are all made
+    rng = np.random.default_rng(0)  # used for more than 13 seeds; otherwise all 2^n flips are enumerated
     test = permutation_test((values,), np.mean, permutation_type="samples", n_resamples=2**13, rng=rng)
     return float(test.pvalue)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Return p-values corrected for each other; None, of no test, stays and does not count.
+    """Correct p-values for multiple testing by Holm's method; None stands for no test and is not counted.
 
-    Holm 1979 ("A simple sequentially rejective multiple test procedure"): the i-th smallest of m, from 0, is multiplied
-    by m - i, at most 1, and none is less than one before it. Rejecting below 0.05 rejects no true hypothesis in 95 % of
-    tables, whatever the dependence.
+    Holm 1979 ("A simple sequentially rejective multiple test procedure") multiplies the i-th smallest of m p-values,
+    with i from 0, by m - i. The results are capped at 1 and made monotone. Rejecting below 0.05 rejects no true
+    hypothesis in at least 95 % of tables, for any dependence between the tests.
     """
     tested = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
@@ -140,12 +140,12 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 @dataclass(frozen=True)
 class PageTest:
-    """Page's test that errors grow along ordered treatments, the depths, with the seeds as blocks.
+    """Page's trend test of errors, with the depths as ordered treatments and the seeds as blocks.
 
     Args:
-        seeds: those that have every depth.
-        statistic: L, the sum over depths of a depth's number, from 1, times its ranks summed over seeds.
-        p: one-sided, that L is as large if the order of depths means nothing.
+        seeds: the seeds that have every depth.
+        statistic: L, the sum over depths of a depth's 1-based position times its rank sum over seeds.
+        p: the one-sided p-value, the probability of an L at least as large if errors do not depend on depth.
     """
 
     seeds: tuple[int, ...]
@@ -154,10 +154,13 @@ class PageTest:
 
 
 def page_test(errors: Sequence[Mapping[int, float]]) -> PageTest | None:
-    """Test whether errors grow along their order, the smallest depth first, each with its errors by seed.
+    """Test whether errors grow with depth by Page's test (Page 1963, "Ordered hypotheses for multiple treatments").
 
-    Page 1963 ("Ordered hypotheses for multiple treatments"). Returns None for less than two seeds in common or less
-    than three depths.
+    Args:
+        errors: for each depth, in ascending order, the errors by seed.
+
+    Returns:
+        The test, or None for fewer than two common seeds or fewer than three depths.
     """
     seeds = tuple(sorted(set.intersection(*(set(by_seed) for by_seed in errors)))) if errors else ()
     if len(seeds) < 2 or len(errors) < 3:

@@ -1,4 +1,4 @@
-"""A study in W&B: one run with curves, figures, table and verdict, and a workspace whose panels are laid out."""
+"""Report of a study in W&B: a run with curves, figures, table and verdicts, and a workspace with arranged panels."""
 
 import csv
 import os
@@ -21,48 +21,47 @@ CURVES = {"train/error": "Training error (%), running", "test/error": "Test erro
 
 
 def show(study: Study, report: Path, mode: str) -> str:
-    """Show a study, whose report has been written to `report`, in W&B; return what to say about it.
+    """Log a study to W&B, after its report has been written to `report`, and return a message for the user.
 
-    A report has one W&B run, whose id is in <report>/wandb/id. Repeated, it replaces what has not been sent; to what
-    has, it adds a step, and W&B shows the last.
+    A report has one W&B run, whose id is in <report>/wandb/id. Logging it again replaces data that have not been
+    uploaded, and otherwise adds a step; W&B shows the last one.
 
     Raises:
-        InputError: W&B cannot be reached, or does not let us in, or does not take the workspace; the report is written
-            all the same.
+        InputError: the W&B server is unreachable or rejects the API key or the workspace. The report remains written.
     """
-    # where tables are kept until they are sent; by default that is outside of the report's folder
+    # Directory of tables until they are uploaded, which W&B would create outside the report's folder.
     os.environ["WANDB_DATA_DIR"] = str((report / "wandb").absolute())
-    for session in attempts(report):
-        if not session.sent:
-            shutil.rmtree(session.folder)
+    for attempt in attempts(report):
+        if not attempt.sent:
+            shutil.rmtree(attempt.folder)
     _, first = study.runs[0]
     group = first.config.study
-    place = {"project": first.config.logger.project, "entity": first.config.logger.entity}
-    session: Any = None
+    target = {"project": first.config.logger.project, "entity": first.config.logger.entity}
+    run: Any = None
     try:
-        session = start(report, mode, name=f"{group}: report", group=group, job_type="study", tags=["study"], **place)
-        session.log(_panels(study, report))
+        run = start(report, mode, name=f"{group}: report", group=group, job_type="study", tags=["study"], **target)
+        run.log(_panels(study, report))
         verdicts = [f"{each.what}: {each.verdict}" for group in study.comparisons.values() for each in group]
-        session.summary["verdict"] = verdicts + [f"{trend.label}: {trend.verdict}" for trend in study.trends]
-        session.summary["finished_runs"] = len(study.runs)
+        run.summary["verdict"] = verdicts + [f"{trend.label}: {trend.verdict}" for trend in study.trends]
+        run.summary["finished_runs"] = len(study.runs)
         if mode == "offline":
-            session.finish()
-            return f"W&B: kept in {report / 'wandb'}; plainres wandb-sync {report} sends it"
-        url, entity, project = session.url, session.entity, session.project
-        finish_online(session, report, session.starting_step + 1)
-    except Exception as error:  # whatever the client makes of a server and a key
+            run.finish()
+            return f"W&B: saved in {report / 'wandb'}; run `plainres wandb-sync {report}` to upload it"
+        url, entity, project = run.url, run.entity, run.project
+        finish_online(run, report, run.starting_step + 1)
+    except Exception as error:  # the client raises many types for server and login errors
         with suppress(Exception):
-            session.finish(exit_code=1)
+            run.finish(exit_code=1)
         tear_down()
-        raise InputError(f"the report is written, but W&B is not told: {first_line(error)}") from error
-    said = f"W&B: {url}\nW&B workspace: "
+        raise InputError(f"the report is written, but logging it to W&B failed: {first_line(error)}") from error
+    message = f"W&B: {url}\nW&B workspace: "
     if not find_spec("wandb_workspaces"):
-        return f"{said}none, for that needs pip install 'plainres[workspace]'"
+        return f"{message}none; pip install 'plainres[workspace]' to create one"
     try:
-        return f"{said}{workspace(study, entity, project).save().url}"
+        return f"{message}{workspace(study, entity, project).save().url}"
     except Exception as error:
         raise InputError(
-            f"the report is written, and in W&B ({url}), but its workspace is not saved: {first_line(error)}"
+            f"the report is written and logged to W&B ({url}), but saving its workspace failed: {first_line(error)}"
         ) from error
 
 
@@ -92,19 +91,19 @@ def _panels(study: Study, report: Path) -> dict[str, Any]:
     panels["report"] = wandb.Html(str(report / "index.html"))
     head: list[Any]
     head, *body = csv.reader((report / "table.csv").read_text().splitlines())
-    # what others have published may be "> 20", and a column of W&B's is either numbers or text
+    # a published error may be "> 20", and a column of W&B's is either numeric or text
     data: Any = [
         [cell if name == "test_error_published" else _number(cell) for name, cell in zip(head, row, strict=True)]
         for row in body
     ]
     panels["table"] = wandb.Table(columns=head, data=data)
-    verdict: list[Any] = [[heading, *c.cells.values()] for heading, those in study.comparisons.items() for c in those]
+    verdict: list[Any] = [[heading, *c.cells.values()] for heading, group in study.comparisons.items() for c in group]
     panels["verdict"] = wandb.Table(columns=["question", *COLUMNS], data=verdict)
     return panels
 
 
 def _halves(study: Study) -> dict[str, list[Family]]:
-    """The families of plain nets and the others, if there are such."""
+    """Split the families into plain and residual ones, without an empty part."""
     halves: dict[str, list[Family]] = {"plain": [], "residual": []}
     for family in study.families:
         halves["plain" if family.is_like({SHORTCUT: "plain"}) else "residual"].append(family)
@@ -127,13 +126,13 @@ def _number(cell: str) -> float | str | None:
 
 
 def workspace(study: Study, entity: str, project: str) -> Any:
-    """A workspace of a study: plain | residual as the report has them; the runs' errors by shortcut and depth."""
+    """Return a workspace with the report's curves of plain and residual nets, and the errors by shortcut and depth."""
     import wandb_workspaces.reports.v2 as panels
     from wandb_workspaces import workspaces
 
     group = study.runs[0][1].config.study
     halves: list[Any] = [
-        panels.CustomChart(  # a table of the study's own run, drawn as `line_series` draws it
+        panels.CustomChart(  # a table of the report's W&B run, drawn as by `line_series`
             query={"summaryTable": {"tableKey": f"{_key(part, column)}_table"}},
             chart_name="wandb/lineseries/v0",
             chart_fields={"step": "step", "lineKey": "lineKey", "lineVal": "lineVal"},

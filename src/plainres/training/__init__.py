@@ -1,1 +1,1 @@
-"""One run, from its configuration to its record."""
+"""Training of one run, from its configuration to its result."""

@@ -1,4 +1,4 @@
-"""The LightningModule: loss, error, optimizer, schedule."""
+"""LightningModule that trains a classifier: loss, error, optimizer and learning-rate schedule."""
 
 import math
 from typing import Any
@@ -15,13 +15,13 @@ from plainres.config.schema import Recipe
 from plainres.data.batches import Batch, SampledBatch
 from plainres.randomness import noises
 
-COUNTED = ("loss", "wrong", "images", "warmup_wrong")  # the last: images misjudged since the warm-up last looked
-EVALUATED = ("test", "train_eval")  # what the evaluation loaders hold, in their order
+COUNTED = ("loss", "wrong", "images", "warmup_wrong")  # the last: misclassified images in the current warm-up window
+EVALUATED = ("test", "train_eval")  # contents of the evaluation loaders, in order
 WARMUP_WINDOW = 100  # steps over which the warm-up measures the training error
 
 
 class LossAndError(Metric):
-    """The mean cross-entropy and the error, in percent, of all images since the last reset, over all processes."""
+    """Mean cross-entropy and error, in percent, over all images since the last reset and over all ranks."""
 
     full_state_update = False
     sums: Tensor
@@ -31,23 +31,30 @@ class LossAndError(Metric):
         self.add_state("sums", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, sums: Tensor) -> None:
-        """Add what `count` has counted (3,)."""
+        """Add the sums (3,) of `count`."""
         self.sums += sums
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the loss and the error."""
+        """Return the mean loss and the error in percent."""
         loss, wrong, images = self.sums
         return {"loss": loss / images, "error": 100 * wrong / images}
 
     def values(self, prefix: str) -> dict[str, float]:
-        """Return <prefix>/loss and <prefix>/error as numbers."""
+        """Return <prefix>/loss and <prefix>/error as floats."""
         return {f"{prefix}/{name}": value.item() for name, value in self.compute().items()}
 
 
 def count(sums: Tensor, loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-    """Add a batch to `sums`, in place: the sum of its losses, its wrong answers, its images; return the wrong ones ().
+    """Add a batch's summed loss, misclassified images and images to `sums` (3+,) in place.
 
-    The batch has a mean cross-entropy (), logits (N, classes) and targets (N,).
+    Args:
+        sums: the running sums, of which the first three are updated.
+        loss: the mean cross-entropy () of the batch.
+        logits: (N, classes).
+        targets: (N,).
+
+    Returns:
+        The number () of misclassified images in the batch.
     """
     wrong = (logits.argmax(1) != targets).sum()
     sums[0] += loss * len(targets)
@@ -57,29 +64,30 @@ def count(sums: Tensor, loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor
 
 
 def full_precision(logits: Tensor) -> Tensor:
-    """Return logits in float32 or better.
+    """Convert logits to float32, unless they are more precise already.
 
-    Under bf16-mixed a network may give bfloat16 logits, of which log_softmax and argmax would see 8 bits. (Networks of
-    plainres.models give float32 ones.)
+    Under bf16-mixed a network may return bfloat16 logits, whose 8 bits of precision are too few for log_softmax and
+    argmax. The networks of plainres.models return float32 logits.
     """
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class Classifier(pl.LightningModule):
-    """Trains a network by a recipe and logs a row of curves after each epoch.
+    """Trains a network by a recipe and logs one row of curves after each epoch.
 
-    A row is {epoch (1-based), lr (of the last step), train/loss, train/error, test/loss, test/error} at the number of
-    steps done; errors are in percent. The training values are running ones: means over the images of the epoch's steps,
-    each as it was trained on. A last, partial epoch is measured together with the one before it, for a few steps would
-    say little: the last row then has the means over all steps of these two epochs (`averaged_steps`), and the row
-    before it those of its own epoch alone.
+    A row is {epoch (1-based), lr (of the last step), train/loss, train/error, test/loss, test/error}, logged at the
+    number of completed steps. Errors are in percent. Training values are running means over the images of the epoch's
+    steps, each computed before the step's update.
+
+    A partial last epoch would average too few steps. Its row therefore averages that epoch and the one before it
+    (`averaged_steps`); the previous row still averages its own epoch only.
 
     Args:
         network: images (N, C, H, W) -> logits (N, classes).
-        recipe: batch size, length, optimizer, schedule.
+        recipe: batch size, length, optimizer and schedule.
         steps: the length of the run in optimizer steps.
-        steps_per_epoch: training batches of one epoch.
-        capturable: whether a step is captured and replayed, so that its learning rate must be a tensor.
+        steps_per_epoch: the number of training batches in an epoch.
+        capturable: whether steps are captured in a CUDA graph, which requires a tensor as learning rate.
     """
 
     def __init__(
@@ -88,26 +96,26 @@ class Classifier(pl.LightningModule):
         super().__init__()
         self.capturable = capturable
         self.network, self.recipe = network, recipe
-        self.logits_of = network.forward  # in a training step; compiled, perhaps
+        self.logits_of = network.forward  # used by training steps only; `Compilation` may replace it
         self.steps, self.steps_per_epoch = steps, steps_per_epoch
         self.running = LossAndError()
-        # no buffers: DDP would give every process the first one's
-        self.counted = torch.zeros(len(COUNTED), dtype=torch.float64)  # of this process, since the epoch began
-        self.position = torch.zeros(2, dtype=torch.int64)  # the step, and the place of this process's first image
+        # Not buffers, because DDP would overwrite those of every rank with rank 0's.
+        self.counted = torch.zeros(len(COUNTED), dtype=torch.float64)  # sums of this rank since the epoch started
+        self.position = torch.zeros(2, dtype=torch.int64)  # step, and index of this rank's first image in the batch
         self.evaluations = nn.ModuleList(LossAndError() for _ in EVALUATED)
-        self.evaluated: dict[str, float] = {}  # what the last evaluation found
-        self.rows: list[dict[str, float]] = []  # logged so far
+        self.evaluated: dict[str, float] = {}  # losses and errors of the last evaluation
+        self.rows: list[dict[str, float]] = []  # all rows logged so far
         self.lr = 0.0  # of the last step
         self.warming_up = recipe.warmup_lr is not None
         self.noises = noises(network)
-        self.asked: tuple[Tensor, torch.cuda.Event] | None = None  # what `look` has asked a GPU for
+        self.pending: tuple[Tensor, torch.cuda.Event] | None = None  # loss that `finite_losses` is copying from a GPU
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images to logits."""
         return self.network(images)
 
     def configure_optimizers(self) -> SGD:
-        """SGD with momentum; each step sets its learning rate."""
+        """Return SGD with momentum, whose learning rate is set before each step."""
         recipe = self.recipe
         return SGD(
             self.parameters(),
@@ -119,7 +127,7 @@ class Classifier(pl.LightningModule):
 
     @property
     def averaged_steps(self) -> int:
-        """The number of steps, up to the last one, over which the last row's training values are means."""
+        """Number of final steps that the training values of the last row average."""
         return min(self.steps, self.steps_per_epoch + self.steps % self.steps_per_epoch)
 
     @property
@@ -127,23 +135,23 @@ class Classifier(pl.LightningModule):
         return self.capturable or self.device.type == "cuda" or None
 
     def on_fit_start(self) -> None:
-        """Bring what is counted to the device."""
+        """Move the sums and the position to the device, and share the position with the noise modules."""
         self.counted, self.position = self.counted.to(self.device), self.position.to(self.device)
         for noise in self.noises:
             noise.position = self.position
 
     def on_train_start(self) -> None:
-        """Keep the learning rate where a captured step reads it, wherever the run was trained before."""
+        """Configure the optimizer for this device, since a restored one is configured for the previous device.
+
+        A captured step reads its learning rate from a tensor.
+        """
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = torch.zeros((), device=self.device) if self.capturable else 0.0  # each step sets it
+                group["lr"] = torch.zeros((), device=self.device) if self.capturable else 0.0  # set before each step
                 group["fused"] = self._fused
 
     def on_train_batch_start(self, batch: Batch | SampledBatch, batch_idx: int) -> None:
-        """Set the learning rate of the step that comes, and tell the network's random numbers which one it is.
-
-        The learning rate is a function of the step and of whether the warm-up is over.
-        """
+        """Set the step's learning rate, a function of the step and the warm-up, and the noise modules' position."""
         step, recipe = self.trainer.global_step, self.recipe
         if self.warming_up and step and step % WARMUP_WINDOW == 0:
             self._end_warmup_if_learning()
@@ -165,7 +173,7 @@ class Classifier(pl.LightningModule):
                     group["lr"] = lr
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the mean cross-entropy of a batch, which is counted; nothing here waits for the device."""
+        """Return the mean cross-entropy of a batch and add it to the sums, without waiting for the device."""
         images, targets = batch
         logits = full_precision(self.logits_of(images))
         loss = F.cross_entropy(logits, targets)
@@ -173,24 +181,27 @@ class Classifier(pl.LightningModule):
         return loss
 
     def on_validation_start(self) -> None:
-        """Evaluate one network: the processes' batch statistics differ until the next training step unites them."""
+        """Copy the buffers of rank 0 to all ranks, so that all evaluate the same network.
+
+        Without this, batch statistics would differ between ranks until the next training step.
+        """
         if self.trainer.world_size > 1:
             for buffer in self.network.buffers():
                 dist.broadcast(buffer, 0)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Take a batch of the test set, or, from the second loader, of the training set, into account."""
+        """Add a batch to the metrics of its loader: 0 is the test set, 1 the training set."""
         images, targets = batch
         measure = self.evaluations[dataloader_idx]
         assert isinstance(measure, LossAndError)
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        if len(targets):  # else there are fewer images than processes
+        if len(targets):  # a rank's share is empty if there are fewer images than ranks
             logits = full_precision(self(images))
             count(sums, F.cross_entropy(logits, targets), logits, targets)
         measure.update(sums)
 
     def on_validation_epoch_end(self) -> None:
-        """Note the loss and the error of the sets that were evaluated."""
+        """Store the losses and errors of the evaluated sets."""
         self.evaluated = {}
         for name, measure in zip(EVALUATED, self.evaluations, strict=True):
             assert isinstance(measure, LossAndError)
@@ -199,23 +210,23 @@ class Classifier(pl.LightningModule):
                 measure.reset()
 
     def _end_warmup_if_learning(self) -> None:
-        """End the warm-up if the error of the last WARMUP_WINDOW steps is small enough (He et al. 2015, 4.2)."""
+        """End the warm-up if the error over the last WARMUP_WINDOW steps is low enough (He et al. 2015, 4.2)."""
         error = 100 * self._sum(self.counted)[3].item() / (WARMUP_WINDOW * self.recipe.batch_size)
         self.warming_up = error >= self.recipe.warmup_until
         self.counted[3] = 0
 
     def on_train_epoch_start(self) -> None:
-        """Begin to count anew, unless the steps that are left are too few for a measure."""
+        """Reset the sums, unless this is a partial last epoch, which is averaged with the previous one."""
         if self.steps - self.trainer.global_step >= self.steps_per_epoch:
             self.counted[:3] = 0
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Stop after the last step, also in mid-epoch; unlike max_steps this still evaluates."""
+        """Stop after the last step, even within an epoch. Unlike max_steps, this still evaluates."""
         if self.trainer.global_step >= self.steps:
             self.trainer.should_stop = True
 
     def on_train_epoch_end(self) -> None:
-        """Log the row of this epoch."""
+        """Log the epoch's row."""
         self.running.reset()
         self.running.update(self.counted[:3])
         row = {"epoch": self.current_epoch + 1, "lr": self.lr} | self.running.values("train") | self.evaluated
@@ -223,40 +234,40 @@ class Classifier(pl.LightningModule):
         for logger in self.loggers:
             logger.log_metrics(row, step=self.trainer.global_step)
 
-    def look(self) -> bool:
-        """Whether all losses of this process since the epoch began were finite numbers.
+    def finite_losses(self) -> bool:
+        """Whether all losses of this rank since the epoch started are finite.
 
-        On a GPU this is the answer to the question before, which has arrived by now, so that nobody waits for it.
+        On a GPU, return the value copied asynchronously by the previous call, to avoid a synchronisation.
         """
         if self.device.type == "cpu":
             return math.isfinite(self.counted[0].item())
-        asked, arrived = self.asked, torch.cuda.Event()
-        self.asked = self.counted[0].to("cpu", non_blocking=True), arrived
-        arrived.record()
-        if asked is None:
+        previous, copied = self.pending, torch.cuda.Event()
+        self.pending = self.counted[0].to("cpu", non_blocking=True), copied
+        copied.record()
+        if previous is None:
             return True
-        loss, before = asked
-        before.synchronize()
+        loss, event = previous
+        event.synchronize()
         return math.isfinite(loss.item())
 
     @property
     def finite_weights(self) -> bool:
-        """Whether all weights are finite numbers."""
+        """Whether all weights are finite."""
         return all(bool(parameter.isfinite().all()) for parameter in self.parameters())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the rows, the warm-up and what is counted, summed so that any number of processes can go on."""
+        """Add the rows, the warm-up's state and the sums over all ranks, so that any world size can resume."""
         checkpoint["measured"] = dict(zip(COUNTED, self._sum(self.counted).tolist(), strict=True))
         checkpoint["warming_up"] = self.warming_up
         checkpoint["rows"] = self.rows
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore them; the first process takes the sums, the others begin at 0."""
+        """Restore the rows, the warm-up's state and the sums: rank 0 takes the sums, other ranks start at 0."""
         self.warming_up, self.rows = checkpoint["warming_up"], checkpoint["rows"]
         if self.trainer.is_global_zero:
             measured = [float(checkpoint["measured"][name]) for name in COUNTED]
             self.counted.copy_(torch.tensor(measured, dtype=torch.float64))
 
     def _sum(self, values: Tensor) -> Tensor:
-        """The sum of a tensor over all processes."""
+        """Return the sum of a tensor over all ranks."""
         return self.trainer.strategy.reduce(values.to(self.device, copy=True), reduce_op="sum")

@@ -1,4 +1,7 @@
-"""torch.compile where it pays: it takes half a minute before the first step and makes each a little faster."""
+"""Compilation of the network for runs that are long enough.
+
+torch.compile takes half a minute before the first step and makes each step a little faster.
+"""
 
 import sys
 import time
@@ -16,75 +19,76 @@ from plainres.errors import InputError, StoppedError, first_line
 from plainres.processes.signals import StopSignals
 from plainres.training.classifier import Classifier, full_precision
 
-# Floating-point operations of a whole run, for each of its threads, from which on it pays: on a core of 2024 they take
-# two hours, of which compiling saves five minutes and costs one at most (experiments/throughput).
+# Floating-point operations of a run, per thread, from which compilation pays. They take two hours on a core of 2024;
+# compilation then saves five minutes and costs at most one (experiments/throughput).
 PAYS_FROM = 5e14
 
 
 def pays(config: Config, multiply_adds: int, steps: int) -> bool:
-    """Whether a run is so long that compiling its network pays; on a GPU nobody has measured that yet.
+    """Whether a run is long enough for compilation to pay; False on a GPU, where this has not been measured.
 
-    A compiled network rounds otherwise, so nothing decides that could change while the run is interrupted.
+    Compiled and eager networks round differently, so the decision depends only on values that stay the same when a run
+    resumes.
 
     Args:
-        config: of the run.
-        multiply_adds: of its network, for one image forward.
-        steps: of the whole run.
+        config: the run's configuration.
+        multiply_adds: the network's multiply-adds in the forward pass of one image.
+        steps: the length of the run in optimizer steps.
     """
     trainer = config.trainer
-    operations = 6 * multiply_adds * config.optim.batch_size * steps  # backward costs twice the forward pass
+    operations = 6 * multiply_adds * config.optim.batch_size * steps  # the backward pass costs two forward passes
     return trainer.accelerator == "cpu" and trainer.processes == 1 and operations >= PAYS_FROM * trainer.threads
 
 
 class Compilation(Callback):
-    """Compiles what a training step does with the network, before the first step; the evaluation stays as it is.
+    """Compiles the network's training step before the first step; evaluation stays eager.
 
-    The batches of training are of one shape, so that one compilation serves the whole run, wherever it goes on.
+    All training batches have the same shape, so the network is compiled once per attempt.
 
     Args:
-        wanted: true, false, or auto: if it pays, and can be done.
-        pays: whether it does.
-        signals: stop it at once.
-        attempt: the conditions of this attempt; takes whether its network is compiled.
+        mode: True, False, or "auto", which compiles if that pays and works.
+        pays: whether compilation pays for this run.
+        signals: the signals that this process receives; one of them stops the compilation.
+        attempt: the conditions of this attempt; its key "compile" is set to whether the network is compiled.
     """
 
-    def __init__(self, wanted: bool | str, pays: bool, signals: StopSignals, attempt: dict[str, Any]) -> None:
-        self.wanted, self.signals, self.attempt = wanted, signals, attempt
-        self.attempt["compile"] = wanted is True or (wanted == AUTO and pays)
+    def __init__(self, mode: bool | str, pays: bool, signals: StopSignals, attempt: dict[str, Any]) -> None:
+        self.mode, self.signals, self.attempt = mode, signals, attempt
+        self.attempt["compile"] = mode is True or (mode == AUTO and pays)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Compile.
+        """Compile the network, if this attempt is to be compiled.
 
         Raises:
-            InputError: it was asked for, and cannot be done.
-            StoppedError: a signal came.
+            InputError: compilation was requested by trainer.compile=true, and fails.
+            StoppedError: a signal arrived.
         """
         if not self.attempt["compile"]:
             return
         assert isinstance(pl_module, Classifier)
         if trainer.world_size == 1:
-            self.signals.deferring = False  # no step is lost
-            self._stop_if_told()
-        why = "trainer.compile=true" if self.wanted is True else "a long run"
-        _say(trainer, f"{why}: torch.compile compiles the network, which may take a minute")
+            self.signals.deferring = False  # no step would be lost, so a signal may stop the process immediately
+            self._stop_on_signal()
+        reason = "trainer.compile=true" if self.mode is True else "a long run"
+        _say(trainer, f"compiling the network with torch.compile ({reason}), which may take a minute")
         eager, started = pl_module.logits_of, time.monotonic()
         pl_module.logits_of = torch.compile(eager, dynamic=False)
         if trainer.world_size > 1:
-            return  # the first step compiles: a pass of one process alone would make the others wait
+            return  # the first step compiles, since a pass on a single rank would block in DDP
         try:
-            _pass(trainer, pl_module)
+            _run_one_pass(trainer, pl_module)
         except Exception as error:
-            self._stop_if_told()  # Ctrl-C has reached the compiler, too
-            reason = f"torch.compile fails here: {type(error).__name__}: {first_line(error)}"
-            if self.wanted is True:
-                raise InputError(f"{reason}; trainer.compile=false trains without it") from error
+            self._stop_on_signal()  # the compiler's processes also receive Ctrl-C, and fail
+            message = f"torch.compile failed ({type(error).__name__}: {first_line(error)})"
+            if self.mode is True:
+                raise InputError(f"{message}; use trainer.compile=false to train without it") from error
             self.attempt["compile"], pl_module.logits_of = False, eager
-            _say(trainer, f"{reason}; the run goes on without it")
+            _say(trainer, f"{message}; training without it")
         else:
             _say(trainer, f"compiled in {time.monotonic() - started:.0f} s")
         self.signals.deferring = True
 
-    def _stop_if_told(self) -> None:
+    def _stop_on_signal(self) -> None:
         if self.signals.received:
             raise StoppedError("stopped at once; run the same command again to resume", self.signals.received)
 
@@ -94,12 +98,13 @@ def _say(trainer: pl.Trainer, text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def _pass(trainer: pl.Trainer, classifier: Classifier) -> None:
-    """Go once forward and backward as a step does, and leave nothing of it behind."""
+def _run_one_pass(trainer: pl.Trainer, classifier: Classifier) -> None:
+    """Run one forward and backward pass as a training step does, then restore the buffers and clear the gradients."""
     data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
     assert isinstance(data, ImageBatches)
-    home = data.training.targets.device
-    sampled = SampledBatch(torch.arange(data.batch_size, device=home), torch.zeros((), dtype=torch.int64, device=home))
+    device = data.training.targets.device
+    index = torch.arange(data.batch_size, device=device)
+    sampled = SampledBatch(index, torch.zeros((), dtype=torch.int64, device=device))
     images, targets = data.on_after_batch_transfer(sampled, 0)
     before = [buffer.clone() for buffer in classifier.network.buffers()]
     try:

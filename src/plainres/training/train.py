@@ -1,4 +1,4 @@
-"""One run: configuration -> objects -> fit -> record."""
+"""Training of one run: build its objects from the configuration, fit, and record the result."""
 
 import logging
 import math
@@ -33,35 +33,36 @@ from plainres.training.epoch_loop import EpochLoop, cuda_graph
 
 
 def train(run: Run, observers: Sequence[pl.Callback] = ()) -> None:
-    """Train a run in this process, perhaps one of several, from its newest checkpoint if it has one.
+    """Train a run in this process, which may be one of several ranks, and resume from its newest checkpoint.
 
-    What ends it in failure, other than what the user or more room on the disk can mend, is kept as the run's failure.
+    A failure is recorded in the run's folder, unless the user can fix its cause, such as an invalid configuration or a
+    full disk.
 
     Args:
         run: the run.
-        observers: look on, before our own callbacks do.
+        observers: callbacks that are called before the run's own.
 
     Raises:
-        InputError: the configuration cannot be carried out (see also `plainres.config.instantiate.check`).
+        InputError: the configuration is invalid (see also `plainres.config.instantiate.check`).
         LockedError: another process trains the run.
-        OSError: the disk is full, or its like; the run can go on afterwards.
-        RunFailedError: the training diverged, or a process of several has failed.
-        StoppedError: a signal came; the run is saved and can go on.
+        OSError: a file cannot be read or written, for example because the disk is full; the run can resume afterwards.
+        RunFailedError: training diverged.
+        StoppedError: a signal arrived; the run is saved and can resume.
     """
     try:
         with StopSignals(early=World.current().size == 1) as signals:
             _train(run, signals, observers)
     except (InputError, OSError):
         raise
-    except torch.OutOfMemoryError as error:  # which may be because of others on the same GPU
+    except torch.OutOfMemoryError as error:  # not recorded, since other processes may have filled the GPU
         raise InputError(
-            f"{first_line(error)} Train fewer runs on it at a time, or one with a smaller optim.batch_size"
+            f"{first_line(error)} Train fewer runs on this GPU at a time, or lower optim.batch_size"
         ) from error
     except RunFailedError as error:
         run.fail(str(error))
         raise
     except Exception as error:
-        if World.current().size == 1 and run.folder.exists():  # of several, another process may have caused it
+        if World.current().size == 1 and run.folder.exists():  # with several ranks, another one may be the cause
             run.fail(f"{type(error).__name__}: {first_line(error)}")
         raise
 
@@ -75,7 +76,7 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
     network = network_of(config, source).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     description = describe(network, source.shape)
     if config.precision == "64-true":
-        network.double()  # before Lightning 2.6 does, which restores a checkpoint first, into float32 weights
+        network.double()  # Lightning 2.6 converts only after restoring a checkpoint, which would round its weights
     if config.trainer.sync_batch_norm and world.size > 1:
         convert_sync_batch_norm(network)
     data = ImageBatches(source.load(), source, config.optim.batch_size, config.seed)
@@ -94,13 +95,13 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
             (run.folder / "failed.json").unlink(missing_ok=True)
         loggers = stack.enter_context(open_loggers(run, saved.rows)) if world.rank == 0 else []
         checkpoints = Checkpoints(run, config.checkpoint, signals, saved, attempt)
-        found = probes_of(config)
-        probes = [Probes(found, run.folder / "probes", steps)] if found else []
+        configured = probes_of(config)
+        probes = [Probes(configured, run.folder / "probes", steps)] if configured else []
         progress = Progress(run.name, steps, run.folder / "progress.json")
         with warnings.catch_warnings():
-            # Lightning 2.6 asks newer versions of torch about their trees in an outdated way
+            # Lightning 2.6 uses a deprecated function of torch's pytrees
             warnings.filterwarnings("ignore", message=".*LeafSpec.*", module="lightning")
-            # and, wherever SLURM is installed, advises srun, which is the user's choice
+            # Lightning recommends srun wherever SLURM is installed; using it is the user's choice
             warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
             trainer = pl.Trainer(
                 accelerator=config.trainer.accelerator,
@@ -122,8 +123,8 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
                 num_sanity_val_steps=0,
                 use_distributed_sampler=False,
             )
-            # Signals are ours: Lightning 2.6 would stop in mid-step, hang if one process of several has one, or exit as
-            # if all were well
+            # `Checkpoints` handles signals. Lightning 2.6 would stop within a step, hang if only one rank receives a
+            # signal, or exit with code 0.
             trainer._signal_connector.register_signal_handlers = lambda: None
             trainer.fit_loop.epoch_loop = EpochLoop(trainer, cuda_graph if capturable else None)
             trainer.fit(classifier, datamodule=data, ckpt_path=saved.path, weights_only=True)
@@ -132,12 +133,12 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
         if world.rank == 0:
             run.finish(_result(run, classifier, data, description, checkpoints) | attempt)
         if world.size > 1:
-            dist.destroy_process_group()  # its threads may abort a process that ends before them
+            dist.destroy_process_group()  # its threads may abort a process that exits while they run
 
 
 @contextmanager
 def open_loggers(run: Run, rows: Sequence[Mapping[str, float]]) -> Iterator[list[RunLogger]]:
-    """Open the loggers of a run, which continue from `rows`; close them however the run ends."""
+    """Open a run's loggers, which continue from `rows`, and close them with the exit code of the run."""
     loggers: list[RunLogger] = [CsvLogger(run.folder / "metrics.csv")]
     if run.config.logger.wandb:
         from plainres.tracking.wandb_logger import WandbLogger
@@ -160,7 +161,10 @@ def open_loggers(run: Run, rows: Sequence[Mapping[str, float]]) -> Iterator[list
 
 
 def _environment(world: World) -> ClusterEnvironment:
-    """Tell Lightning its rank and world size: what it would detect by itself is wrong for a run of a sweep."""
+    """Return the environment from which Lightning reads its rank and world size.
+
+    Lightning's own detection is wrong for a run of a sweep.
+    """
     if world.launcher == "torchrun":
         return TorchElasticEnvironment()
     return SLURMEnvironment(auto_requeue=False) if world.launcher == "srun" else LightningEnvironment()
@@ -169,7 +173,7 @@ def _environment(world: World) -> ClusterEnvironment:
 def _result(
     run: Run, classifier: Classifier, data: ImageBatches, description: Description, checkpoints: Checkpoints
 ) -> dict[str, Any]:
-    """The record of a finished run; errors in percent."""
+    """Return the contents of result.json; errors are in percent."""
     config, evaluated = run.config, classifier.evaluated
     mean, std = data.images.channel_statistics
     rows = classifier.rows
@@ -181,14 +185,14 @@ def _result(
         "depth": config.model["depth"],
         "width": config.model["width"],
         "seed": config.seed,
-        "train_error": rows[-1]["train/error"],  # running, over the last `train_error_steps` steps
+        "train_error": rows[-1]["train/error"],  # running mean over the last `train_error_steps` steps
         "train_loss": rows[-1]["train/loss"],
-        "train_error_steps": classifier.averaged_steps,  # an epoch's, and those of a partial epoch behind it
-        "train_error_eval": evaluated["train_eval/error"],  # the final weights on the whole training set
+        "train_error_steps": classifier.averaged_steps,  # one epoch, plus a partial last epoch
+        "train_error_eval": evaluated["train_eval/error"],  # final weights on the whole training set
         "train_loss_eval": evaluated["train_eval/loss"],
         "test_error": evaluated["test/error"],
         "test_loss": evaluated["test/loss"],
-        "best_test_error": best["test/error"],  # chosen by the test set: no result, only for comparison with such
+        "best_test_error": best["test/error"],  # selected on the test set; only for comparison with papers that do so
         "best_test_error_epoch": int(best["epoch"]),
         "epochs": len(rows),
         "steps": classifier.steps,
@@ -197,7 +201,7 @@ def _result(
         "multiply_adds": description.multiply_adds,
         "weights_sha256": weights_sha256(classifier.network),
         "data_sha256": data.images.sha256(),
-        "channel_mean": mean.tolist(),  # by which images are normalised, in units of pixel values
+        "channel_mean": mean.tolist(),  # for normalising images, in units of pixel values
         "channel_std": std.tolist(),
         "wall_time_s": round(checkpoints.elapsed_s, 3),
         "peak_memory_mib": round(peak_memory_mib(config.trainer.accelerator), 1),
