@@ -97,7 +97,7 @@ def test_zero_initialised_branches_without_gradient_are_rejected(scheme: Scheme)
 
 
 def test_fixup_rejects_normalisation() -> None:
-    with pytest.raises(InputError, match="but the network has some; set model/norm=none"):
+    with pytest.raises(InputError, match="is for networks without normalisation; set model/norm=none"):
         initialised(fixup)
 
 

@@ -44,8 +44,8 @@ class HubImages:
         path: folder with the same data set, which is then not downloaded.
         train_per_class: number of training images per class (default: all).
         test_per_class: number of test images per class (default: all).
-        mean: channel means (C,) for normalisation, in units of 255 (default: those of the training images).
-        std: channel standard deviations (C,) for normalisation, in units of 255 (default: as `mean`).
+        mean: channel means (C,) for normalisation, as fractions of 255 (default: those of the training images).
+        std: channel standard deviations (C,) for normalisation, as fractions of 255 (default: as `mean`).
         stored: side in pixels of the decoded images. Images may then have any size; the centre square of each is
             resized to this side, and the network sees crops of `shape`.
         test_split: name of the test split.
@@ -74,7 +74,9 @@ class HubImages:
         check_options(self, train_per_class=self.train_per_class, test_per_class=self.test_per_class)
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != self.shape[0]:
-                raise InputError(f"data.{name} has {len(values)} values; it must have {self.shape[0]}, one per channel")
+                raise InputError(
+                    f"data.{name} has length {len(values)}; it must have length {self.shape[0]}, one value per channel"
+                )
         if (self.mean is None) != (self.std is None):
             raise InputError("only one of data.mean and data.std is set; set both or neither")
         if self.stored is not None and self.stored < max(self.shape[1:]):
@@ -230,7 +232,7 @@ class HubImages:
             pixels = pixels.reshape(*pixels.shape[:2], -1)
             if pixels.dtype != np.uint8:
                 raise InputError(
-                    f"{self._origin}: image {index} of {split} has pixels of type {pixels.dtype}; it must be uint8"
+                    f"{self._origin}: image {index} of {split} has {pixels.dtype} pixels; the type must be uint8"
                 )
             if pixels.shape != (height, width, channels):
                 actual = f"{pixels.shape[2]}x{pixels.shape[0]}x{pixels.shape[1]}"
@@ -252,7 +254,7 @@ class HubImages:
 
         origin = f"{self.name} from the Hugging Face Hub" if self.path is None else self.path
         print(f"reading {origin} ...", file=sys.stderr)
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns at each retry
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # hides a warning per retry
         try:
             data = datasets.load_dataset(self.name if self.path is None else str(Path(self.path).expanduser()))
         except DatasetNotFoundError as error:

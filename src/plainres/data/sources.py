@@ -77,7 +77,7 @@ def sample_size(count: int, total: int) -> str:
 
 @dataclass(frozen=True)
 class Images:
-    """Splits of a data set, and the channel statistics (C,) for normalisation, in units of 255."""
+    """Splits of a data set, and the channel statistics (C,) for normalisation, as fractions of 255."""
 
     train: Split
     test: Split

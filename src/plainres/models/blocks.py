@@ -25,7 +25,7 @@ def convolution(
 ) -> NamedLayers:
     """Build a convolution, padded so that only its stride changes the height and width.
 
-    A strided 1x1 convolution is preceded by a `Subsample` that applies the stride (see there).
+    A strided 1x1 convolution is preceded by a `Subsample` that applies the stride instead.
     """
     name = f"conv{number or ''}"
     if kernel == 1 and stride > 1:

@@ -109,7 +109,7 @@ def fixup(network: nn.Module, generator: Generator) -> None:
     branches = _zero_initialisable_branches(network, "fixup")
     for branch in branches:
         if any(isinstance(module, nn.BatchNorm2d | nn.GroupNorm) for module in branch.children()):
-            raise InputError("model/init=fixup replaces normalisation, but the network has some; set model/norm=none")
+            raise InputError("model/init=fixup is for networks without normalisation; set model/norm=none")
         *inner, last = [module for module in branch.children() if isinstance(module, nn.Conv2d)]
         with torch.no_grad():
             for conv in inner:

@@ -106,7 +106,7 @@ class Gradients(_BaseProbe):
             buffer = optimizer.state[originals[weight]].get("momentum_buffer")
             step = gradient + group["weight_decay"] * weight if buffer is None else buffer
             norm = weight.norm().double()
-            # the learning rate of a CUDA graph is a tensor
+            # the learning rate is a tensor if the step is a CUDA graph
             ratio = float(group["lr"]) * step.norm().double() / norm
             values = {"weight": norm, "gradient": gradient.norm(), "update_to_weight": ratio}
             rows.append(_row(index, name, **{column: value.item() for column, value in values.items()}))

@@ -1,9 +1,9 @@
 """Import and export of weights.
 
-Files may use one of three sets of names:
-- those of plainres;
-- those of torchvision's ResNets (conv1, layer1.0.bn2, downsample, fc);
-- those of akamaster/pytorch_resnet_cifar10, which are torchvision's with `linear` for `fc` and the prefix `module.`.
+Keys may follow one of three naming schemes:
+- plainres;
+- torchvision's ResNets (conv1, layer1.0.bn2, downsample, fc);
+- akamaster/pytorch_resnet_cifar10, which is torchvision's scheme with `linear` for `fc` and the prefix `module.`.
 """
 
 import json
@@ -108,7 +108,7 @@ def save_weights(network: nn.Module, model: Mapping[str, Any], statistics: tuple
         file: path of the file.
 
     Returns:
-        Whose names the file uses, "torchvision's" or "plainres's".
+        Naming scheme of the keys, "torchvision's" or "plainres's".
 
     Raises:
         InputError: the file cannot be written.
