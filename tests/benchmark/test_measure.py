@@ -187,7 +187,7 @@ def test_seeds_stacked_into_one_network_have_the_weights_of_their_separate_runs(
     options = ["model.depth=14", "model.width=4", f"model/shortcut={shortcut}", "--rounds=0"]
     done = forking.run([sys.executable, script, *options])
     assert done.returncode == 0, done.stderr
-    worst = float(done.stdout.split("at most ")[1].split(" apart", maxsplit=1)[0])
+    worst = float(done.stdout.split("largest difference ")[1].split(",", maxsplit=1)[0])
     assert 0 < worst < 1e-9
 
 
