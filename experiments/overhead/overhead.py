@@ -101,5 +101,5 @@ def main(pairs: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pairs", type=integer(1), nargs="?", default=7, help="pairs of runs, one of each kind (default: 7)")
+    parser.add_argument("pairs", type=integer(1), nargs="?", default=7, help="pairs of runs (default: 7)")
     main(parser.parse_args().pairs)
