@@ -260,12 +260,13 @@ def executable(line: str, how: Execution) -> list[str]:
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Prepare a folder with the files that the pages show, the evidence of the digits, and a W&B server."""
+    first_lines = re.compile(r"(?:# @package _global_\n)?# (\S+\.(?:py|yaml))\n")
     for page in PAGES:
         for language, text in code_blocks(page.read_text()):
-            if language in ("python", "yaml") and (named := re.match(r"# (\S+\.(?:py|yaml))\n", text)):
+            if language in ("python", "yaml") and (named := first_lines.match(text)):
                 file = tmp_path / named[1]
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(text[named.end() :])
+                file.write_text(text)
     evidence = shutil.ignore_patterns("report")
     shutil.copytree(ROOT / "experiments" / "digits", tmp_path / "experiments" / "digits", ignore=evidence)
     (tmp_path / "FOLDER").mkdir()

@@ -30,12 +30,12 @@ def test_a_changed_length_gives_a_hint(tmp_path: Path) -> None:
     assert hints([first]) == []
     (longer,) = runs(tmp_path, "optim.epochs=null", "optim.steps=4000")
     assert hints([longer]) == [
-        f"hint: {longer.name} differs from {first.name} only in its length (4,000 steps, before 6 epochs); "
+        f"hint: {longer.name} differs from {first.name} only in length (4,000 steps; previously 6 epochs); "
         "a run of another length starts from step 0"
     ]
     several = runs(tmp_path, "-m", "optim.epochs=7,8")
     (hint,) = hints(several)
-    assert f"{several[0].name} (and 1 more) differs from {first.name} only in its length" in hint
+    assert f"{several[0].name} (and 1 more) differ from {first.name} only in length" in hint
     assert hints(runs(tmp_path, "optim.epochs=7", "seed=1")) == []
 
 

@@ -52,6 +52,7 @@ COMMANDS = {
     "wandb-sync": commands.wandb_sync,
 }
 WITHOUT_OVERRIDES = ("list", "status", "report", "wandb-sync", "export", "lesion", "landscape", "sharpness")
+RESUMABLE = ("train", "lesion", "landscape", "wandb-sync")
 MEANT = {  # names that other tools give to a command
     **dict.fromkeys(("run", "fit", "sweep"), "train"),
     **dict.fromkeys(("plot", "figures", "compare", "table"), "report"),
@@ -90,7 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InputError, RunFailedError, OSError) as error:
         return _report(error, given)
     except KeyboardInterrupt:
-        print("plainres: stopped; run the same command again to resume", file=sys.stderr)
+        resumes = "; run the same command again to resume" if given[:1] and given[0] in RESUMABLE else ""
+        print(f"plainres: stopped{resumes}", file=sys.stderr)
         return 130
 
 

@@ -49,8 +49,9 @@ def _changed_length(runs: Sequence[Run]) -> list[str]:
             others = len({new.name for new, _ in pairs}) - 1
             more = f" (and {others} more)" if others else ""
             lines.append(
-                f"hint: {run.name}{more} differs from {other.name} only in its length ({_length(run.config.optim)}, "
-                f"before {_length(other.config.optim)}); a run of another length starts from step 0"
+                f"hint: {run.name}{more} {'differ' if others else 'differs'} from {other.name} only in length "
+                f"({_length(run.config.optim)}; previously {_length(other.config.optim)}); a run of another length "
+                "starts from step 0"
             )
     return lines
 
@@ -63,4 +64,5 @@ def _without_length(run: Run) -> str:
 
 def _length(recipe: Recipe) -> str:
     unit = next(key for key in LENGTH if getattr(recipe, key) is not None)
-    return f"{asdict(recipe)[unit]:,} {unit}"
+    number = asdict(recipe)[unit]
+    return f"{number:,} {unit.removesuffix('s') if number == 1 else unit}"

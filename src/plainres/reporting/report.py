@@ -111,7 +111,8 @@ def _comparisons(groups: Mapping[str, Sequence[Comparison]]) -> list[str]:
     body = [[comparison.cells[column] for column in head] for comparison in flat]
     head_line, *rest = aligned([head, *body], right=range(1, len(head)), indent="  ")
     cells = iter(zip(flat, rest, strict=True))
-    lines = [*textwrap.wrap(ASSUMPTIONS, LINE), "", head_line]
+    intervals = any(comparison.difference.interval for comparison in flat)
+    lines = [*(textwrap.wrap(ASSUMPTIONS, LINE) if intervals else []), "", head_line]
     for heading, group in groups.items():
         lines += ["", f"{heading} (percentage points)"]
         for comparison, line in (next(cells) for _ in group):

@@ -73,7 +73,7 @@ class Study:
         seeds = sorted({run.config.seed for _, run in self.runs})
         return (
             f"{count(len(self.runs), 'finished run')} of {', '.join(family.label for family in self.families)}; "
-            f"depth {', '.join(map(str, depths))}; seed {', '.join(map(str, seeds))}."
+            f"{_listed('depth', depths)}; {_listed('seed', seeds)}."
         )
 
     @property
@@ -109,6 +109,10 @@ def results(*folders: Path | str) -> "pandas.DataFrame":
 def curves(*folders: Path | str) -> "pandas.DataFrame":
     """Return the curves of the finished runs of studies, one row per epoch (see `Study.curves`)."""
     return read_study(*folders).curves
+
+
+def _listed(noun: str, values: Sequence[int]) -> str:
+    return f"{noun}{'s' * (len(values) > 1)} {', '.join(map(str, values))}"
 
 
 def read_study(*names: Path | str) -> Study:
