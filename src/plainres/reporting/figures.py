@@ -5,12 +5,10 @@ families have the colours of Okabe and Ito (2008), which colour-blind readers ca
 differ in their markers.
 """
 
-import csv
 import math
 import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -27,10 +25,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from plainres.config.schema import Config
+from plainres.reporting.observations import PROBES, Families, Observed, Panel, layer_values, observations
 from plainres.reporting.statistics import Summary, summarize
 from plainres.runs.record import Run
-
-Families = Mapping[str, Mapping[int, Mapping[int, Run]]]
 
 COLOURS = (
     *("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),  # Okabe and Ito's
@@ -230,63 +227,6 @@ def _legend(figure: Figure, handles: Sequence[Any]) -> None:
     figure.set_figheight(figure.get_figheight() + 0.17 * ((len(labels) - 1) // columns))
 
 
-@dataclass(frozen=True)
-class Panel:
-    """A panel of a probe's figure, which shows a column of its CSV file by layer, before or after training."""
-
-    title: str
-    column: str
-    at_end: bool
-    log: bool = True
-    descending: bool = False  # sorted, as in the lower half of He et al. 2015, figure 7
-    of_net: bool = False  # one value for the whole net, drawn by depth
-
-
-def _both(title: str, column: str, **options: bool) -> tuple[Panel, Panel]:
-    """Return the panels of a column before and after training."""
-    return (
-        Panel(f"{title}, at the beginning", column, at_end=False, **options),
-        Panel(f"{title}, at the end", column, at_end=True, **options),
-    )
-
-
-PROBES: dict[str, tuple[tuple[Panel, Panel], ...]] = {  # rows of panels that share a scale
-    "responses": (
-        (
-            Panel("std of responses at the end, in layer order", "std", at_end=True, log=False),
-            Panel("the same, sorted", "std", at_end=True, log=False, descending=True),
-        ),
-    ),
-    "gradients": (
-        _both("norm of the gradient of each layer's weights", "gradient"),
-        _both("norm of the update relative to that of the weights", "update_to_weight"),
-    ),
-    "signals": (
-        _both("mean of each block's output", "mean", log=False),
-        _both("variance of each block's output", "variance"),
-        _both("variance of the gradient there", "gradient_variance"),
-    ),
-    "gradient_correlation": (
-        _both("absolute correlation of the images' gradients", "absolute_correlation", log=False, of_net=True),
-    ),
-}
-LEFT_OUT = {"responses": "head.linear"}  # He et al. 2015, figure 7, shows only the 3x3 layers
-
-
-@dataclass(frozen=True)
-class Observed:
-    """Measurements of a probe in a run.
-
-    Args:
-        layers: the names of the layers.
-        values: the values of each layer, by column, before (False) and after training (True), if measured. Infinite
-            values are replaced by NaN, which leaves a gap in a figure.
-    """
-
-    layers: list[str]
-    values: dict[bool, dict[str, list[float]]]
-
-
 def probe_figure(
     probe: str,
     observed: Mapping[str, Mapping[int, Sequence[Observed]]],
@@ -314,7 +254,7 @@ def probe_figure(
             handles |= _draw(axes, panel, observed)
         if panels[0].log:  # a band with an s.d. as large as the mean would extend the axis without limit
             shown = [
-                [_values(of_seeds, panel) for panel in panels for of_seeds in by_depth.values()]
+                [layer_values(of_seeds, panel) for panel in panels for of_seeds in by_depth.values()]
                 for by_depth in observed.values()
             ]
             positive = [v for of_family in shown for layers in of_family for values in layers for v in values if v > 0]
@@ -335,7 +275,7 @@ def _draw(axes: Axes, panel: Panel, observed: Mapping[str, Mapping[int, Sequence
     open_below = False  # whether a band has no lower edge
     for i, (family, by_depth) in enumerate(observed.items()):
         style: dict[str, Any] = {**family_style(i), "markersize": 3, "linewidth": 1.2}
-        columns = {depth: _values(of_seeds, panel) for depth, of_seeds in by_depth.items()}
+        columns = {depth: layer_values(of_seeds, panel) for depth, of_seeds in by_depth.items()}
         by_layer = {depth: [summarize(values) for values in layers] for depth, layers in columns.items() if layers}
         if panel.of_net and by_layer:
             of_nets = {depth: summary for depth, summaries in by_layer.items() for summary in summaries}
@@ -363,68 +303,6 @@ def _draw(axes: Axes, panel: Panel, observed: Mapping[str, Mapping[int, Sequence
         notes.append("a band that leaves the panel below reaches 0 or less")
     axes.set_xlabel("\n".join([axes.get_xlabel(), *notes]))
     return handles
-
-
-def observations(probe: str, families: Families) -> tuple[dict[str, dict[int, list[Observed]]], list[tuple[str, str]]]:
-    """Read the measurements of a probe in all runs that have them.
-
-    Returns:
-        The measurements by family and depth; and the folders of runs with a damaged file, with the reason.
-    """
-    observed: dict[str, dict[int, list[Observed]]] = {}
-    unusable = []
-    for family, by_depth in families.items():
-        observed[family] = {}
-        for depth, by_seed in by_depth.items():
-            of_seeds: list[Observed] = []
-            for run in by_seed.values():
-                try:
-                    of_run = _read(run, probe)
-                    if of_run and of_seeds and of_run.layers != of_seeds[0].layers:
-                        raise ValueError("other layers than in other seeds")
-                except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-                    unusable.append((run.folder.name, f"probes/{probe}.csv is damaged ({error!r}) and not drawn"))
-                    continue
-                of_seeds += [of_run] if of_run else []
-            if of_seeds:
-                observed[family][depth] = of_seeds
-    return observed, unusable
-
-
-def _read(run: Run, probe: str) -> Observed | None:
-    """Read the measurements of a probe before and after training, or return None if there are neither.
-
-    Raises:
-        OSError, KeyError, TypeError, ValueError, csv.Error: the file is damaged.
-    """
-    by_step: dict[int, list[dict[str, str]]] = {}
-    for row in run.probe_rows(probe):
-        by_step.setdefault(int(row["step"]), []).append(row)
-    for step, rows in by_step.items():
-        if [int(row["layer"]) for row in rows] != list(range(len(rows))):
-            raise ValueError(f"step {step} has a duplicate or missing layer")
-    names = [[row["name"] for row in rows if row["name"] != LEFT_OUT.get(probe)] for rows in by_step.values()]
-    if any(of_step != names[0] for of_step in names):
-        raise ValueError("steps have different layers")
-    values = {}
-    for at_end, step in ((False, 0), (True, run.result["steps"])):  # a probe added on resuming has no step 0
-        if step in by_step:
-            rows = [row for row in by_step[step] if row["name"] in names[0]]
-            columns = {panel.column for panels in PROBES[probe] for panel in panels}
-            values[at_end] = {column: [_finite(row[column]) for row in rows] for column in columns}
-    return Observed(names[0], values) if values else None
-
-
-def _finite(text: str) -> float:
-    """Parse a value, and replace an infinite one by NaN."""
-    value = float(text)
-    return value if math.isfinite(value) else math.nan
-
-
-def _values(observed: Iterable[Observed], panel: Panel) -> list[tuple[float, ...]]:
-    """Return, for each layer of a panel, the values of all runs that have them."""
-    of_runs = [one.values[panel.at_end][panel.column] for one in observed if panel.at_end in one.values]
-    return list(zip(*(sorted(values, reverse=True) if panel.descending else values for values in of_runs), strict=True))
 
 
 def _band(axes: Axes, xs: Sequence[float], summaries: Iterable[Summary], colour: tuple[float, ...]) -> None:

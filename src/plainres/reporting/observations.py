@@ -1,0 +1,129 @@
+"""Measurements of probes, read from the records of runs for the figures."""
+
+import csv
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from plainres.runs.record import Run
+
+Families = Mapping[str, Mapping[int, Mapping[int, Run]]]  # family -> depth -> seed -> run
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A panel of a probe's figure, which shows a column of its CSV file by layer, before or after training."""
+
+    title: str
+    column: str
+    at_end: bool
+    log: bool = True
+    descending: bool = False  # sorted, as in the lower half of He et al. 2015, figure 7
+    of_net: bool = False  # one value for the whole net, drawn by depth
+
+
+def _both(title: str, column: str, **options: bool) -> tuple[Panel, Panel]:
+    """Return the panels of a column before and after training."""
+    return (
+        Panel(f"{title}, at the beginning", column, at_end=False, **options),
+        Panel(f"{title}, at the end", column, at_end=True, **options),
+    )
+
+
+PROBES: dict[str, tuple[tuple[Panel, Panel], ...]] = {  # rows of panels that share a scale
+    "responses": (
+        (
+            Panel("std of responses at the end, in layer order", "std", at_end=True, log=False),
+            Panel("the same, sorted", "std", at_end=True, log=False, descending=True),
+        ),
+    ),
+    "gradients": (
+        _both("norm of the gradient of each layer's weights", "gradient"),
+        _both("norm of the update relative to that of the weights", "update_to_weight"),
+    ),
+    "signals": (
+        _both("mean of each block's output", "mean", log=False),
+        _both("variance of each block's output", "variance"),
+        _both("variance of the gradient there", "gradient_variance"),
+    ),
+    "gradient_correlation": (
+        _both("absolute correlation of the images' gradients", "absolute_correlation", log=False, of_net=True),
+    ),
+}
+LEFT_OUT = {"responses": "head.linear"}  # He et al. 2015, figure 7, shows only the 3x3 layers
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Measurements of a probe in a run.
+
+    Args:
+        layers: the names of the layers.
+        values: the values of each layer, by column, before (False) and after training (True), if measured. Infinite
+            values are replaced by NaN, which leaves a gap in a figure.
+    """
+
+    layers: list[str]
+    values: dict[bool, dict[str, list[float]]]
+
+
+def observations(probe: str, families: Families) -> tuple[dict[str, dict[int, list[Observed]]], list[tuple[str, str]]]:
+    """Read the measurements of a probe in all runs that have them.
+
+    Returns:
+        The measurements by family and depth; and the folders of runs with a damaged file, with the reason.
+    """
+    observed: dict[str, dict[int, list[Observed]]] = {}
+    unusable = []
+    for family, by_depth in families.items():
+        observed[family] = {}
+        for depth, by_seed in by_depth.items():
+            of_seeds: list[Observed] = []
+            for run in by_seed.values():
+                try:
+                    of_run = _read(run, probe)
+                    if of_run and of_seeds and of_run.layers != of_seeds[0].layers:
+                        raise ValueError("other layers than in other seeds")
+                except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+                    unusable.append((run.folder.name, f"probes/{probe}.csv is damaged ({error!r}) and not drawn"))
+                    continue
+                of_seeds += [of_run] if of_run else []
+            if of_seeds:
+                observed[family][depth] = of_seeds
+    return observed, unusable
+
+
+def _read(run: Run, probe: str) -> Observed | None:
+    """Read the measurements of a probe before and after training, or return None if there are neither.
+
+    Raises:
+        OSError, KeyError, TypeError, ValueError, csv.Error: the file is damaged.
+    """
+    by_step: dict[int, list[dict[str, str]]] = {}
+    for row in run.probe_rows(probe):
+        by_step.setdefault(int(row["step"]), []).append(row)
+    for step, rows in by_step.items():
+        if [int(row["layer"]) for row in rows] != list(range(len(rows))):
+            raise ValueError(f"step {step} has a duplicate or missing layer")
+    names = [[row["name"] for row in rows if row["name"] != LEFT_OUT.get(probe)] for rows in by_step.values()]
+    if any(of_step != names[0] for of_step in names):
+        raise ValueError("steps have different layers")
+    values = {}
+    for at_end, step in ((False, 0), (True, run.result["steps"])):  # a probe added on resuming has no step 0
+        if step in by_step:
+            rows = [row for row in by_step[step] if row["name"] in names[0]]
+            columns = {panel.column for panels in PROBES[probe] for panel in panels}
+            values[at_end] = {column: [_finite(row[column]) for row in rows] for column in columns}
+    return Observed(names[0], values) if values else None
+
+
+def _finite(text: str) -> float:
+    """Parse a value, and replace an infinite one by NaN."""
+    value = float(text)
+    return value if math.isfinite(value) else math.nan
+
+
+def layer_values(observed: Iterable[Observed], panel: Panel) -> list[tuple[float, ...]]:
+    """Return, for each layer of a panel, the values of all runs that have them."""
+    of_runs = [one.values[panel.at_end][panel.column] for one in observed if panel.at_end in one.values]
+    return list(zip(*(sorted(values, reverse=True) if panel.descending else values for values in of_runs), strict=True))
