@@ -6,8 +6,10 @@ import re
 import select
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
+from types import FrameType
 from typing import TextIO
 
 from plainres import __version__
@@ -71,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     of the output closed it.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if threading.current_thread() is threading.main_thread():  # Python installs handlers from it only
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         code = _run(given)
         sys.stdout.flush()
@@ -94,6 +98,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         resumes = "; run the same command again to resume" if given[:1] and given[0] in RESUMABLE else ""
         print(f"plainres: stopped{resumes}", file=sys.stderr)
         return 130
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """Stop a command cleanly, with its child processes. Training installs handlers of its own, which save first."""
+    raise StoppedError("stopped", number)
 
 
 def _run(given: Sequence[str]) -> int:
