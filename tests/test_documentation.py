@@ -82,6 +82,7 @@ COMMANDS: dict[str, Execution] = {
     "plainres train model=preactivation model.depth=56": SMALL,
     "plainres train model.block.kernels=[3] model.depth=14": shortened("model.depth=5 model.width=4 optim.epochs=1"),
     "plainres train model/block/order=full_preactivation model/norm=group": SMALL,
+    "plainres train data=digits data.validation_per_class=20": SMALL,
     "plainres train model=wide model.depth=14 model.width=32": SMALL,
     "plainres train data=synthetic data.shape=[3,32,32] data.train=1024": shortened(
         "data.shape=[3,8,8] data.train=64 model.depth=8 model.width=4 optim.epochs=1"
@@ -118,6 +119,7 @@ COMMANDS: dict[str, Execution] = {
             "plainres train data=cifar10 optim=cifar10_quick",
             "plainres train data=cifar10 data.path=FOLDER optim=cifar10_quick",
             "plainres train data=cifar10 data.train_per_class=500 optim=cifar10_quick",
+            "plainres train data=cifar10 data.validation_per_class=500 optim=cifar10_quick",
             "plainres train data=cifar10 optim=he2015 model.depth=20",
             "plainres train data=cifar10 optim=he2015 optim.steps=null optim.epochs=200 model.depth=20",
             "plainres train data=cifar10 optim=he2015 model.depth=110 optim.warmup_lr=0.01",

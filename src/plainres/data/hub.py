@@ -44,6 +44,7 @@ class HubImages:
         path: folder with the same data set, which is then not downloaded.
         train_per_class: number of training images per class (default: all).
         test_per_class: number of test images per class (default: all).
+        validation_per_class: number of these training images of each class to hold out for validation (default: none).
         mean: channel means (C,) for normalisation, as fractions of 255 (default: those of the training images).
         std: channel standard deviations (C,) for normalisation, as fractions of 255 (default: as `mean`).
         stored: side in pixels of the decoded images. Images may then have any size; the centre square of each is
@@ -69,9 +70,15 @@ class HubImages:
     std: Sequence[float] | None = None
     stored: int | None = None
     test_split: str = "test"
+    validation_per_class: int | None = None
 
     def __post_init__(self) -> None:
-        check_options(self, train_per_class=self.train_per_class, test_per_class=self.test_per_class)
+        check_options(
+            self,
+            train_per_class=self.train_per_class,
+            test_per_class=self.test_per_class,
+            validation_per_class=self.validation_per_class,
+        )
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != self.shape[0]:
                 raise InputError(
@@ -98,9 +105,13 @@ class HubImages:
             images = np.load(folder / f"{split}_images.npy", mmap_mode="c")
             splits.append(Split(torch.from_numpy(images), torch.from_numpy(np.load(folder / f"{split}_targets.npy"))))
         train, test = splits
-        return Images(
-            train.first_per_class(self.train_per_class), test.first_per_class(self.test_per_class), self.mean, self.std
+        images = Images(
+            train.first_per_class(self.train_per_class),
+            test.first_per_class(self.test_per_class),
+            mean=self.mean,
+            std=self.std,
         )
+        return images.with_validation(self.validation_per_class)
 
     def prepare(self) -> None:
         """Download and decode the data set unless there is a decoded copy.
