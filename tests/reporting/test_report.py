@@ -295,6 +295,26 @@ def test_missing_runs_of_an_unfinished_sweep_are_listed(folder: Path):
     assert "1 seed (unpaired: 1): " in text
 
 
+@pytest.mark.parametrize("state", ["missing", "failed", "damaged"])
+def test_a_run_that_contributes_nothing_does_not_rename_the_families_of_finished_runs(folder: Path, state: str):
+    for depth, seed in ((8, 0), (8, 1), (20, 0)):
+        finish(a_run(folder, "plain", depth, seed), 5)
+    other = a_run(folder, "plain", 8, 0, width=16)
+    if state == "failed":
+        other.fail("the run has diverged")
+    elif state == "damaged":
+        (other.folder / "result.json").write_text("{}")
+    study = report.read_study(folder)
+    assert [family.label for family in study.families] == ["plain"]
+    assert [name for name, _ in study.absent] == [
+        "plain, seed 1",
+        "plain (width 16), seed 0",
+        "plain (width 16), seed 1",
+    ]
+    finish(other, 5)
+    assert [family.label for family in report.read_study(folder).families] == ["plain (width 16)", "plain (width 8)"]
+
+
 def test_a_damaged_curve_of_an_unfinished_run_is_reported(few: Path):
     run = a_run(few, "plain", 8, 3)
     (run.folder / "metrics.csv").write_text("epoch,step,lr,train/loss\n1,23\n")

@@ -5,7 +5,7 @@ import math
 import os
 import textwrap
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,7 +127,6 @@ def read_study(*names: Path | str) -> Study:
     folders = [Path(name) for name in names]
     home = folders[0] if len(folders) == 1 else folders[0].parent / "+".join(each.resolve().name for each in folders)
     runs, unused = _unique_runs([_runs_in(folder) for folder in folders], home)
-    labels = labelled(runs)
     finished: list[Run] = []
     unfinished: list[tuple[str, str]] = []
     for run in runs:
@@ -153,6 +152,7 @@ def read_study(*names: Path | str) -> Study:
             f"report.reference has {', '.join(sorted(unknown))}, but no run of {location} does; give settings that the "
             "runs have"
         )
+    labels = labelled(finished)  # an unfinished run, which contributes nothing, does not rename them
     ordered = sorted(families(finished, labels), key=lambda family: (not family.is_like(baseline), family.label))
     return Study(
         home,
@@ -270,9 +270,19 @@ def _progress(run: Run) -> str:
     return f"at step {steps:g}" if steps else "not started, or in its first epoch"
 
 
-def _absent(runs: list[Run], labels: dict[str, tuple[str, dict[str, str]]]) -> list[tuple[str, str]]:
-    """Return the combinations of family, seed and depth for which the study has no folder."""
-    present = {(labels[run.name][0], run.config.seed, run.config.model["depth"]) for run in runs}
+def _absent(runs: Sequence[Run], labels: Mapping[str, tuple[str, dict[str, str]]]) -> list[tuple[str, str]]:
+    """Return the combinations of family, seed and depth for which the study has no folder.
+
+    Args:
+        runs: all runs. Unfinished ones may be of a family of their own.
+        labels: for each finished run's name, the label of its family and its settings.
+    """
+    of_all = {name: label for name, (label, _) in labelled(runs).items()}
+    of_finished = {of_all[name]: label for name, (label, _) in labels.items()}
+    present = {
+        (of_finished.get(of_all[run.name], of_all[run.name]), run.config.seed, run.config.model["depth"])
+        for run in runs
+    }
     families, seeds, depths = (sorted({run[i] for run in present}) for i in range(3))
     return [
         (f"{family}, seed {seed}", f"no run of depth {', '.join(map(str, missing))}")
