@@ -102,7 +102,8 @@ def aligned(
         rows: cells of each row. In a row that is shorter than others, the last cell may extend over later columns.
         right: indices of the right-aligned columns.
         indent: prefix of each line.
-        width: maximum length of a line, at which the last cell is wrapped. None: no wrapping.
+        width: maximum length of a line, at which the last cell is wrapped, or moved below the others if they take more
+            than half of the line. None: no wrapping.
     """
     columns = max(map(len, rows))
     widths = [0] * columns
@@ -117,7 +118,55 @@ def aligned(
         start = indent + "".join(f"{cell}  " for cell in cells)
         if width is None:
             lines.append((start + last).rstrip())
+        elif len(start) > width // 2 and len(start + last) > width:  # too little room beside the first cells
+            lines += wrapped(start.rstrip(), width, f"{indent}  ")
+            lines += wrapped(last, width, f"{indent}    ", first=f"{indent}    ")
         else:
-            hanging = " " * min(len(start), width // 2)
-            lines.append(textwrap.fill(last, width, initial_indent=start, subsequent_indent=hanging))
+            lines += wrapped(last, width, " " * len(start), first=start)
     return lines
+
+
+def wrapped(text: str, width: int, indent: str = "", *, first: str = "") -> list[str]:
+    """Return the lines of a text of at most `width` columns, unless a single word is longer.
+
+    Words are never split, so that names of runs, which have hyphens, remain whole.
+
+    Args:
+        text: the text; line breaks count as spaces.
+        width: the maximum length of a line.
+        indent: prefix of the lines after the first one.
+        first: prefix of the first line.
+    """
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=first,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def narrowed(
+    table: Sequence[Sequence[str]], expendable: Sequence[str], width: int
+) -> tuple[list[list[str]], list[str]]:
+    """Drop columns from a table until its lines, with columns two spaces apart, fit into a width.
+
+    Args:
+        table: the head, then rows of as many cells.
+        expendable: heads of the columns that may be dropped, first the one to drop first.
+        width: the maximum length of a line.
+
+    Returns:
+        The table, and the heads of the dropped columns in their order in the table.
+    """
+    head, *_ = table
+    widths = {name: 2 + max(map(len, column)) for name, column in zip(head, zip(*table, strict=True), strict=True)}
+    dropped: set[str] = set()
+    for name in (name for name in expendable if name in widths):
+        if sum(widths.values()) - 2 <= width:
+            break
+        dropped.add(name)
+        del widths[name]
+    kept = [[cell for name, cell in zip(head, cells, strict=True) if name not in dropped] for cells in table]
+    return kept, [name for name in head if name in dropped]

@@ -146,7 +146,7 @@ def test_a_sweep_and_its_report(tmp_path: Path) -> None:
     assert "8 runs\n      8 finished\n" in second.stderr
     report = run("report", "runs/small")
     assert report.returncode == 0, report.stderr
-    assert "equal training budget: 4 steps of 64 images" in report.stdout
+    assert "same training budget: 4 steps of 64 images" in report.stdout
     assert report.stdout.rstrip().endswith("runs/small/report/index.html")
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 

@@ -41,7 +41,7 @@ from plainres.models.blocks import Block
 from plainres.models.networks import Stack
 from plainres.models.shortcuts import Identity
 from plainres.randomness import mix
-from plainres.reporting.figures import COLOURS, MARKERS
+from plainres.reporting.figures import COLOURS, MARKERS, legend_below
 
 VALUES = ("train_loss", "train_error", "test_loss", "test_error")
 KINDS = ("block", "delete", "swap")  # one block deleted, random blocks deleted, random pairs of blocks swapped
@@ -263,5 +263,5 @@ def draw(names: Sequence[str], measurements: Sequence[Sequence[Row]]) -> Figure:
         Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], label=name)
         for i, name in enumerate(names)
     ]
-    figure.legend(handles=[*runs, *styles], loc="outside lower center", ncols=len(runs) + len(styles))
+    legend_below(figure, [*runs, *styles])
     return figure

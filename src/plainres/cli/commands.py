@@ -4,6 +4,7 @@ Each command imports its dependencies when it is called, so that --help does not
 """
 
 import json
+import shutil
 import sys
 import webbrowser
 from collections import Counter
@@ -228,7 +229,8 @@ def report(arguments: list[str]) -> int:
     if options.format:
         print(FORMATS[options.format](read_study(*options.folders).families))
         return 0
-    print(write_report(*options.folders, title=options.title, width=options.width))
+    columns = shutil.get_terminal_size().columns  # 80 if the output is piped
+    print(write_report(*options.folders, title=options.title, width=options.width, columns=columns))
     page = read_study(*options.folders).home / REPORTED / "index.html"
     if options.open and not webbrowser.open(page.resolve().as_uri()):
         print(f"there is no browser to open {page} with", file=sys.stderr)
