@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from plainres.cli.main import COMMANDS, HELP, WITHOUT_OVERRIDES, main
+from plainres.config import compose
 from support import forking
 from support.places import CONF, PLAINRES, ROOT
 
@@ -378,6 +379,17 @@ def test_a_stopped_run_says_how_to_resume(number: signal.Signals, tmp_path: Path
     assert "run the same command again to resume" in errors.splitlines()[-1]
     assert "Traceback" not in errors
     assert not list(tmp_path.glob("runs/default/*/result.json"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_before_the_first_run_says_so(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(compose, "compose_jobs", lambda _: signal.raise_signal(number))
+    assert main(["train", *SMALL]) == 128 + number
+    message = "plainres: stopped before any run had started; run the same command again to start\n"
+    assert capfd.readouterr().err == message
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_invalid_yaml_file_is_named_with_its_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -54,7 +54,7 @@ COMMANDS = {
     "wandb-sync": commands.wandb_sync,
 }
 WITHOUT_OVERRIDES = ("list", "status", "report", "wandb-sync", "export", "lesion", "landscape", "sharpness")
-RESUMABLE = ("train", "lesion", "landscape", "wandb-sync")
+RESUMABLE = ("lesion", "landscape", "wandb-sync")
 MEANT = {  # names that other tools give to a command
     **dict.fromkeys(("run", "fit", "sweep"), "train"),
     **dict.fromkeys(("plot", "figures", "compare", "table"), "report"),
@@ -95,8 +95,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InputError, RunFailedError, OSError) as error:
         return _report(error, given)
     except KeyboardInterrupt:
+        from plainres.processes.signals import BEFORE_START
+
         resumes = "; run the same command again to resume" if given[:1] and given[0] in RESUMABLE else ""
-        print(f"plainres: stopped{resumes}", file=sys.stderr)
+        # `train` handles signals itself from the moment it begins to compose its runs
+        print(f"plainres: {BEFORE_START if given[:1] == ['train'] else f'stopped{resumes}'}", file=sys.stderr)
         return 130
 
 

@@ -22,6 +22,7 @@ from plainres.launch.active import mark_active
 from plainres.launch.messages import print_outcome, print_summary, report_upload_problem
 from plainres.launch.preflight import check_priority, urgency
 from plainres.launch.sweep import select_runs, train_quietly
+from plainres.processes.signals import StopSignals
 from plainres.processes.world import requeue
 from plainres.runs.record import Run
 
@@ -51,7 +52,7 @@ def sweep_with(jobs: Jobs) -> int:
         run.prepare()
         (run.folder / "failed.json").unlink(missing_ok=True)
     monitor = _Monitor([*missing, *elsewhere])
-    with mark_active(missing), monitor.polling():
+    with StopSignals(started=True), mark_active(missing), monitor.polling():
         if missing:
             jobs_folder = missing[0].folder.parent / JOBS
             os.environ["PLAINRES_SCRATCH"] = str(jobs_folder.absolute())

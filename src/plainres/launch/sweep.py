@@ -92,7 +92,7 @@ def sweep(runs: Sequence[Run | Config]) -> int:
         ((costs, gpus),) = call_in_processes(context, [(preflight, selected)])
         for run in selected:
             run.prepare()
-        with StopSignals() as signals, mark_active(selected):
+        with StopSignals(started=True) as signals, mark_active(selected):
             free = slots(selected, gpus, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
             failed += _Pool(context, selected, costs, free, signals).train()
     return print_summary(all_runs, selected, failed)

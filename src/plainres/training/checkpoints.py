@@ -118,6 +118,10 @@ class Checkpoints(Checkpoint):
         self.signals.deferring = True
         self.signals.listen()
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note that the run has started, for the message of a stop."""
+        self.signals.started = True
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let signals stop the process immediately, since the run has been saved."""
         self.signals.deferring = False
