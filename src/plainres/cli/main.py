@@ -4,6 +4,7 @@ import difflib
 import os
 import re
 import select
+import shlex
 import signal
 import sys
 import threading
@@ -126,18 +127,20 @@ def _run(given: Sequence[str]) -> int:
     if command in ("-sc", "--shell-completion"):  # the shell asks so for completions of any command
         return _complete([command, *rest])
     if command not in COMMANDS:
-        raise InputError(f"there is no command {command!r}; {_advice(command)}")
+        raise InputError(f"there is no command {command!r}; {_advice(command, rest)}")
     return COMMANDS[command](rest)
 
 
-def _advice(command: str) -> str:
-    """Say what to run instead of a command that does not exist."""
+def _advice(command: str, rest: Sequence[str]) -> str:
+    """Say what to run instead of a command that does not exist, with the arguments that follow it."""
     if command == "resume":
         return "to resume, run the same plainres train command again"
     if "=" in command or command == "-m":
-        return f"did you mean plainres train {command}?"
+        return f"did you mean `{shlex.join(['plainres', 'train', command, *rest])}`?"
     close = [MEANT[command]] if command in MEANT else difflib.get_close_matches(command, COMMANDS, n=1)
-    return f"did you mean plainres {close[0]}?" if close else f"the commands are {', '.join(COMMANDS)}"
+    if not close:
+        return f"the commands are {', '.join(COMMANDS)}"
+    return f"did you mean `{shlex.join(['plainres', close[0], *rest])}`?"
 
 
 def _report(error: Exception, given: Sequence[str]) -> int:
