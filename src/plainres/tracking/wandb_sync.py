@@ -12,6 +12,9 @@ from plainres.runs.record import Run
 from plainres.tracking.wandb_files import Attempt, attempts
 
 UP_TO_DATE = "already uploaded"
+_ADVICE = (
+    "; the data are safe in the runs' folders: run `wandb login` or set WANDB_API_KEY, then run the same command again"
+)
 
 
 def sync(folder: Path, timeout: float) -> Iterator[tuple[str, bool]]:
@@ -93,7 +96,7 @@ def _send_run(folder: Path, timeout: float) -> str:
         except Exception as error:
             tear_down()
             if isinstance(error, (UsageError, AuthenticationError)):
-                raise _UnauthorizedError(f"W&B: {first_line(error)}") from error
+                raise _UnauthorizedError(f"W&B: {first_line(error)}{_ADVICE}") from error
             if isinstance(error, CommError) and any(word in str(error) for word in ("timed out", "deadline exceeded")):
                 raise TimeoutError from error
             raise
@@ -134,6 +137,6 @@ def _send(attempt: Attempt, timeout: float) -> str:
         errors = [line for line in lines if line.startswith(("Error: ", "ERROR ")) and "error logs" not in line]
         reason = [*errors, *lines[-1:], "wandb sync gave no reason"][0].removeprefix("Error: ").removeprefix("ERROR ")
         if "API key" in reason:
-            raise _UnauthorizedError(f"W&B: {reason}")
+            raise _UnauthorizedError(f"W&B: {reason}{_ADVICE}")
         raise _UploadError(reason)
     return next((line.rpartition(" at ")[2] for line in lines if "View run" in line), "W&B")
