@@ -41,7 +41,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_every_command_has_its_own_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "80")
     for command in COMMANDS:
         if command == "train":
             assert main([command, "--help"]) == 0
@@ -54,7 +54,7 @@ def test_every_command_has_its_own_help(capsys: pytest.CaptureFixture[str], monk
         assert f"  plainres {command} " in HELP
         assert ("plainres list" in output) == (command not in WITHOUT_OVERRIDES or command == "list")
         for line, following in pairwise([*output.splitlines(), ""]):
-            assert len(line) <= 120
+            assert len(line) <= 80
             if line.startswith("  -"):
                 assert re.search(r"\S  +\S", line) or following.startswith(" " * 8), "an option without an explanation"
 
@@ -66,6 +66,29 @@ def test_help_of_train_fits_on_one_screen_and_imports_nothing_heavy() -> None:
     assert len(output.splitlines()) <= 40
     for word in ("experiment=digits", "--dry-run", "--cfg job", "--config-dir", "plainres list", "resume", "-m"):
         assert word in output
+
+
+def test_the_main_help_fits_into_80_columns() -> None:
+    assert max(map(len, HELP.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("status", "plainres status needs FOLDER, as in `plainres status runs/digits`"),
+        ("report", "plainres report needs FOLDER, as in `plainres report runs/digits`"),
+        ("lesion", "plainres lesion needs RUN, as in `plainres lesion runs/digits/identity-"),
+        ("export", "plainres export needs RUN and FILE, as in `plainres export runs/digits/identity-"),
+        ("wandb-sync", "plainres wandb-sync needs FOLDER, as in `plainres wandb-sync runs/digits`"),
+    ],
+)
+def test_a_missing_argument_is_named_with_an_example(
+    command: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command]) == 2
+    output = capsys.readouterr().err
+    assert output.startswith(f"plainres: {message}")
+    assert output.count("\n") == 1
 
 
 def test_help_with_the_name_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:

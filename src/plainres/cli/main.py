@@ -18,25 +18,28 @@ from plainres.cli import analysis, commands
 from plainres.errors import InputError, RunFailedError, StoppedError
 
 HELP = """\
-plainres trains deep networks that differ only in their shortcut connections, and compares them.
+plainres trains deep networks that differ only in their shortcut connections,
+and compares them.
 
-  plainres train [OVERRIDES]        train one network, or every run of a sweep or a study
-  plainres list [GROUP]             list experiments, shortcuts and the other options of the configuration
-  plainres status FOLDER            show the progress of a study's runs; --watch refreshes it
-  plainres report FOLDER ...        compare finished runs: table, verdicts, figures, HTML page, LaTeX, W&B
-  plainres describe [OVERRIDES]     show a network layer by layer: shapes, parameters, multiply-adds
-  plainres bench [OVERRIDES]        measure images/s on this machine, and estimate the time of a study
-  plainres eval RUN|WEIGHTS         evaluate a trained network: loss, error, error of each class, predictions
-  plainres export RUN FILE          write a run's weights as safetensors
-  plainres lesion RUN ...           measure errors without some blocks, or with blocks swapped
-  plainres landscape RUN ...        measure the training loss along one or two random directions
-  plainres sharpness RUN ...        measure the top eigenvalue of the Hessian
-  plainres wandb-sync FOLDER        upload to W&B what was logged offline
+  plainres train [OVERRIDES]     train one network, or every run of a sweep
+  plainres list [GROUP]          list experiments, shortcuts and other options
+  plainres status FOLDER         show the progress of runs; --watch refreshes it
+  plainres report FOLDER ...     compare finished runs: table, verdicts, figures
+  plainres describe [OVERRIDES]  show the layers of a network, and its size
+  plainres bench [OVERRIDES]     measure images/s, estimate the time of a study
+  plainres eval RUN|WEIGHTS      evaluate a trained network
+  plainres export RUN FILE       write a run's weights as safetensors
+  plainres lesion RUN ...        measure errors without some blocks
+  plainres landscape RUN ...     measure the loss along random directions
+  plainres sharpness RUN ...     measure the top eigenvalue of the Hessian
+  plainres wandb-sync FOLDER     upload to W&B what was logged offline
 
   plainres train experiment=digits && plainres report runs/digits
 
-plainres COMMAND --help explains a command. --version prints the version, --debug the traceback of an error.
-OVERRIDES are group=option or path.to.key=value, as in model/shortcut=plain model.depth=56.
+plainres COMMAND --help explains a command. --version prints the version,
+--debug the traceback of an error.
+OVERRIDES are group=option or path.to.key=value, as in model/shortcut=plain
+model.depth=56.
 Tab completion: eval "$(plainres train -sc install=bash)"
 """
 
