@@ -580,9 +580,7 @@ def test_a_failed_upload_is_reported(
     assert main(["wandb-sync", str(tmp_path)]) == 2
     message = capfd.readouterr().err
     assert "API key" in message
-    assert (
-        "the data are safe in the runs' folders: run `wandb login` or set WANDB_API_KEY, then run the same" in message
-    )
+    assert "; the data are safe in the runs' folders, and the same command uploads them after `wandb login`" in message
     for name, value in {"WANDB_API_KEY": "f" * 40, "WANDB_BASE_URL": closed_port()}.items():
         monkeypatch.setenv(name, value)
     assert main(["wandb-sync", str(tmp_path), "--timeout", "4"]) == 1
