@@ -48,11 +48,10 @@ class _Bar(tqdm):  # pyright: ignore[reportMissingTypeArgument]
 def bar(description: str, unit: str, total: int | None = None, **options: Any) -> "tqdm[Any]":
     """Return a progress bar on standard error. `options` are passed to tqdm.
 
-    In a file or a pipe, the bar is updated rarely, and its last state always remains.
+    In a file or a pipe, the bar is updated rarely, so that a log of hours remains small.
     """
-    if not sys.stderr.isatty():
-        options |= {"mininterval": 10, "leave": True}  # seconds; a log of hours remains small
-    return _Bar(desc=description, unit=unit, total=total, **{"mininterval": 0.2, "dynamic_ncols": True} | options)
+    interval = 0.2 if sys.stderr.isatty() else 10  # seconds
+    return _Bar(desc=description, unit=unit, total=total, mininterval=interval, dynamic_ncols=True, **options)
 
 
 def duration(seconds: float) -> str:
