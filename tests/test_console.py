@@ -1,6 +1,7 @@
 """Lines and progress bars on the screen."""
 
 import io
+import sys
 from typing import Any
 
 import pytest
@@ -88,3 +89,12 @@ def test_a_table_is_narrowed_by_its_least_important_columns(width: int, heads: l
     (head, cells), left_out = narrowed(table, ["multiply-adds", "parameters", "of another table"], width + 3)
     assert (head, left_out) == (heads, dropped)
     assert cells == [dict(zip(*table, strict=True))[name] for name in heads]
+
+
+@pytest.mark.parametrize(("terminal", "interval"), [(True, 0.2), (False, 10)])
+def test_a_bar_in_a_pipe_is_updated_rarely(monkeypatch: pytest.MonkeyPatch, *, terminal: bool, interval: float) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    monkeypatch.setattr(sys, "stderr", stream)
+    with console.bar("lesion", "network", 2) as bar:
+        assert bar.mininterval == interval

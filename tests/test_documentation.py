@@ -167,6 +167,7 @@ COMMANDS: dict[str, Execution] = {
     # looking at runs
     "plainres status runs/default": AS_IT_STANDS,
     "plainres status runs/default --watch": AS_IT_STANDS,
+    "plainres status runs": AS_IT_STANDS,
     "plainres report runs/digits": AS_IT_STANDS,
     "plainres report runs/digits --open": AS_IT_STANDS,
     "plainres report runs/digits runs/narrow": AS_IT_STANDS,

@@ -4,7 +4,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -46,8 +46,11 @@ class _Bar(tqdm):  # pyright: ignore[reportMissingTypeArgument]
 
 
 def bar(description: str, unit: str, total: int | None = None, **options: Any) -> "tqdm[Any]":
-    """Return a progress bar on standard error. `options` are passed to tqdm."""
-    interval = 0.2 if sys.stderr.isatty() else 30  # seconds
+    """Return a progress bar on standard error. `options` are passed to tqdm.
+
+    In a file or a pipe, the bar is updated rarely, so that a log of hours remains small.
+    """
+    interval = 0.2 if sys.stderr.isatty() else 10  # seconds
     return _Bar(desc=description, unit=unit, total=total, mininterval=interval, dynamic_ncols=True, **options)
 
 
@@ -68,10 +71,10 @@ def quantity(number: int, singular: str, plural: str | None = None) -> str:
     return f"{number} {singular if number == 1 else plural or f'{singular}s'}"
 
 
-def terminal_columns() -> int | None:
-    """Return the width of the terminal on standard error, None if standard error is not a terminal."""
+def terminal_columns(stream: TextIO | None = None) -> int | None:
+    """Return the width of the terminal on a stream, by default standard error; None if it is not a terminal."""
     try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns or None
+        return os.get_terminal_size((stream or sys.stderr).fileno()).columns or None
     except (OSError, ValueError):  # redirected to a file or to an object without a descriptor
         return None
 

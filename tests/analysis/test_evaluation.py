@@ -217,7 +217,7 @@ def test_an_older_run_whose_images_are_missing_is_rejected(
         (["data.classes=7"], "the network has 10 output classes, but the data set has 7"),
         (["data.shape=[3,8,8]"], "the network cannot process images of shape [3, 8, 8]"),
         (["data.shape=[2,8,8]"], "images of shape [2, 8, 8]: it was trained on images with 1 channel"),
-        (["trainer=gpu"], "trainer.devices is 1, but torch finds 0 GPUs here"),
+        (["trainer=gpu"], "trainer.accelerator is gpu, but torch finds no GPU here; use trainer=cpu"),
         (["data.shape=many"], "it must be [channels, height, width]"),
     ],
 )

@@ -42,7 +42,7 @@ def test_only_missing_runs_are_trained(make_config: Make, capfd: pytest.CaptureF
     output = capfd.readouterr().err
     assert "3 runs\n      2 finished\n      1 missing" in output
     assert "[1/1] identity-8-w4-s2" in output
-    assert re.search(r"^all done in \d+ s\nresults are in ", output, re.MULTILINE)
+    assert re.search(r"^done in \d+ s: 1 finished\nresults are in ", output, re.MULTILINE)
     assert [(run.folder / "result.json").stat().st_mtime_ns for run in runs[:2]] == times
     assert sweep(runs) == 0
     assert capfd.readouterr().err.endswith(
@@ -69,7 +69,10 @@ def test_a_failed_run_is_reported_and_the_others_continue(make_config: Make, cap
     assert healthy.finished
     assert not broken.finished
     assert "FAILED: IsADirectoryError" in output
-    assert output.rstrip().splitlines()[-1].startswith(f"failed: {broken.name}: IsADirectoryError")
+    failed, counts, results = output.splitlines()[-3:]
+    assert failed.startswith(f"failed: {broken.name}: IsADirectoryError")
+    assert re.fullmatch(r"done in \d+ s: 1 finished, 1 failed", counts)
+    assert results.startswith("results are in ")
     assert str(broken.log) in output
     assert "Traceback" in broken.log.read_text()
 
@@ -150,9 +153,9 @@ def test_a_sweep_that_is_stopped_leaves_no_process_behind(tmp_path: Path, number
 @pytest.mark.parametrize(
     ("columns", "line"),
     [
-        (None, "4 left, about 1 min, until 12:34; running: {0} 50%, {1}, {2}"),
+        (None, "4 left, about 1 min, ends around 12:34; running: {0} 50%, {1}, {2}"),
         (90, "4 left, about 1 min; running: identity-8-w4-s0 50%, identity-8-w4-s1, identity-8-w4-s2"),
-        (80, "4 left, about 1 min, until 12:34; 3 running"),
+        (80, "4 left, about 1 min, ends around 12:34; 3 running"),
         (40, "4 left, about 1 min; 3 running"),
         (20, "4 left; 3 running"),
     ],
@@ -167,7 +170,7 @@ def test_the_status_line_fits_into_the_terminal(
     monkeypatch.setattr(sweep_module, "terminal_columns", lambda: columns)
     monkeypatch.setattr(sweep_module, "_progress", lambda run: 0.5 if run is runs[0] else 0.0)
     monkeypatch.setattr(
-        pool, "_remaining", lambda: ["4 left, about 1 min, until 12:34", "4 left, about 1 min", "4 left"]
+        pool, "_remaining", lambda: ["4 left, about 1 min, ends around 12:34", "4 left, about 1 min", "4 left"]
     )
     assert pool._status() == line.format(*(run.name for run in runs))
 
@@ -264,7 +267,7 @@ def test_a_failure_is_reported_immediately(tmp_path: Path) -> None:
         line = next(line for line in process.stderr if "FAILED" in line)
         (mark,) = tmp_path.glob("runs/default/*/failed.json")
         assert time.time() - mark.stat().st_mtime < 5  # seconds; the sweep itself would take minutes
-        assert "the run has diverged" in line
+        assert "FAILED: the run has diverged" in line
         assert process.poll() is None
     finally:
         os.killpg(process.pid, signal.SIGKILL)

@@ -578,7 +578,9 @@ def test_a_failed_upload_is_reported(
     train(run)
     capfd.readouterr()
     assert main(["wandb-sync", str(tmp_path)]) == 2
-    assert "API key" in capfd.readouterr().err
+    message = capfd.readouterr().err
+    assert "API key" in message
+    assert "; the data are safe in the runs' folders, and the same command uploads them after `wandb login`" in message
     for name, value in {"WANDB_API_KEY": "f" * 40, "WANDB_BASE_URL": closed_port()}.items():
         monkeypatch.setenv(name, value)
     assert main(["wandb-sync", str(tmp_path), "--timeout", "4"]) == 1

@@ -146,7 +146,7 @@ def test_ctrl_c_during_compilation(tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)
         err = process.stderr.read()
     assert process.returncode == 130
-    assert err.splitlines()[-1] == "plainres: stopped at once; run the same command again to resume"
+    assert err.splitlines()[-1] == "plainres: stopped before any run had started; run the same command again to start"
     assert "Traceback" not in err
     (folder,) = tmp_path.glob("default/*")
     assert not Run.read(folder).failure

@@ -180,7 +180,8 @@ def test_a_diverged_run_is_reported_and_not_trained_again(
     step = int(message.split("after step ")[1].split(",", maxsplit=1)[0])
     assert step > 100
     assert "with a learning rate of 1e+18" in message
-    assert message.endswith("last good checkpoint: step-000000100.ckpt")
+    assert "the last good checkpoint is step-000000100.ckpt" in message
+    assert message.endswith("; lower optim.lr, or warm up with optim.warmup_lr")
     assert torch.load(run.checkpoints / "step-000000100.ckpt", weights_only=True)["global_step"] == 100
     assert run.failure == message
     options = ["train", "data=synthetic", "model.depth=8", "model.width=4", "optim.lr=1e30", f"runs={tmp_path / 'cli'}"]

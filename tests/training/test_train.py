@@ -352,9 +352,18 @@ def test_a_batch_larger_than_the_data(make_config: Make) -> None:
 def test_no_gpu(make_config: Make) -> None:
     config = make_config()
     config.trainer.accelerator = "gpu"
-    with pytest.raises(
-        InputError, match=r"trainer.devices is 1, but torch finds 0 GPUs here; lower it, or use trainer=cpu"
-    ):
+    with pytest.raises(InputError, match=r"trainer.accelerator is gpu, but torch finds no GPU here; use trainer=cpu$"):
+        check(config)
+    config.trainer.devices = 2
+    with pytest.raises(InputError, match=r"or add trainer.accelerator=cpu for 2 processes on the CPU$"):
+        check(config)
+
+
+def test_too_few_gpus(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    config = make_config()
+    config.trainer.accelerator, config.trainer.devices = "gpu", 4
+    with pytest.raises(InputError, match=r"devices is 4, but torch finds 1 GPU here; set it to at most 1, or use"):
         check(config)
 
 

@@ -8,6 +8,7 @@ an interrupted command resumes with the missing ones.
 import csv
 import multiprocessing
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -178,7 +179,8 @@ def measure(plans: Sequence[Plan], values: Sequence[str], work: Work, images: in
             stack.enter_context(_locked(plan.finished.run))
         known = [{_key(row, values): row for row in plan.read(values)} for plan in plans]
         missing = [(i, row) for i, plan in enumerate(plans) for row in plan.rows if _key(row) not in known[i]]
-        with bar(plans[0].name, unit, sum(len(plan.rows) for plan in plans), leave=False) as progress:
+        remains = not sys.stderr.isatty()  # in a pipe, where the bar of a short command would stay at its beginning
+        with bar(plans[0].name, unit, sum(len(plan.rows) for plan in plans), leave=remains) as progress:
             progress.update(progress.total - len(missing))
             for plan, rows in zip(plans, known, strict=True):
                 with writing(plan.file):  # drops a last row that was cut off

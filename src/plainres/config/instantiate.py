@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 from torch import Generator, nn
 
 from plainres.config.schema import MODEL_DEFAULTS, Config, in_words
+from plainres.console import quantity
 from plainres.data.sources import Source
 from plainres.errors import InputError, first_line
 from plainres.models.initialisation import Scheme
@@ -85,10 +86,17 @@ def check_devices(config: Config) -> None:
             f"trainer.compile=true needs a C++ compiler on the CPU, but there is no {compiler}; "
             "install one, name it in the environment variable CXX, or set trainer.compile=false"
         )
-    if trainer.accelerator == "gpu" and torch.cuda.device_count() < trainer.devices:
+    gpus = torch.cuda.device_count()
+    if trainer.accelerator == "gpu" and gpus < trainer.devices:
+        if gpus:
+            raise InputError(
+                f"trainer.devices is {trainer.devices}, but torch finds {quantity(gpus, 'GPU')} here; "
+                f"set it to at most {gpus}, or use trainer=cpu"
+            )
+        parallel = f", or add trainer.accelerator=cpu for {trainer.devices} processes on the CPU"
         raise InputError(
-            f"trainer.devices is {trainer.devices}, but torch finds {torch.cuda.device_count()} GPUs here; "
-            "lower it, or use trainer=cpu"
+            "trainer.accelerator is gpu, but torch finds no GPU here; use trainer=cpu"
+            f"{parallel if trainer.devices > 1 else ''}"
         )
 
 

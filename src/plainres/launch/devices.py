@@ -98,7 +98,7 @@ def train_in_processes(run: Run) -> None:
     """
     environment = {k: v for k, v in os.environ.items() if k not in STALE and not k.startswith(STALE_PREFIXES)}
     environment["OMP_NUM_THREADS"] = str(run.config.trainer.threads)
-    with tempfile.TemporaryDirectory() as scratch, StopSignals() as signals:
+    with tempfile.TemporaryDirectory() as scratch, StopSignals(started=True) as signals:
         outcome = Path(scratch) / "outcome.json"
         command = [sys.executable, "-m", "plainres.launch.agent", str(run.folder), str(outcome)]
         # the agent exits when its standard input closes, also if this process is killed; in its own session it does

@@ -158,6 +158,11 @@ class Run:
         return read_rows(file) if file.exists() else []
 
     @property
+    def owner_file(self) -> Path:
+        """Path of the file that names the process that trains the run, and exists while it does."""
+        return self.folder / "owner.json"
+
+    @property
     def trouble_file(self) -> Path:
         """Path of a one-line file that explains why the last upload to W&B is incomplete."""
         return self.folder / "wandb" / "trouble"
@@ -238,7 +243,7 @@ class Run:
         Raises:
             LockedError: another process holds the lock.
         """
-        owner = self.folder / "owner.json"
+        owner = self.owner_file
         try:
             with FileLock(self.folder / "lock", timeout=1):  # `locked` holds the lock for an instant
                 write_atomically(owner, json.dumps({"host": platform.node(), "process": os.getpid()}) + "\n")
