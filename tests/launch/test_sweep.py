@@ -4,6 +4,7 @@ import contextlib
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import threading
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import joblib
+import numpy as np
 import pytest
+from PIL import Image
 
 from plainres.cli.main import main
 from plainres.config.schema import Config, SweepOptions
@@ -28,6 +31,48 @@ from support import forking
 from support.places import PLAINRES, TESTS
 
 Make = Callable[..., Config]
+
+
+def test_other_images_under_the_same_name_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A finished run, an interrupted one and the networks of both answer only for the images of their training."""
+    generator = np.random.default_rng(0)
+    for name in ("a", "b"):
+        for split, count in (("train", 4), ("test", 2)):
+            for label in ("0", "1"):
+                folder = tmp_path / name / split / label
+                folder.mkdir(parents=True)
+                for number in range(count):
+                    pixels = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(folder / f"{number}.png")
+    options = ["data=cifar10", "data.shape=[3,8,8]", "data.classes=2", "data.image_column=image", "optim.batch_size=4"]
+    options += [f"data.cache={tmp_path / 'cache'}", f"runs={tmp_path / 'runs'}", "model.depth=8", "model.width=4"]
+    command = ["train", *options, "optim.epochs=1"]
+    assert main([*command, f"data.path={tmp_path / 'a'}"]) == 0
+    (folder,) = (tmp_path / "runs" / "default").glob("*-s0-*")
+    result = (folder / "result.json").read_bytes()
+    for arguments in (command, ["train", "-m", "seed=0,1", *command[1:]], ["train", "-m", "seed=0", *command[1:]]):
+        capfd.readouterr()
+        assert main([*arguments, f"data.path={tmp_path / 'b'}"]) == 2
+        error = capfd.readouterr().err.splitlines()[-1]
+        assert f"{folder} was trained on other images (data=cifar10 data.path={tmp_path / 'a'}, digest " in error
+        assert f") than these (data=cifar10 data.path={tmp_path / 'b'}, digest " in error
+    assert len(list(folder.parent.iterdir())) == 1
+    assert (folder / "result.json").read_bytes() == result
+    assert main([*command, f"data.path={tmp_path / 'b'}", "study=b"]) == 0
+    # the same images in another place are no others
+    shutil.copytree(tmp_path / "a", tmp_path / "moved")
+    assert main([*command, f"data.path={tmp_path / 'moved'}"]) == 0
+    # an interrupted run
+    (folder / "result.json").unlink()
+    assert main([*command, f"data.path={tmp_path / 'b'}"]) == 2
+    assert main([*command, f"data.path={tmp_path / 'a'}"]) == 0
+    # what looks at a finished run
+    assert main(["eval", str(folder)]) == 0
+    shutil.copytree(tmp_path / "b", tmp_path / "a", dirs_exist_ok=True)
+    for command in ("eval", "sharpness", "landscape", "lesion"):
+        capfd.readouterr()
+        assert main([command, str(folder)]) == 2
+        assert f"{folder} was trained on other images" in capfd.readouterr().err.splitlines()[-1]
 
 
 def test_only_missing_runs_are_trained(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:

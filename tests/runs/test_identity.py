@@ -70,6 +70,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "stem_width": None,
     },
     "Convolution": {"bias": False},
+    "Digits": {"validation_per_class": None},
     "Dropout": {"p": 0.5},
     "ExclusiveGating": {"bias": -6},
     "Highway": {"bias": -2},
@@ -81,6 +82,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "test_per_class": None,
         "test_split": "test",
         "train_per_class": None,
+        "validation_per_class": None,
     },
     "ImageNet": {
         "block": "BlockSpec(kernels=(3, 3), expansion=1, stride_in=1, bias=False, "
@@ -88,7 +90,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "post_add=('relu',), stem=('norm', 'relu'), tail=()))",
         "norm": "torch.nn.BatchNorm2d",
     },
-    "Images": {"mean": None, "std": None},
+    "Images": {"validation": None, "mean": None, "std": None},
     "LayerOrder": {
         "between": ("norm", "relu"),
         "post": ("norm",),
@@ -105,6 +107,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "Scaling": {"residual": 0.5, "shortcut": 0.5},
     "ShortcutGating": {"bias": -6},
     "StochasticDepth": {"last": 0.5},
+    "Synthetic": {"validation_per_class": None},
 }
 
 

@@ -21,7 +21,7 @@ from plainres.data.sources import Source, Split
 from plainres.errors import InputError, first_line
 from plainres.files import atomically
 from plainres.models.weights import load_weights
-from plainres.runs.identity import NOT_IDENTITY
+from plainres.runs.identity import NOT_IDENTITY, identity
 from plainres.runs.provenance import weights_sha256
 from plainres.runs.record import Run
 
@@ -236,10 +236,13 @@ def predict(run: Run | Path | str, overrides: Sequence[str] = ()) -> Predictions
             set. data.mean and data.std replace the channel statistics of training.
 
     Raises:
-        InputError: see `load_network`, `with_overrides` and `evaluate`.
+        InputError: see `load_network`, `with_overrides` and `evaluate`; or the run's own images have changed since its
+            training.
     """
     run = run if isinstance(run, Run) else Run.read(Path(run))
     config = with_overrides(run.config, overrides)
+    if identity(config)["data"] == identity(run.config)["data"]:  # the run's own images, wherever they lie
+        Run(config, run.folder).check_data(source_of(config).load().sha256())
     return evaluate(load_network(run), config, None if sets_statistics(overrides) else training_statistics(run, config))
 
 

@@ -63,7 +63,7 @@ class Finished:
 
         Raises:
             InputError: the folder contains no finished run, its checkpoint is missing or does not match its result, or
-                its images cannot be read.
+                its images cannot be read, or are others than in its training.
         """
         run = Run.read_finished(folder)
         gpu = run.config.trainer.accelerator == "gpu" and torch.cuda.is_available()
@@ -71,6 +71,7 @@ class Finished:
         network = load_network(run).to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
         source = source_of(run.config)
         loaded = source.load()
+        run.check_data(loaded.sha256())
         training, test = (
             EvaluationBatches(DeviceImages(split.sample(images), source, loaded.channel_statistics, device))
             for split in (loaded.train, loaded.test)

@@ -21,11 +21,11 @@ from plainres.errors import LockedError, StoppedError, first_line
 from plainres.launch.active import mark_active
 from plainres.launch.hints import hints
 from plainres.launch.messages import print_outcome, print_summary, report_upload_problem
-from plainres.launch.preflight import check_priority, urgency
+from plainres.launch.preflight import check_data, check_priority, urgency
 from plainres.launch.sweep import select_runs, train_quietly
 from plainres.processes.signals import StopSignals
 from plainres.processes.world import requeue
-from plainres.runs.record import Run
+from plainres.runs.record import Run, data_of
 
 POLL_SECONDS = 0.5  # between two polls of the folders of the runs
 EXITED_EARLY = "its job exited early: cancelled, killed or out of memory; run the same command again to resume"
@@ -50,6 +50,9 @@ def sweep_with(jobs: Jobs) -> int:
     elsewhere = [run for run in unfinished if run.locked]
     missing = sorted((run for run in unfinished if run not in elsewhere), key=urgency)
     check_priority(missing)
+    # the jobs compare the images themselves, since these may be at hand only on other machines
+    moved = [run for run in runs if run.finished and data_of(Run.read(run.folder).config) != data_of(run.config)]
+    check_data(moved)
     for run in missing:
         check(run.config, devices=False)  # the jobs may run on other machines
     for run in missing:

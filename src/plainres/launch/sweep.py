@@ -29,7 +29,7 @@ from plainres.launch.active import mark_active
 from plainres.launch.devices import launch
 from plainres.launch.hints import hints
 from plainres.launch.messages import print_outcome, print_summary, remaining_time, report_upload_problem, without_hash
-from plainres.launch.preflight import preflight, slots, urgency
+from plainres.launch.preflight import check_data, preflight, slots, urgency
 from plainres.processes.forkserver import attach_to_command, call_in_processes, forkserver
 from plainres.processes.signals import StopSignals
 from plainres.runs.record import Run, State
@@ -83,17 +83,20 @@ def sweep(runs: Sequence[Run | Config]) -> int:
     started = time.monotonic()
     all_runs = [run if isinstance(run, Run) else Run.of(run) for run in runs]
     selected, failed = select_runs(all_runs)
+    finished = [run for run in all_runs if run.finished]
     for hint in hints(selected):
         say(hint)
     if selected:
         wandb = PRELOADED_FOR_WANDB if any(run.config.logger.wandb for run in selected) else []
         context = forkserver([*PRELOADED, *wandb])
-        ((costs, gpus),) = call_in_processes(context, [(preflight, selected)])
+        ((costs, gpus),) = call_in_processes(context, [(preflight, selected, finished)])
         for run in selected:
             run.prepare()
         with StopSignals(started=True) as signals, mark_active(selected):
             free = slots(selected, gpus, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
             failed += _Pool(context, selected, costs, free, signals).train()
+    else:
+        check_data(finished)
     return print_summary(all_runs, selected, failed, time.monotonic() - started)
 
 

@@ -92,8 +92,9 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
         evaluated=[*data.images.evaluated, "train_eval"],
         capturable=capturable,
     )
+    data_sha256 = data.images.sha256()
     if world.rank == 0:
-        run.prepare()
+        run.prepare(data_sha256)
     with ExitStack() as stack:
         if world.rank == 0:
             stack.enter_context(run.lock())
@@ -180,7 +181,11 @@ def _environment(world: World) -> ClusterEnvironment:
 
 
 def _result(
-    run: Run, classifier: Classifier, data: ImageBatches, description: Description, checkpoints: Checkpoints
+    run: Run,
+    classifier: Classifier,
+    data: ImageBatches,
+    description: Description,
+    checkpoints: Checkpoints,
 ) -> dict[str, Any]:
     """Return the contents of result.json; errors are in percent."""
     config, evaluated = run.config, classifier.evaluated
@@ -220,7 +225,7 @@ def _result(
         "parameters": description.parameters,
         "multiply_adds": description.multiply_adds,
         "weights_sha256": weights_sha256(classifier.network),
-        "data_sha256": data.images.sha256(),
+        "data_sha256": run.data_sha256,
         "channel_mean": mean.tolist(),  # for normalising images, in units of pixel values
         "channel_std": std.tolist(),
         "wall_time_s": round(checkpoints.elapsed_s, 3),
