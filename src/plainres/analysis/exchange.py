@@ -53,7 +53,7 @@ def predict_with_file(file: Path, overrides: Sequence[str] = ()) -> tuple[Config
         InputError: the overrides are invalid, or do not describe the network; or as `evaluate`.
     """
     if any(override.lstrip("+").startswith("model.head=") for override in overrides):
-        raise InputError("model.head=new replaces the trained head by an untrained one; use it to train, not to eval")
+        raise InputError("model.head=new draws a head that is not trained; use it to train, not to evaluate")
     config = config_of_file(file, overrides)
     check(config)
     network = build_network(config)
