@@ -145,7 +145,8 @@ def _check_zip(file: Path) -> None:
             )
         if damaged := archive.testzip():
             raise InputError(
-                f"cannot read weights from {file}: it is damaged (the checksum of {damaged} differs); fetch it again"
+                f"cannot read weights from {file}: it is damaged, or was saved without checksums ({damaged} does not "
+                "match its own); fetch or save it again"
             )
 
 
