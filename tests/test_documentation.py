@@ -140,8 +140,12 @@ COMMANDS: dict[str, Execution] = {
         ),
         COMPOSED_STUDY,
     ),
-    "plainres train model.depth=20 data=cifar10 model.weights=resnet20-12fca82f.th": not_run(
-        ELSEWHERE.format("models/test_weights.py; the file is not ours")
+    **dict.fromkeys(
+        (
+            "plainres train model.depth=20 data=cifar10 model.weights=resnet20-12fca82f.th",
+            "plainres train model.depth=20 data=cifar100 model.weights=resnet20-12fca82f.th model.head=new",
+        ),
+        not_run(ELSEWHERE.format("models/test_weights.py and analysis/test_exchange.py; the file is not ours")),
     ),
     "torchrun --nnodes=2 --nproc-per-node=4 --max-restarts=3 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 "
     "-m plainres train trainer=ddp trainer.devices=4 trainer.num_nodes=2": not_run(
@@ -184,6 +188,7 @@ COMMANDS: dict[str, Execution] = {
     "plainres eval RUN": AS_IT_STANDS,
     "plainres eval RUN data=synthetic data.shape=[1,8,8]": AS_IT_STANDS,
     "plainres export RUN mine.safetensors": AS_IT_STANDS,
+    "plainres eval mine.safetensors": AS_IT_STANDS,
     "plainres eval mine.safetensors model.depth=8": AS_IT_STANDS,
     "plainres lesion RUN RUN2": shortened("--most 1 --draws 1 --images 50"),
     "plainres landscape RUN RUN2": shortened("--points 3 --images 50"),
@@ -192,8 +197,9 @@ COMMANDS: dict[str, Execution] = {
     **dict.fromkeys(
         (
             "plainres eval resnet50.pth model=imagenet model.depth=50 model/block=bottleneck data=imagenet",
-            "plainres eval resnet20-12fca82f.th model.depth=20 data=cifar10 data.mean=[0.485,0.456,0.406] "
-            "data.std=[0.229,0.224,0.225]",
+            "plainres eval resnet20-12fca82f.th model.depth=20 data=cifar10",
+            "plainres eval ckpt.pth model.stages=4 model.width=64 model.depth=18 model/shortcut=projection "
+            "data=cifar10",
         ),
         not_run(ELSEWHERE.format("models/test_weights.py with files of such names; these files are not ours")),
     ),

@@ -101,15 +101,17 @@ the folder of the (first) study, as report/.
 """
 
 EVAL = """\
-Evaluate a run, given by its folder, on its own test set or, with data=..., on another. Or evaluate a file of weights
-(.pth, .th, .safetensors), whose network the overrides describe.
+Evaluate a run, given by its folder, on its own test set or, with data=..., on another. Or evaluate a file of weights,
+safetensors or of torch.save. A file of plainres export records its network; the overrides describe that of any other.
 
   plainres eval runs/default/identity-20-w16-s0-a1b2c3d4
+  plainres eval exported.safetensors
   plainres eval resnet50.pth data=imagenet \\
     model=imagenet model.depth=50 model/block=bottleneck
 
 Images are normalised by the channel statistics of the network's training, which a run and an exported file record.
-For any other file they are data.mean and data.std, by default those of the data's own training images.
+Those of akamaster's files are known. For any other file they are data.mean and data.std, by default those of the data's
+own training images.
 
 Prints the loss, the error and the error of each class. Writes a Parquet file with one row for each image: target,
 prediction, loss and logits. It goes into the folder of the run, or for a file of weights into the current folder.
@@ -353,9 +355,8 @@ def eval_(arguments: list[str]) -> int:
     options, overrides = parser.parse_known_args(arguments)
     if options.target is None or "=" in str(options.target).partition("/")[0]:
         raise InputError("plainres eval needs the folder of a run or a file of weights first; see plainres eval --help")
-    from plainres.analysis.evaluation import compose_one, evaluate, predict, sets_statistics, with_overrides
-    from plainres.config.instantiate import build_network, check
-    from plainres.models.weights import statistics_in
+    from plainres.analysis.evaluation import predict, with_overrides
+    from plainres.analysis.exchange import predict_with_file
     from plainres.runs.record import Run
 
     target: Path = options.target
@@ -366,25 +367,14 @@ def eval_(arguments: list[str]) -> int:
         config, name, prefix = with_overrides(run.config, overrides), run.name, f"{target}/"
         predictions = predict(run, overrides)
     else:
-        config = compose_one(overrides)
-        config.model["weights"] = str(target)
-        check(config)
+        config, predictions = predict_with_file(target, overrides)
         name, prefix = target.stem, f"{target.stem}-"
-        statistics = None if sets_statistics(overrides) else statistics_in(target)
-        if statistics is None and config.data.get("mean") is None:
-            hint = "; data.mean and data.std set others" if "mean" in config.data else ""
-            print(
-                f"{target} does not record the channel means and deviations of its training; those of the training "
-                f"images of {config.options['data']} normalise images{hint}",
-                file=sys.stderr,
-            )
-        predictions = evaluate(build_network(config), config, statistics)
     data = config.options["data"]
     file = Path(f"{prefix}predictions-{data}.parquet")
     predictions.save(file)
     print(f"{name} on the test set of {data}")
     print(predictions)
-    print(f"\n{file}")
+    print(f"\npredictions of each image: {file}")
     return 0
 
 
@@ -392,7 +382,8 @@ def export(arguments: list[str]) -> int:
     """Write the weights of a run as safetensors."""
     parser = Arguments(
         "export",
-        "Write the weights of a run as safetensors. The names are torchvision's if the network is one of its ResNets.",
+        "Write the weights of a run as safetensors, with its configuration and its channel statistics. The names are "
+        "torchvision's if the network is one of its ResNets.",
         example="runs/digits/identity-8-w8-s0-203321d6 weights.safetensors",
     )
     parser.add_argument("run", type=Path, help="folder of a run")
@@ -403,9 +394,9 @@ def export(arguments: list[str]) -> int:
     from plainres.runs.record import Run
 
     run = Run.read(options.run)
-    from plainres.analysis.evaluation import load_network, training_statistics
-    from plainres.models.weights import save_weights
+    from plainres.analysis.exchange import export
 
-    names = save_weights(load_network(run), run.config.model, training_statistics(run, run.config), options.file)
-    print(f"{options.file}: in {names} names")
+    names = export(run, options.file)
+    print(f"wrote {options.file}: the weights of {run.name} under {names} names; its configuration is in the metadata")
+    print(f"evaluate it: plainres eval {options.file}")
     return 0
