@@ -23,7 +23,7 @@ from torch.optim import SGD
 from plainres.config.compose import compose
 from plainres.config.instantiate import network_of, source_of
 from plainres.config.schema import Config
-from plainres.data.batches import DeviceImages, SampledBatch, TrainingBatches
+from plainres.data.batches import DeviceImages, TrainingBatch, TrainingBatches
 from plainres.models.shortcuts import Identity, Plain
 
 Batch = tuple[Tensor, Tensor]  # images (N, seeds x C, H, W), grouped by seed; targets (N, seeds)
@@ -139,7 +139,7 @@ class Training:
         ]
         self.epochs = [iter(loader) for loader in self.loaders]
 
-    def _next_batches(self) -> list[SampledBatch]:
+    def _next_batches(self) -> list[TrainingBatch]:
         if self.step % len(self.loaders[0]) == 0:
             self.epochs = [iter(loader) for loader in self.loaders]
         return [next(epoch) for epoch in self.epochs]

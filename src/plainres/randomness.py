@@ -53,6 +53,12 @@ def draws(key: Tensor | int, index: Tensor) -> Tensor:
     return shift_right(_mixed(index, key), 2)
 
 
+def uniforms(key: Tensor | int, index: Tensor, count: int) -> Tensor:
+    """Return `count` numbers, uniform in [0, 1) and of float64, for each sample index: (N, count)."""
+    bits = draws(draws(key, index)[:, None], torch.arange(count, device=index.device))
+    return shift_right(bits, 9).double() * 2.0**-53
+
+
 class Noise(nn.Module):
     """Random numbers for a module that needs them in training, such as dropout.
 

@@ -22,6 +22,7 @@ from plainres.analysis.measurements import Finished, Plan, measure, read_finishe
 from plainres.analysis.sharpness import Estimate
 from plainres.cli.main import main
 from plainres.config.instantiate import source_of
+from plainres.data.batches import DeviceImages
 from plainres.data.sources import stratified
 from plainres.files import csv_text, read_rows
 from plainres.runs.record import Run
@@ -108,6 +109,7 @@ def test_both_sets_are_sampled_by_class(runs: list[Path]) -> None:
     finished = Finished.read(runs[0], 50)
     images = source_of(finished.run.config).load()
     for batches, split in ((finished.training, images.train), (finished.test, images.test)):
+        assert isinstance(batches.pixels, DeviceImages)
         assert torch.equal(batches.pixels.images, split.images[stratified(split.targets, 50)])
         assert torch.equal(batches.pixels.targets, split.sample(50).targets)
     assert plan_rows(finished, 1, 1, 0)[0].items() >= {("images", "50 of 128"), ("test_images", "50 of 256")}

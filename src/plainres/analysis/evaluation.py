@@ -18,8 +18,10 @@ from plainres.config.schema import Config
 from plainres.console import bar
 from plainres.data.batches import DeviceImages, EvaluationBatches
 from plainres.data.sources import Source, Split
+from plainres.data.streaming import pixels_on, worker_count
 from plainres.errors import InputError, first_line
 from plainres.files import atomically
+from plainres.models.networks import over_crops
 from plainres.models.weights import load_weights
 from plainres.runs.identity import NOT_IDENTITY, identity
 from plainres.runs.provenance import weights_sha256
@@ -304,7 +306,8 @@ def evaluate(network: nn.Module, config: Config, statistics: tuple[Tensor, Tenso
             f"the network cannot process images of shape {list(source.shape)}: it was trained on images with "
             f"{channels} channel{'s' * (channels != 1)}"
         )
-    pixels = DeviceImages(images.test, source, statistics, device)
+    workers = worker_count(config.trainer.workers, 1)
+    pixels = pixels_on(device, images.test, source, statistics, workers)
     network = network.to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
     network.to(torch.float64 if config.precision == "64-true" else torch.float32)
     logits = []
@@ -316,7 +319,7 @@ def evaluate(network: nn.Module, config: Config, statistics: tuple[Tensor, Tenso
         for x, _ in EvaluationBatches(pixels):
             x = x.to(device, next(network.parameters()).dtype)  # noqa: PLW2901
             try:
-                logits.append(network(x).float().cpu())
+                logits.append(over_crops(lambda crops: network(crops).float(), x).cpu())
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:

@@ -28,8 +28,9 @@ from torch import nn
 from plainres.analysis.evaluation import load_network
 from plainres.config.instantiate import source_of
 from plainres.console import bar
-from plainres.data.batches import Batch, DeviceImages, EvaluationBatches
+from plainres.data.batches import Batch, EvaluationBatches
 from plainres.data.sources import sample_size
+from plainres.data.streaming import pixels_on
 from plainres.errors import InputError, LockedError, RunFailedError
 from plainres.files import csv_text, read_rows, write_atomically
 from plainres.processes.forkserver import attach_to_command, forkserver
@@ -73,7 +74,7 @@ class Finished:
         loaded = source.load()
         run.check_data(loaded.sha256())
         training, test = (
-            EvaluationBatches(DeviceImages(split.sample(images), source, loaded.channel_statistics, device))
+            EvaluationBatches(pixels_on(device, split.sample(images), source, loaded.channel_statistics))
             for split in (loaded.train, loaded.test)
         )
         return cls(run, network, training, test, len(loaded.train), len(loaded.test))

@@ -14,12 +14,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from plainres.config.instantiate import network_of
 from plainres.config.schema import Config
-from plainres.data.batches import Batch, DeviceImages, EvaluationBatches, SampledBatch, TrainingBatches
+from plainres.data.batches import Batch, DeviceImages, EvaluationBatches, Pixels, TrainingBatch, TrainingBatches
 from plainres.data.sources import Images, Source, Split
 from plainres.errors import InputError
 from plainres.processes.forkserver import attach_to_command
 from plainres.training.classifier import full_precision
-from plainres.training.epoch_loop import Replay, StepGraph
+from plainres.training.epoch_loop import AnyBatch, Replay, StepGraph
 
 PARTS = ("data", "forward", "backward", "optimizer")
 DATALOADER_WORKERS = 4  # maximum; torch warns if there are more workers than cores
@@ -77,7 +77,7 @@ class BareLoop:
             weight_decay=recipe.weight_decay,
             fused=capture is not None or device.type == "cuda" or None,
         )
-        self.epoch: Iterator[SampledBatch] = iter(())
+        self.epoch: Iterator[TrainingBatch] = iter(())
         self.take = StepGraph(self._step, capture) if capture else self._step
 
     def run(self, steps: int) -> None:
@@ -106,19 +106,19 @@ class BareLoop:
             self._count()
         return seconds
 
-    def _next(self) -> SampledBatch | Batch:
-        sampled = next(self.epoch, None)
-        if sampled is None:
+    def _next(self) -> AnyBatch:
+        batch = next(self.epoch, None)
+        if batch is None:
             self.epoch = iter(self.batches)
-            sampled = next(self.epoch)
-        return sampled if self.training.fits else self._batch(sampled)
+            batch = next(self.epoch)
+        return batch if self.training.fits else self._batch(batch)
 
-    def _batch(self, sampled: SampledBatch) -> Batch:
-        images, targets = self.training.materialize(sampled)
+    def _batch(self, batch: TrainingBatch) -> Batch:
+        images, targets = self.training.materialize(batch)
         return images.to(self.device, self.dtype), targets.to(self.device)
 
-    def _step(self, batch: SampledBatch | Batch, done: Callable[[str], None] = lambda part: None) -> None:
-        images, targets = self._batch(batch) if isinstance(batch, SampledBatch) else batch
+    def _step(self, batch: AnyBatch, done: Callable[[str], None] = lambda part: None) -> None:
+        images, targets = self._batch(batch) if isinstance(batch, TrainingBatch) else batch
         done("data")
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
             loss = F.cross_entropy(full_precision(self.logits_of(images)), targets)
@@ -136,7 +136,7 @@ class BareLoop:
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, split: DeviceImages, *, mixed: bool) -> float:
+def evaluate(network: nn.Module, split: Pixels, *, mixed: bool) -> float:
     """Return the error on a set of images in percent, under bfloat16 autocast if `mixed`."""
     weight = next(network.parameters())
     network.eval()

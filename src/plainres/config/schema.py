@@ -112,6 +112,7 @@ class Devices:
     sync_batch_norm: bool = False  # batch statistics over the whole batch instead of each device's share
     compile: Any = AUTO  # compile the network with torch.compile; auto: in runs long enough to benefit
     cuda_graph: bool = False  # launch each step as one CUDA graph; needs a single GPU
+    workers: int | None = None  # processes per device that decode streamed images; None: as many as cores are free
     deterministic: bool = False  # bit-identical repetitions on a GPU, with slower kernels
 
     @property
@@ -127,6 +128,7 @@ class Devices:
         if not isinstance(self.compile, bool) and self.compile != AUTO:
             raise InputError(f"trainer.compile is {self.compile!r}; it must be true, false or auto")
         _at_least(1, trainer__devices=self.devices, trainer__threads=self.threads, trainer__num_nodes=self.num_nodes)
+        _at_least(0, trainer__workers=self.workers)
 
 
 @dataclass

@@ -6,7 +6,7 @@ step. A run can therefore resume from any step and with any number of devices, a
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -24,10 +24,48 @@ class SampledBatch(NamedTuple):
     key: Tensor  # () int64, random key of the epoch's augmentation
 
 
+class StreamedBatch(NamedTuple):
+    """Training batch before normalisation, of images that were decoded by workers."""
+
+    pixels: Tensor  # (N, H, W, C) uint8; in tests with several crops of each image (N, crops, H, W, C)
+    colours: Tensor  # (N, C) float32, to be added to all pixels of an image
+    targets: Tensor  # (N,) int64
+
+
+TrainingBatch = SampledBatch | StreamedBatch  # what `Pixels.materialize` accepts
+
 # Batch size by device type, which does not affect the results of evaluation. With 512 images the activations exceed a
 # CPU's cache, and an image of CIFAR-10 takes up to 1.75 times as long (experiments/throughput). The size for GPUs has
 # not been tuned; small batches would be bound by kernel launches.
 EVALUATION_BATCH = {"cpu": 256, "cuda": 1024}
+
+
+class Pixels(Protocol):
+    """Images of a split, from which batches are made."""
+
+    targets: Tensor  # (N,) int64
+    fits: bool  # whether `training` yields batches on the device
+    evaluation_batch: int  # number of images in a batch of `evaluation`
+
+    def batch(self, index: Tensor) -> Batch:
+        """Return the images at `index` (N,) without augmentation, cropped to the centre if they are larger."""
+        ...
+
+    def training(self, sampled: Iterator[SampledBatch]) -> Iterator[TrainingBatch]:
+        """Yield training batches that `materialize` accepts."""
+        ...
+
+    def materialize(self, batch: TrainingBatch) -> Batch:
+        """Build a training batch."""
+        ...
+
+    def evaluation(self, indices: Iterator[Tensor]) -> Iterator[Batch]:
+        """Yield batches of the images at each of `indices` (N,), without augmentation."""
+        ...
+
+    def close(self) -> None:
+        """Stop the processes that read images, if there are any."""
+        ...
 
 
 class DeviceImages:
@@ -52,6 +90,7 @@ class DeviceImages:
         self.pad, self.flip = source.pad, source.flip
         # height and width of the images in excess of the network's input
         self.excess = split.images.shape[1] - self.height, split.images.shape[2] - self.width
+        self.evaluation_batch = EVALUATION_BATCH[storage.type]
 
     @property
     def augmenting(self) -> bool:
@@ -67,11 +106,23 @@ class DeviceImages:
             images = images[:, top : top + self.height, left : left + self.width]
         return self._normalise(images), self.targets[index]
 
-    def materialize(self, sampled: SampledBatch) -> Batch:
+    def training(self, sampled: Iterator[SampledBatch]) -> Iterator[SampledBatch]:
+        """Yield the batches as they are, since the images need no preparation."""
+        return sampled
+
+    def materialize(self, batch: TrainingBatch) -> Batch:
         """Build a training batch from its indices and key."""
+        assert isinstance(batch, SampledBatch)
         if self.augmenting:
-            return self.augmented(sampled.indices, draws(sampled.key, sampled.indices))
-        return self.batch(sampled.indices)
+            return self.augmented(batch.indices, draws(batch.key, batch.indices))
+        return self.batch(batch.indices)
+
+    def evaluation(self, indices: Iterator[Tensor]) -> Iterator[Batch]:
+        """Yield batches of the images at each of `indices` (N,), without augmentation."""
+        return map(self.batch, indices)
+
+    def close(self) -> None:
+        """Do nothing, since there are no other processes."""
 
     def augmented(self, index: Tensor, random: Tensor) -> Batch:
         """Return the images at `index` (N,), padded, randomly cropped and, if `flip`, flipped with probability 1/2.
@@ -124,7 +175,7 @@ class TrainingBatches:
 
     def __init__(
         self,
-        pixels: DeviceImages,
+        pixels: Pixels,
         batch_size: int,
         seed: int,
         position: Callable[[], int],
@@ -138,7 +189,10 @@ class TrainingBatches:
     def __len__(self) -> int:
         return len(self.pixels.targets) // self.batch_size
 
-    def __iter__(self) -> Iterator[SampledBatch]:
+    def __iter__(self) -> Iterator[TrainingBatch]:
+        return self.pixels.training(self._sampled())
+
+    def _sampled(self) -> Iterator[SampledBatch]:
         epoch, start = divmod(self.position(), len(self))
         device = self.pixels.targets.device  # one transfer per epoch instead of one per batch
         permutation = order(self.seed, epoch, len(self.pixels.targets)).to(device)
@@ -163,15 +217,15 @@ class EvaluationBatches:
     same number of batches, so the last one may be empty.
     """
 
-    def __init__(self, pixels: DeviceImages, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, pixels: Pixels, rank: int = 0, world_size: int = 1) -> None:
         self.pixels = pixels
         parts = torch.arange(len(pixels.targets)).tensor_split(world_size)
         self.index, self.max_images = parts[rank], len(parts[0])
-        self.size = EVALUATION_BATCH[pixels.targets.device.type]
+        self.size = pixels.evaluation_batch
 
     def __len__(self) -> int:
         return math.ceil(self.max_images / self.size)
 
     def __iter__(self) -> Iterator[Batch]:
-        for start in range(0, self.max_images, self.size):
-            yield self.pixels.batch(self.index[start : start + self.size])
+        starts = range(0, self.max_images, self.size)
+        return self.pixels.evaluation(self.index[start : start + self.size] for start in starts)

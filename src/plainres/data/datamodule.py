@@ -4,21 +4,33 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from plainres.data.batches import Batch, DeviceImages, EvaluationBatches, SampledBatch, TrainingBatches
+from plainres.data.batches import Batch, EvaluationBatches, Pixels, TrainingBatch, TrainingBatches
 from plainres.data.sources import Images, Source
+from plainres.data.streaming import pixels_on
 from plainres.errors import InputError
 
 
 class ImageBatches(pl.LightningDataModule):
-    """Dataloaders of a run: batches for training, and the test and training sets for evaluation."""
+    """Dataloaders of a run: batches for training, and the test and training sets for evaluation.
 
-    def __init__(self, images: Images, source: Source, batch_size: int, seed: int) -> None:
+    Args:
+        images: images of the run.
+        source: source of these images.
+        batch_size: number of images in a training batch, over all ranks.
+        seed: seed of the run.
+        workers: number of processes that decode streamed images for each rank.
+    """
+
+    def __init__(self, images: Images, source: Source, batch_size: int, seed: int, workers: int = 0) -> None:
         super().__init__()
         if batch_size > len(images.train):
             raise InputError(
                 f"optim.batch_size is {batch_size}, but there are only {len(images.train)} training images"
             )
         self.images, self.source, self.batch_size, self.seed = images, source, batch_size, seed
+        self.workers = workers
+        self.training: Pixels
+        self.evaluated: dict[str, Pixels] = {}
 
     @property
     def steps_per_epoch(self) -> int:
@@ -28,28 +40,35 @@ class ImageBatches(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Move the images to the device of this rank."""
         assert self.trainer is not None
+        self.close()
         device = self.trainer.strategy.root_device
         statistics = self.images.channel_statistics
-        self.training = DeviceImages(self.images.train, self.source, statistics, device)
+        self.training = pixels_on(device, self.images.train, self.source, statistics, self.workers)
         self.evaluated = {
-            name: DeviceImages(split, self.source, statistics, device) for name, split in self.images.evaluated.items()
+            name: pixels_on(device, split, self.source, statistics, self.workers)
+            for name, split in self.images.evaluated.items()
         }
 
+    def close(self) -> None:
+        """Stop the processes that decode images."""
+        for pixels in (self.training, *self.evaluated.values()) if self.evaluated else ():
+            pixels.close()
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
-        """Materialize a sampled training batch, and return other batches unchanged."""
-        if not isinstance(batch, SampledBatch):
+        """Materialize a sampled or streamed training batch, and return other batches unchanged."""
+        if not isinstance(batch, TrainingBatch):
             return batch
         assert self.trainer is not None
         images, targets = self.trainer.precision_plugin.convert_input(self.training.materialize(batch))
         device = self.trainer.strategy.root_device
         return images.to(device), targets.to(device)  # large data sets stay in host memory
 
-    def on_device(self, sampled: SampledBatch) -> Batch | SampledBatch:
+    def on_device(self, batch: TrainingBatch) -> Batch | TrainingBatch:
         """Materialize a batch if the images do not fit on the device.
 
         Otherwise return it unchanged, and the training step materializes it on the device.
         """
-        return sampled if self.training.fits else self.on_after_batch_transfer(sampled, 0)
+        return batch if self.training.fits else self.on_after_batch_transfer(batch, 0)
 
     def train_dataloader(self) -> TrainingBatches:
         """Return the training batches, starting at the trainer's global step."""
@@ -65,7 +84,7 @@ class ImageBatches(pl.LightningDataModule):
         )
 
     @property
-    def test(self) -> DeviceImages:
+    def test(self) -> Pixels:
         """Images of the test set."""
         return self.evaluated["test"]
 
@@ -77,6 +96,6 @@ class ImageBatches(pl.LightningDataModule):
         """Return the batches of the whole training set, without augmentation."""
         return self._evaluation(self.training)
 
-    def _evaluation(self, pixels: DeviceImages) -> EvaluationBatches:
+    def _evaluation(self, pixels: Pixels) -> EvaluationBatches:
         assert self.trainer is not None
         return EvaluationBatches(pixels, self.trainer.global_rank, self.trainer.world_size)

@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from filelock import FileLock
 
 from plainres.console import bar
 from plainres.data.sources import Images, Split, check_options
+from plainres.data.streaming import StreamedSplit
+from plainres.data.views import SCALE, Views
 from plainres.errors import InputError
 
 DECODE_CHUNK = 500  # images; large enough to keep the threads busy, small enough for a smooth progress bar
@@ -50,6 +52,13 @@ class HubImages:
         stored: side in pixels of the decoded images. Images may then have any size; the centre square of each is
             resized to this side, and the network sees crops of `shape`.
         test_split: name of the test split.
+        stream: decode the images while training, by `crop` and the other options of `plainres.data.views.Views`,
+            instead of once.
+        crop: as for `Views`.
+        scales: as for `Views`.
+        colour: as for `Views`.
+        test_scale: as for `Views`.
+        test_crops: as for `Views`.
 
     Raises:
         InputError: a value is out of range, or only one of `mean` and `std` is set.
@@ -71,6 +80,12 @@ class HubImages:
     stored: int | None = None
     test_split: str = "test"
     validation_per_class: int | None = None
+    stream: bool | None = None
+    crop: str = SCALE
+    scales: Sequence[int] | None = None
+    colour: float = 0.0
+    test_scale: int | None = None
+    test_crops: int = 1
 
     def __post_init__(self) -> None:
         check_options(
@@ -97,6 +112,8 @@ class HubImages:
         Raises:
             InputError: as `prepare`, or a class has fewer images than requested.
         """
+        if self.stream:
+            return self._load_streamed()
         self.prepare()
         folder = self._decoded_folder
         splits = []
@@ -121,6 +138,8 @@ class HubImages:
                 split or a column is missing, a label is out of range, or an image cannot be decoded or has the wrong
                 shape.
         """
+        if self.stream:
+            return
         folder = self._decoded_folder
         if folder.exists():
             return
@@ -142,6 +161,23 @@ class HubImages:
                 temporary.rename(folder)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
+
+    @property
+    def views(self) -> Views:
+        """Views of streamed images."""
+        return Views(self.shape, self.flip, self.crop, self.scales, self.colour, self.test_scale, self.test_crops)
+
+    def _load_streamed(self) -> Images[StreamedSplit]:
+        data = self._read()
+        train, test = (_Rows(data[name], self.image_column, self.label_column) for name in self._splits.values())
+        images = Images(
+            StreamedSplit(train, self.views).first_per_class(self.train_per_class),
+            StreamedSplit(test, self.views).first_per_class(self.test_per_class),
+            mean=self.mean,
+            std=self.std,
+        ).with_validation(self.validation_per_class)
+        # the whole training set is evaluated too, where ten crops would cost several epochs
+        return replace(images, train=replace(images.train, views=replace(self.views, test_crops=1)))
 
     @property
     def _decoded_folder(self) -> Path:
@@ -286,6 +322,26 @@ class HubImages:
     def _origin(self) -> str:
         """Name or path of the data set, for messages."""
         return self.name if self.path is None else self.path
+
+
+class _Rows:
+    """Rows of a data set that the `datasets` library reads."""
+
+    def __init__(self, rows: Any, image_column: str, label_column: str) -> None:
+        self.rows, self.column = rows.select_columns(image_column), image_column
+        self.targets = torch.from_numpy(np.asarray(rows[label_column], np.int64))
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def read(self, index: int) -> bytes:
+        """Return the encoded file of an image."""
+        row = self.rows[index][self.column]
+        return Path(row["path"]).read_bytes() if row["bytes"] is None else row["bytes"]
+
+    def name(self, index: int) -> str:
+        """Return the path of an image, or the number of its row."""
+        return self.rows[index][self.column]["path"] or f"row {index}"
 
 
 def _centre_square(image: Any, side: int) -> Any:

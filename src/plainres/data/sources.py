@@ -5,10 +5,11 @@ tensors. Sources that download or decode images cache a decoded copy on disk, wh
 """
 
 import hashlib
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -18,17 +19,31 @@ from plainres.errors import InputError
 from plainres.randomness import mix
 
 
-@dataclass(frozen=True)
-class Split:
-    """Images (N, H, W, C), uint8, and targets (N,), int64, in [0, classes)."""
+class AnySplit(ABC):
+    """Images and targets of a split: a `Split`, or a `plainres.data.streaming.StreamedSplit`."""
 
-    images: Tensor
-    targets: Tensor
+    targets: Tensor  # (N,), int64, in [0, classes)
 
     def __len__(self) -> int:
         return len(self.targets)
 
-    def first_per_class(self, count: int | None) -> "Split":
+    @abstractmethod
+    def __getitem__(self, index: Tensor) -> Self:
+        """Select the images at `index` (n,), or those where a mask (N,) is true."""
+
+    @abstractmethod
+    def sample(self, count: int | None) -> "AnySplit":
+        """Select the images of `stratified`, in their original order. None selects all images."""
+
+    @abstractmethod
+    def pixels_for_statistics(self) -> Tensor:
+        """Return the images (n, H, W, C), uint8, from which channel statistics are computed."""
+
+    @abstractmethod
+    def arrays(self) -> Iterable[Tensor]:
+        """Return the arrays that identify the images."""
+
+    def first_per_class(self, count: int | None) -> Self:
         """Select the first `count` images of each class, in their original order. None selects all images.
 
         Raises:
@@ -43,11 +58,7 @@ class Split:
             keep.append(torch.nonzero(self.targets == target).flatten()[:count])
         return self[torch.cat(keep).sort().values]
 
-    def __getitem__(self, index: Tensor) -> "Split":
-        """Select the images at `index` (n,)."""
-        return Split(self.images[index], self.targets[index])
-
-    def hold_out(self, per_class: int) -> tuple["Split", "Split"]:
+    def hold_out(self, per_class: int) -> tuple[Self, Self]:
         """Split off `per_class` random images of each class, and return the remaining images and those.
 
         Both keep the original order. The images are a function of the targets and of `per_class` only, so they are the
@@ -68,11 +79,34 @@ class Split:
             held_out[shuffled[self.targets[shuffled] == target][:per_class]] = True
         return self[~held_out], self[held_out]
 
+
+AnySplitT = TypeVar("AnySplitT", bound=AnySplit)
+
+
+@dataclass(frozen=True)
+class Split(AnySplit):
+    """Images (N, H, W, C), uint8, and targets (N,), int64, in [0, classes)."""
+
+    images: Tensor
+    targets: Tensor
+
+    def __getitem__(self, index: Tensor) -> "Split":
+        """Select the images at `index` (n,), or those where a mask (N,) is true."""
+        return Split(self.images[index], self.targets[index])
+
     def sample(self, count: int | None) -> "Split":
         """Select the images of `stratified`, in their original order. None selects all images."""
         if count is None or count >= len(self):
             return self
         return self[stratified(self.targets, count)]
+
+    def pixels_for_statistics(self) -> Tensor:
+        """Return all images, from which channel statistics are computed."""
+        return self.images
+
+    def arrays(self) -> tuple[Tensor, Tensor]:
+        """Return the arrays that identify the images."""
+        return self.images, self.targets
 
 
 def stratified(targets: Tensor, count: int) -> Tensor:
@@ -99,26 +133,26 @@ def sample_size(count: int, total: int) -> str:
 
 
 @dataclass(frozen=True)
-class Images:
+class Images(Generic[AnySplitT]):
     """Splits of a data set, and the channel statistics (C,) for normalisation, as fractions of 255."""
 
-    train: Split
-    test: Split
-    validation: Split | None = None  # training images that were held out
+    train: AnySplitT
+    test: AnySplitT
+    validation: AnySplitT | None = None  # training images that were held out
     mean: Sequence[float] | None = None  # None: computed from the training images
     std: Sequence[float] | None = None  # None: computed from the training images
 
     @property
-    def evaluated(self) -> dict[str, Split]:
+    def evaluated(self) -> dict[str, AnySplitT]:
         """Splits that are evaluated after each epoch: test, and validation if there is one."""
         held_out = {} if self.validation is None else {"validation": self.validation}
         return {"test": self.test, **held_out}
 
-    def with_validation(self, per_class: int | None) -> "Images":
+    def with_validation(self, per_class: int | None) -> "Images[AnySplitT]":
         """Hold out `per_class` training images of each class for validation. None holds out none.
 
         Raises:
-            InputError: as `Split.hold_out`.
+            InputError: as `AnySplit.hold_out`.
         """
         if per_class is None:
             return self
@@ -136,7 +170,7 @@ class Images:
             return 255 * torch.tensor(self.mean), 255 * torch.tensor(self.std)
         levels = torch.arange(256, dtype=torch.float64)
         means, deviations = [], []
-        for channel in self.train.images.unbind(-1):
+        for channel in self.train.pixels_for_statistics().unbind(-1):
             share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
             mean = (levels * share).sum()
             means.append(mean)
@@ -144,10 +178,13 @@ class Images:
         return torch.stack(means).float(), torch.stack(deviations).float()
 
     def sha256(self) -> str:
-        """Compute a digest of all images and targets, which identifies the data of a run."""
+        """Compute a digest that identifies the data of a run: of all images and targets.
+
+        Of streamed images, which are too many to read, only a sample by class is part of it.
+        """
         digest = hashlib.sha256()
         for split in filter(None, (self.train, self.test, self.validation)):
-            for array in (split.images, split.targets):
+            for array in split.arrays():
                 digest.update(str(tuple(array.shape)).encode())
                 digest.update(array.contiguous().numpy().data)
         return digest.hexdigest()

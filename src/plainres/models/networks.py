@@ -1,9 +1,11 @@
 """Residual networks of a given depth and width, built from blocks."""
 
+import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plainres.errors import InputError
@@ -181,3 +183,16 @@ class ImageNet(Stack):
         super().__init__(
             stem, width, classes, blocks=blocks_by_depth[depth], width=width, shortcut=shortcut, block=block, norm=norm
         )
+
+
+def over_crops(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Return the logits (N, classes) of images (N, C, H, W).
+
+    Of images in several crops (N, crops, C, H, W), return the logarithm of the mean of the crops' softmax outputs, as
+    in Krizhevsky et al. 2012, section 4.1. Its softmax is this mean.
+    """
+    if images.ndim == 4:
+        return network(images)
+    crops = images.shape[1]
+    shares = F.log_softmax(network(images.flatten(0, 1)), 1).unflatten(0, (-1, crops))
+    return shares.logsumexp(1) - math.log(crops)

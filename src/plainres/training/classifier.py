@@ -13,7 +13,8 @@ from torch.optim import SGD
 from torchmetrics import Metric
 
 from plainres.config.schema import Recipe
-from plainres.data.batches import Batch, SampledBatch
+from plainres.data.batches import Batch, TrainingBatch
+from plainres.models.networks import over_crops
 from plainres.randomness import noises
 
 COUNTED = ("loss", "wrong", "images", "warmup_wrong")  # the last: misclassified images in the current warm-up window
@@ -158,7 +159,7 @@ class Classifier(pl.LightningModule):
                 group["lr"] = torch.zeros((), device=self.device) if self.capturable else 0.0  # set before each step
                 group["fused"] = self._fused
 
-    def on_train_batch_start(self, batch: Batch | SampledBatch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Batch | TrainingBatch, batch_idx: int) -> None:
         """Set the step's learning rate, a function of the step and the warm-up, and the noise modules' position."""
         step, recipe = self.trainer.global_step, self.recipe
         if self.warming_up and step and step % WARMUP_WINDOW == 0:
@@ -204,7 +205,7 @@ class Classifier(pl.LightningModule):
         assert isinstance(measure, LossAndError)
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         if len(targets):  # a rank's share is empty if there are fewer images than ranks
-            logits = full_precision(self(images))
+            logits = over_crops(lambda crops: full_precision(self(crops)), images)
             count(sums, F.cross_entropy(logits, targets), logits, targets)
         measure.update(sums)
 

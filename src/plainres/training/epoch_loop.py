@@ -14,11 +14,12 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
-from plainres.data.batches import Batch, SampledBatch
+from plainres.data.batches import Batch, TrainingBatch
 from plainres.data.datamodule import ImageBatches
 from plainres.training.classifier import Classifier
 
 Replay = Callable[[], object]
+AnyBatch = Batch | TrainingBatch
 EAGER_STEPS = 3  # before a step is captured, so that buffers created once, such as momenta, exist
 
 
@@ -78,7 +79,7 @@ class EpochLoop(_TrainingEpochLoop):
         assert isinstance(data, ImageBatches)
         return data
 
-    def _step(self, batch: Batch | SampledBatch) -> None:
+    def _step(self, batch: AnyBatch) -> None:
         """Run the forward pass, the backward pass and the optimizer."""
         trainer = self.trainer
         loss = trainer.strategy.training_step(self._data.on_after_batch_transfer(batch, 0), 0)
@@ -101,17 +102,17 @@ class StepGraph:
             replays them.
     """
 
-    def __init__(self, step: Callable[[Batch | SampledBatch], None], capture: Callable[[Replay], Replay]) -> None:
+    def __init__(self, step: Callable[[AnyBatch], None], capture: Callable[[Replay], Replay]) -> None:
         self.step, self.capture = step, capture
-        self.inputs: Batch | SampledBatch | None = None
+        self.inputs: AnyBatch | None = None
         self.replay: Replay | None = None
         self.eager_steps = 0
 
-    def __call__(self, batch: Batch | SampledBatch) -> None:
+    def __call__(self, batch: AnyBatch) -> None:
         """Train on a batch."""
         if self.inputs is None:
-            first, second = (tensor.clone() for tensor in batch)
-            self.inputs = SampledBatch(first, second) if isinstance(batch, SampledBatch) else (first, second)
+            buffers = [tensor.clone() for tensor in batch]
+            self.inputs = type(batch)(*buffers) if isinstance(batch, TrainingBatch) else (buffers[0], buffers[1])
         inputs = self.inputs
         for buffer, tensor in zip(inputs, batch, strict=True):
             buffer.copy_(tensor)

@@ -17,6 +17,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 
 from plainres.config.instantiate import network_of, probes_of, source_of
 from plainres.data.datamodule import ImageBatches
+from plainres.data.streaming import worker_count
 from plainres.errors import InputError, RunFailedError, StoppedError, first_line
 from plainres.models.normalisation import convert_sync_batch_norm
 from plainres.models.summary import Description, describe
@@ -79,7 +80,8 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
         network.double()  # Lightning 2.6 converts only after restoring a checkpoint, which would round its weights
     if config.trainer.sync_batch_norm and world.size > 1:
         convert_sync_batch_norm(network)
-    data = ImageBatches(source.load(), source, config.optim.batch_size, config.seed)
+    workers = worker_count(config.trainer.workers, config.trainer.devices)
+    data = ImageBatches(source.load(), source, config.optim.batch_size, config.seed, workers)
     steps = config.optim.length(data.steps_per_epoch)
     capturable = config.trainer.cuda_graph
     attempt = conditions(config.trainer, world.size)
@@ -96,6 +98,7 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
     if world.rank == 0:
         run.prepare(data_sha256)
     with ExitStack() as stack:
+        stack.callback(data.close)
         if world.rank == 0:
             stack.enter_context(run.lock())
         saved = run.newest()
