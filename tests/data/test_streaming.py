@@ -94,9 +94,11 @@ def test_batches_are_the_views_of_the_images() -> None:
     assert first.colours.unique(dim=0).shape == (40, 3)
 
 
-def test_normalisation_adds_the_colours_to_all_pixels() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_normalisation_adds_the_colours_to_all_pixels(dtype: torch.dtype) -> None:
     (batch,) = stream(0, 1)
-    normalised, targets = images().materialize(batch)
+    normalised, targets = images().materialize(batch._replace(colours=batch.colours.to(dtype)))
+    assert normalised.dtype == torch.float32
     mean, std = (tensor.view(3, 1, 1) for tensor in STATISTICS)
     expected = (batch.pixels.permute(0, 3, 1, 2) + batch.colours[:, :, None, None] - mean) / std
     torch.testing.assert_close(normalised, expected)

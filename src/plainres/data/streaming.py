@@ -132,7 +132,7 @@ class Decoder:
         """Return a decoder with an empty ring."""
         channels, height, width = views.shape
         pixels = torch.empty(slots, images, crops, height, width, channels, dtype=torch.uint8)
-        return cls(encoded, views, pixels, torch.zeros(slots, images, channels))
+        return cls(encoded, views, pixels, torch.zeros(slots, images, channels, dtype=torch.float32))
 
     def decode(self, part: Part) -> None:
         """Decode a part of a batch into the ring.
@@ -321,7 +321,8 @@ class StreamedImages:
         if isinstance(batch, SampledBatch):
             (batch,) = self._stream(iter([_wanted(batch)]), workers=0, crops=1)
         pixels, colours, targets = (tensor.to(self.device) for tensor in batch)
-        return self._normalise(pixels, colours[:, None, None]), targets
+        # Lightning converts them to float64 in the first step after a resume if precision is 64-true
+        return self._normalise(pixels, colours.float()[:, None, None]), targets
 
     def training(self, sampled: Iterator[SampledBatch]) -> Iterator[StreamedBatch]:
         """Decode training batches, and yield them on the device."""
