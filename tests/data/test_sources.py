@@ -358,10 +358,27 @@ def test_invalid_options_are_reported(changes: dict[str, Any], message: str, tmp
 def test_imagenet_trains_from_a_folder(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     options = ["model=imagenet", "model.width=4", "data=imagenet", f"data.path={photographs}", "data.cache=cache"]
-    options += ["data.classes=2", "data.shape=[3,64,64]", "data.stored=72", "optim.batch_size=8", "optim.epochs=1"]
+    options += ["data.classes=2", "data.shape=[3,64,64]", "data.scales=null", "data.test_scale=null"]
+    options += ["data.test_crops=10", "optim.batch_size=8", "optim.epochs=1"]
     assert main(["train", *options]) == 0
     (result,) = Path("runs").glob("*/*/result.json")
     assert json.loads(result.read_text())["depth"] == 18
+    assert not Path("cache").exists()
+    assert main(["eval", str(result.parent), "data.test_crops=1", "data.path=nowhere"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stream": True, "pad": 4}, "data.pad is 4, but images that are decoded while training .*; set it to 0, or"),
+        ({"stream": True, "stored": 20}, "data.stored is 20, but .*; set it to null, or data.stream=false"),
+        ({"stream": True, "test_crops": 3}, "data.test_crops is 3; it must be 1 or 10"),
+        ({"colour": 0.1}, "data.crop, scales, colour, test_scale and test_crops apply .*; set data.stream=true"),
+    ],
+)
+def test_options_of_streamed_images(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        source(tmp_path, **changes)
 
 
 def test_unreachable_hub_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

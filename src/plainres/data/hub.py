@@ -101,10 +101,26 @@ class HubImages:
                 )
         if (self.mean is None) != (self.std is None):
             raise InputError("only one of data.mean and data.std is set; set both or neither")
+        if self.stream:
+            self._check_streaming()
+        elif self.views != Views(self.shape, self.flip):
+            raise InputError(
+                "data.crop, scales, colour, test_scale and test_crops apply to images that are decoded while training; "
+                "set data.stream=true"
+            )
         if self.stored is not None and self.stored < max(self.shape[1:]):
             raise InputError(
                 f"data.stored is {self.stored}; it must be at least {max(self.shape[1:])}, as in data.shape"
             )
+
+    def _check_streaming(self) -> None:
+        for name, value, none in (("stored", self.stored, None), ("pad", self.pad, 0)):
+            if value != none:
+                raise InputError(
+                    f"data.{name} is {value}, but images that are decoded while training have their own size; set it "
+                    f"to {'null' if none is None else none}, or data.stream=false"
+                )
+        _ = self.views
 
     def load(self) -> Images:
         """Return both splits, and decode them first if there is no decoded copy.

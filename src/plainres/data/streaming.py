@@ -398,7 +398,7 @@ class StreamedImages:
 
     def _normalise(self, pixels: Tensor, colours: Tensor | float = 0.0) -> Tensor:
         """Normalise (N, H, W, C) uint8 to (N, C, H, W) float32, in channels_last order without a copy."""
-        return (pixels.float() + colours).sub_(self.mean).mul_(self.scale).permute(0, 3, 1, 2)
+        return pixels.float().sub_(self.mean - colours).mul_(self.scale).permute(0, 3, 1, 2)
 
 
 @contextmanager
