@@ -74,11 +74,19 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "ExclusiveGating": {"bias": -6},
     "Highway": {"bias": -2},
     "HubImages": {
+        "classes": None,
+        "damaged": "refuse",
+        "image_column": None,
+        "label_column": None,
         "mean": None,
+        "name": None,
         "path": None,
+        "shape": None,
         "std": None,
         "stored": None,
+        "subset": None,
         "test_per_class": None,
+        "test_share": None,
         "test_split": "test",
         "train_per_class": None,
     },
@@ -88,7 +96,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "post_add=('relu',), stem=('norm', 'relu'), tail=()))",
         "norm": "torch.nn.BatchNorm2d",
     },
-    "Images": {"mean": None, "std": None},
+    "Images": {"classes": None, "digest": None, "mean": None, "std": None},
     "LayerOrder": {
         "between": ("norm", "relu"),
         "post": ("norm",),
@@ -104,6 +112,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "ResBlk": {"norm": "torch.nn.BatchNorm2d"},
     "Scaling": {"residual": 0.5, "shortcut": 0.5},
     "ShortcutGating": {"bias": -6},
+    "Split": {"histograms": None},
     "StochasticDepth": {"last": 0.5},
 }
 
