@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from plainres import __version__
-from plainres.cli import analysis, commands
+from plainres.cli import analysis, commands, data
 from plainres.errors import InputError, RunFailedError, StoppedError
 
 HELP = """\
@@ -29,6 +29,7 @@ plainres trains deep networks that differ only in their shortcut connections, an
   plainres landscape RUN ...        measure the training loss along one or two random directions
   plainres sharpness RUN ...        measure the top eigenvalue of the Hessian
   plainres wandb-sync FOLDER        upload to W&B what was logged offline
+  plainres data list|check|remove   manage the decoded copies of data sets
 
   plainres train experiment=digits && plainres report runs/digits
 
@@ -50,8 +51,9 @@ COMMANDS = {
     "landscape": analysis.landscape,
     "sharpness": analysis.sharpness,
     "wandb-sync": commands.wandb_sync,
+    "data": data.data,
 }
-WITHOUT_OVERRIDES = ("list", "status", "report", "wandb-sync", "export", "lesion", "landscape", "sharpness")
+WITHOUT_OVERRIDES = ("list", "status", "report", "wandb-sync", "data", "export", "lesion", "landscape", "sharpness")
 RESUMABLE = ("train", "lesion", "landscape", "wandb-sync")
 MEANT = {  # names that other tools give to a command
     **dict.fromkeys(("run", "fit", "sweep"), "train"),

@@ -193,7 +193,7 @@ def find_npz(path: Path) -> ArrayFiles | None:
         raise InputError(f"{path} holds {', '.join(file.name for file in found)}; set data.path to one of them")
     (file,) = found
     try:
-        with np.load(file) as opened:
+        with file.open("rb") as content, np.load(content) as opened:
             keys = opened.files
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{file} is not a complete .npz file: {error}") from error
@@ -212,7 +212,7 @@ def find_npz(path: Path) -> ArrayFiles | None:
 
 def _npz(file: Path, images: str, labels: str) -> Loaded:
     try:
-        with np.load(file) as opened:
+        with file.open("rb") as content, np.load(content) as opened:
             return f"{images} in {file.name}", opened[images], opened[labels]
     except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise InputError(f"{file} cannot be read: {error}") from error

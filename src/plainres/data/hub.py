@@ -68,8 +68,8 @@ class HubImages:
     name: str | None = None
     image_column: str | None = None
     label_column: str | None = None
-    classes: int = None  # pyright: ignore[reportAssignmentType]  # replaced by the number found
-    shape: Sequence[int] = None  # pyright: ignore[reportAssignmentType]  # replaced by the shape found
+    classes: int | None = None  # replaced by the number that is found
+    shape: Sequence[int] | None = None  # replaced by the shape that is found
     path: str | None = None
     train_per_class: int | None = None
     test_per_class: int | None = None
@@ -92,6 +92,7 @@ class HubImages:
         if (self.mean is None) != (self.std is None):
             raise InputError("only one of data.mean and data.std is set; set both or neither")
         self._find_missing()
+        assert self.shape is not None
         check_options(self, train_per_class=self.train_per_class, test_per_class=self.test_per_class)
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != self.shape[0]:

@@ -1,6 +1,6 @@
-"""What a folder, a file or a data set of the Hub holds, and which of its images are for training and for testing.
+"""Layout of a data set, recognised by content, and its images for training and for testing.
 
-The layout is recognised by content. The training split is `train`. The test split is `data.test_split`, by default
+The training split is `train`. The test split is `data.test_split`, by default
 `test`; without it, the only one of `val`, `valid` and `validation`; without these, a seeded share of a data set that is
 not divided.
 """
