@@ -40,7 +40,7 @@ def digits(runs: Path, every_n_steps: int, devices: int = 1, seed: int = 0, shor
     return Run.of(compose(options)[0])
 
 
-def ending(run: Run) -> tuple[Any, ...]:
+def final_state(run: Run) -> tuple[Any, ...]:
     """Return the curves and the result of a run, and the final state of its network and optimizer."""
     run = Run(run.config, run.folder)  # without a cached result
     result = {key: value for key, value in run.result.items() if key not in IGNORED}
@@ -144,6 +144,11 @@ def kill_processes(
     return choice
 
 
+def counted(count: int, noun: str) -> str:
+    """Format a count with its noun: '1 time', '2 times'."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def main() -> int:
     """Kill runs as often as requested; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -151,12 +156,13 @@ def main() -> int:
     parser.add_argument("--devices", type=int, default=1, help="processes of each run (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random moments (default: 0)")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # removes the temporary folder
     choose = random.Random(options.seed)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         undisturbed = digits(Path(scratch) / "undisturbed", 10**6, options.devices)
         launch(undisturbed)
-        expected, kills, identical, trials = ending(undisturbed), 0, 0, 0
+        expected, kills, identical, trials = final_state(undisturbed), 0, 0, 0
         while kills < options.kills:
             every = choose.choice([1, 2, 7, 30] if options.devices == 1 else [1, 5])
             trials += 1
@@ -168,10 +174,14 @@ def main() -> int:
                 count = int(kill_processes(run, choose, 1.5) in ("one", "all"))
                 launch(run) if not run.finished else None
             kills += count
-            same = ending(run) == expected
+            same = final_state(run) == expected
             identical += same
-            print(f"run {trials}: saved every {every} steps, killed {count} times: {'equal' if same else 'DIFFERENT'}")
-    print(f"{kills} kills; {identical} of {trials} runs are bit-identical to the undisturbed run")
+            print(
+                f"run {trials}: saved every {counted(every, 'step')}, killed {counted(count, 'time')}: "
+                f"{'equal' if same else 'DIFFERENT'}",
+                flush=True,
+            )
+    print(f"{counted(kills, 'kill')}; {identical} of {counted(trials, 'run')} bit-identical to the undisturbed run")
     return int(identical != trials)
 
 

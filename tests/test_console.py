@@ -1,12 +1,13 @@
 """Lines and progress bars on the screen."""
 
 import io
+import sys
 from typing import Any
 
 import pytest
 
 from plainres import console
-from plainres.console import first_that_fits, quantity, shortened
+from plainres.console import aligned, first_that_fits, narrowed, quantity, shortened, wrapped
 
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0 runs"), (1, "1 run"), (2, "2 runs")])
@@ -55,3 +56,45 @@ def test_a_bar_keeps_its_numbers_in_a_narrow_terminal(
     assert text.endswith(end)
     assert len(text) <= columns
     bar.close()
+
+
+def test_the_last_cell_is_wrapped_within_its_column_or_below_long_ones() -> None:
+    assert aligned([["plain", "failed: the loss is NaN"]], indent="  ", width=24) == [
+        *("  plain  failed: the", "         loss is NaN")
+    ]
+    assert aligned([["projection_all", "failed: the loss is NaN"]], indent="  ", width=24) == [
+        *("  projection_all", "      failed: the loss", "      is NaN")
+    ]
+    assert aligned([["projection_all", "missing"]], indent="  ", width=25) == ["  projection_all  missing"]
+
+
+def test_a_name_is_never_split() -> None:
+    assert wrapped("the same run as plain-8-w8-s0-a1b2c3d4", 20, "  ") == [
+        "the same run as",
+        "  plain-8-w8-s0-a1b2c3d4",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("width", "heads", "dropped"),
+    [
+        (21, ["depth", "error", "parameters"], ["multiply-adds"]),
+        (100, ["depth", "error", "multiply-adds", "parameters"], []),
+        (12, ["depth", "error"], ["multiply-adds", "parameters"]),
+        (5, ["depth", "error"], ["multiply-adds", "parameters"]),
+    ],
+)
+def test_a_table_is_narrowed_by_its_least_important_columns(width: int, heads: list[str], dropped: list[str]) -> None:
+    table = [["depth", "error", "multiply-adds", "parameters"], ["8", "0.01", "1", "2"]]
+    (head, cells), left_out = narrowed(table, ["multiply-adds", "parameters", "of another table"], width + 3)
+    assert (head, left_out) == (heads, dropped)
+    assert cells == [dict(zip(*table, strict=True))[name] for name in heads]
+
+
+@pytest.mark.parametrize(("terminal", "interval"), [(True, 0.2), (False, 10)])
+def test_a_bar_in_a_pipe_is_updated_rarely(monkeypatch: pytest.MonkeyPatch, *, terminal: bool, interval: float) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    monkeypatch.setattr(sys, "stderr", stream)
+    with console.bar("lesion", "network", 2) as bar:
+        assert bar.mininterval == interval

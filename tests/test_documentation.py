@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import plainres
 from plainres.cli.main import main
 from support import forking
+from support.images import write_folders
 from support.places import PLAINRES, ROOT
 from support.wandb_server import WandbServer
 
@@ -82,6 +84,7 @@ COMMANDS: dict[str, Execution] = {
     "plainres train model=preactivation model.depth=56": SMALL,
     "plainres train model.block.kernels=[3] model.depth=14": shortened("model.depth=5 model.width=4 optim.epochs=1"),
     "plainres train model/block/order=full_preactivation model/norm=group": SMALL,
+    "plainres train data=digits data.validation_per_class=20": SMALL,
     "plainres train model=wide model.depth=14 model.width=32": SMALL,
     "plainres train data=synthetic data.shape=[3,32,32] data.train=1024": shortened(
         "data.shape=[3,8,8] data.train=64 model.depth=8 model.width=4 optim.epochs=1"
@@ -101,6 +104,18 @@ COMMANDS: dict[str, Execution] = {
     "plainres train -m seed=0,1,2 hydra/launcher=joblib": not_run(
         ELSEWHERE.format("launch/test_hydra_launchers.py, with joblib")
     ),
+    # images of one's own
+    "plainres describe data=images data.path=flowers data.stored=32 model.depth=8": AS_IT_STANDS,
+    "plainres train -m data=images data.path=flowers data.stored=32 model.depth=8,20 model/shortcut=plain,identity "
+    "seed=0,1,2 study=flowers": shortened("model.depth=8 model.width=4 optim.epochs=1 optim.batch_size=8 seed=0"),
+    "plainres report runs/flowers": AS_IT_STANDS,
+    "plainres train data=images data.path=photographs data.test_share=0.25 data.damaged=skip": shortened(
+        "model.depth=8 model.width=4 optim.epochs=1 optim.batch_size=8"
+    ),
+    "plainres data list": AS_IT_STANDS,
+    "plainres data check": AS_IT_STANDS,
+    "plainres data remove --unfinished": AS_IT_STANDS,
+    "plainres data remove --older 90": AS_IT_STANDS,
     # loggers
     "plainres train model.depth=20 logger=wandb": SMALL,
     "plainres train experiment=digits logger=wandb": shortened(f"{ONE_SHORTCUT} study=offline"),
@@ -118,6 +133,7 @@ COMMANDS: dict[str, Execution] = {
             "plainres train data=cifar10 optim=cifar10_quick",
             "plainres train data=cifar10 data.path=FOLDER optim=cifar10_quick",
             "plainres train data=cifar10 data.train_per_class=500 optim=cifar10_quick",
+            "plainres train data=cifar10 data.validation_per_class=500 optim=cifar10_quick",
             "plainres train data=cifar10 optim=he2015 model.depth=20",
             "plainres train data=cifar10 optim=he2015 optim.steps=null optim.epochs=200 model.depth=20",
             "plainres train data=cifar10 optim=he2015 model.depth=110 optim.warmup_lr=0.01",
@@ -138,8 +154,12 @@ COMMANDS: dict[str, Execution] = {
         ),
         COMPOSED_STUDY,
     ),
-    "plainres train model.depth=20 data=cifar10 model.weights=resnet20-12fca82f.th": not_run(
-        ELSEWHERE.format("models/test_weights.py; the file is not ours")
+    **dict.fromkeys(
+        (
+            "plainres train model.depth=20 data=cifar10 model.weights=resnet20-12fca82f.th",
+            "plainres train model.depth=20 data=cifar100 model.weights=resnet20-12fca82f.th model.head=new",
+        ),
+        not_run(ELSEWHERE.format("models/test_weights.py and analysis/test_exchange.py; the file is not ours")),
     ),
     "torchrun --nnodes=2 --nproc-per-node=4 --max-restarts=3 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 "
     "-m plainres train trainer=ddp trainer.devices=4 trainer.num_nodes=2": not_run(
@@ -165,6 +185,7 @@ COMMANDS: dict[str, Execution] = {
     # looking at runs
     "plainres status runs/default": AS_IT_STANDS,
     "plainres status runs/default --watch": AS_IT_STANDS,
+    "plainres status runs": AS_IT_STANDS,
     "plainres report runs/digits": AS_IT_STANDS,
     "plainres report runs/digits --open": AS_IT_STANDS,
     "plainres report runs/digits runs/narrow": AS_IT_STANDS,
@@ -181,6 +202,7 @@ COMMANDS: dict[str, Execution] = {
     "plainres eval RUN": AS_IT_STANDS,
     "plainres eval RUN data=synthetic data.shape=[1,8,8]": AS_IT_STANDS,
     "plainres export RUN mine.safetensors": AS_IT_STANDS,
+    "plainres eval mine.safetensors": AS_IT_STANDS,
     "plainres eval mine.safetensors model.depth=8": AS_IT_STANDS,
     "plainres lesion RUN RUN2": shortened("--most 1 --draws 1 --images 50"),
     "plainres landscape RUN RUN2": shortened("--points 3 --images 50"),
@@ -189,8 +211,9 @@ COMMANDS: dict[str, Execution] = {
     **dict.fromkeys(
         (
             "plainres eval resnet50.pth model=imagenet model.depth=50 model/block=bottleneck data=imagenet",
-            "plainres eval resnet20-12fca82f.th model.depth=20 data=cifar10 data.mean=[0.485,0.456,0.406] "
-            "data.std=[0.229,0.224,0.225]",
+            "plainres eval resnet20-12fca82f.th model.depth=20 data=cifar10",
+            "plainres eval ckpt.pth model.stages=4 model.width=64 model.depth=18 model/shortcut=projection "
+            "data=cifar10",
         ),
         not_run(ELSEWHERE.format("models/test_weights.py with files of such names; these files are not ours")),
     ),
@@ -270,6 +293,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     evidence = shutil.ignore_patterns("report")
     shutil.copytree(ROOT / "experiments" / "digits", tmp_path / "experiments" / "digits", ignore=evidence)
     (tmp_path / "FOLDER").mkdir()
+    pixels = np.arange(40 * 60 * 3, dtype=np.uint8).reshape(40, 60, 3)
+    for name, images in {"flowers/train": 8, "flowers/test": 2, "photographs": 8}.items():
+        files = {f"{name}/{kind}/{index}.png": pixels + index for kind in ("daisy", "rose") for index in range(images)}
+        write_folders(tmp_path, files)
+    write_folders(tmp_path, {"photographs/rose/8.png": b"damaged"})
+    monkeypatch.setenv("PLAINRES_CACHE", str(tmp_path / "decoded"))
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)

@@ -4,7 +4,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -46,8 +46,11 @@ class _Bar(tqdm):  # pyright: ignore[reportMissingTypeArgument]
 
 
 def bar(description: str, unit: str, total: int | None = None, **options: Any) -> "tqdm[Any]":
-    """Return a progress bar on standard error. `options` are passed to tqdm."""
-    interval = 0.2 if sys.stderr.isatty() else 30  # seconds
+    """Return a progress bar on standard error. `options` are passed to tqdm.
+
+    In a file or a pipe, the bar is updated rarely, so that a log of hours remains small.
+    """
+    interval = 0.2 if sys.stderr.isatty() else 10  # seconds
     return _Bar(desc=description, unit=unit, total=total, mininterval=interval, dynamic_ncols=True, **options)
 
 
@@ -68,10 +71,10 @@ def quantity(number: int, singular: str, plural: str | None = None) -> str:
     return f"{number} {singular if number == 1 else plural or f'{singular}s'}"
 
 
-def terminal_columns() -> int | None:
-    """Return the width of the terminal on standard error, None if standard error is not a terminal."""
+def terminal_columns(stream: TextIO | None = None) -> int | None:
+    """Return the width of the terminal on a stream, by default standard error; None if it is not a terminal."""
     try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns or None
+        return os.get_terminal_size((stream or sys.stderr).fileno()).columns or None
     except (OSError, ValueError):  # redirected to a file or to an object without a descriptor
         return None
 
@@ -102,7 +105,8 @@ def aligned(
         rows: cells of each row. In a row that is shorter than others, the last cell may extend over later columns.
         right: indices of the right-aligned columns.
         indent: prefix of each line.
-        width: maximum length of a line, at which the last cell is wrapped. None: no wrapping.
+        width: maximum length of a line, at which the last cell is wrapped, or moved below the others if they take more
+            than half of the line. None: no wrapping.
     """
     columns = max(map(len, rows))
     widths = [0] * columns
@@ -117,7 +121,55 @@ def aligned(
         start = indent + "".join(f"{cell}  " for cell in cells)
         if width is None:
             lines.append((start + last).rstrip())
+        elif len(start) > width // 2 and len(start + last) > width:  # too little room beside the first cells
+            lines += wrapped(start.rstrip(), width, f"{indent}  ")
+            lines += wrapped(last, width, f"{indent}    ", first=f"{indent}    ")
         else:
-            hanging = " " * min(len(start), width // 2)
-            lines.append(textwrap.fill(last, width, initial_indent=start, subsequent_indent=hanging))
+            lines += wrapped(last, width, " " * len(start), first=start)
     return lines
+
+
+def wrapped(text: str, width: int, indent: str = "", *, first: str = "") -> list[str]:
+    """Return the lines of a text of at most `width` columns, unless a single word is longer.
+
+    Words are never split, so that names of runs, which have hyphens, remain whole.
+
+    Args:
+        text: the text; line breaks count as spaces.
+        width: the maximum length of a line.
+        indent: prefix of the lines after the first one.
+        first: prefix of the first line.
+    """
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=first,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def narrowed(
+    table: Sequence[Sequence[str]], expendable: Sequence[str], width: int
+) -> tuple[list[list[str]], list[str]]:
+    """Drop columns from a table until its lines, with columns two spaces apart, fit into a width.
+
+    Args:
+        table: the head, then rows of as many cells.
+        expendable: heads of the columns that may be dropped, first the one to drop first.
+        width: the maximum length of a line.
+
+    Returns:
+        The table, and the heads of the dropped columns in their order in the table.
+    """
+    head, *_ = table
+    widths = {name: 2 + max(map(len, column)) for name, column in zip(head, zip(*table, strict=True), strict=True)}
+    dropped: set[str] = set()
+    for name in (name for name in expendable if name in widths):
+        if sum(widths.values()) - 2 <= width:
+            break
+        dropped.add(name)
+        del widths[name]
+    kept = [[cell for name, cell in zip(head, cells, strict=True) if name not in dropped] for cells in table]
+    return kept, [name for name in head if name in dropped]

@@ -31,6 +31,12 @@ class StoppedError(SystemExit):
         return self.message
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the reason of a failure in one line, with the exception's class unless its message is for the user."""
+    line = first_line(error)
+    return line if line and isinstance(error, InputError | RunFailedError) else f"{type(error).__name__}: {line}"
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message, "" if it is empty. For a YAML error, return problem and line."""
     if mark := getattr(error, "problem_mark", None):

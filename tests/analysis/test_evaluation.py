@@ -20,7 +20,7 @@ from plainres.errors import InputError
 from plainres.models.weights import statistics_in
 from plainres.runs.record import Run
 from plainres.training.train import train
-from support.places import CIFAR10
+from support.places import AKAMASTER, CIFAR10
 from support.references import CifarResNet, ImageNetResNet, scrambled
 
 SMALL = ["model.depth=8", "model.width=4", "optim.epochs=1", "data=synthetic", "data.train=128", "data.shape=[1,8,8]"]
@@ -42,8 +42,9 @@ def test_eval_reproduces_the_result_of_a_run(run: Run, capsys: pytest.CaptureFix
     assert lines[0] == f"{run.name} on the test set of synthetic"
     assert lines[1] == f"loss {run.result['test_loss']:.4f}"
     assert lines[2] == f"error {run.result['test_error']:.2f} % of 256 images"
-    assert lines[-1] == str(run.folder / "predictions-synthetic.parquet")
-    rows = pq.read_table(lines[-1]).to_pylist()
+    file = run.folder / "predictions-synthetic.parquet"
+    assert lines[-1] == f"predictions of each image: {file}"
+    rows = pq.read_table(file).to_pylist()
     assert [row["image"] for row in rows] == list(range(256))
     wrong = [row["prediction"] != row["target"] for row in rows]
     assert 100 * sum(wrong) / 256 == run.result["test_error"]
@@ -217,7 +218,7 @@ def test_an_older_run_whose_images_are_missing_is_rejected(
         (["data.classes=7"], "the network has 10 output classes, but the data set has 7"),
         (["data.shape=[3,8,8]"], "the network cannot process images of shape [3, 8, 8]"),
         (["data.shape=[2,8,8]"], "images of shape [2, 8, 8]: it was trained on images with 1 channel"),
-        (["trainer=gpu"], "trainer.devices is 1, but torch finds 0 GPUs here"),
+        (["trainer=gpu"], "trainer.accelerator is gpu, but torch finds no GPU here; use trainer=cpu"),
         (["data.shape=many"], "it must be [channels, height, width]"),
     ],
 )
@@ -236,11 +237,18 @@ def test_exported_weights_can_be_evaluated_and_initialise_another_run(
 ) -> None:
     capsys.readouterr()
     assert main(["export", str(run.folder), "mine.safetensors"]) == 0
-    assert capsys.readouterr().out == "mine.safetensors: in plainres's names\n"
-    assert main(["eval", "mine.safetensors", *SMALL]) == 0
-    out = capsys.readouterr().out
-    assert f"error {run.result['test_error']:.2f} % of 256 images" in out
-    assert out.splitlines()[-1] == "mine-predictions-synthetic.parquet"
+    assert capsys.readouterr().out == (
+        f"wrote mine.safetensors: the weights of {run.name} under plainres's names; its configuration is in the "
+        "metadata\nevaluate it: plainres eval mine.safetensors\n"
+    )
+    for overrides in ([], SMALL):  # the file describes its network and data, or the overrides do
+        assert main(["eval", "mine.safetensors", *overrides]) == 0
+        captured = capsys.readouterr()
+        assert f"error {run.result['test_error']:.2f} % of 256 images" in captured.out
+        assert captured.out.splitlines()[-1] == "predictions of each image: mine-predictions-synthetic.parquet"
+        assert captured.err == ""
+    assert main(["eval", "mine.safetensors", "data.test=50"]) == 0
+    assert "of 50 images" in capsys.readouterr().out
     assert main(["train", *SMALL, "model.weights=mine.safetensors", "optim.lr=1e-9", "study=more"]) == 0
     (folder,) = Path("runs/more").iterdir()
     assert Run.read(folder).result["test_error"] == pytest.approx(run.result["test_error"], abs=3)
@@ -259,6 +267,18 @@ def test_a_run_can_be_initialised_from_the_folder_of_another(run: Run) -> None:
     (folder,) = Path("runs/more").iterdir()
     trained, initial = load_network(folder).state_dict(), load_network(run).state_dict()
     assert all(torch.equal(trained[key], initial[key]) for key in initial if key.endswith("weight"))
+
+
+def test_a_run_with_a_new_head_has_other_classes(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = ["data.classes=7", f"model.weights={run.folder}", "study=more"]
+    assert main(["train", *SMALL, *changes]) == 2
+    assert "train a new head on the other weights with model.head=new" in capsys.readouterr().err
+    assert main(["train", *SMALL, *changes, "model.head=new", "optim.lr=1e-30", "optim.weight_decay=0"]) == 0
+    (folder,) = Path("runs/more").iterdir()
+    trained, initial = load_network(folder).state_dict(), load_network(run).state_dict()
+    assert torch.equal(trained["stem.conv.weight"], initial["stem.conv.weight"])
+    assert trained["head.linear.weight"].shape == (7, 16)
+    assert main(["eval", str(folder)]) == 0  # needs neither the initial weights nor a new head
 
 
 @pytest.mark.parametrize("command", [["eval"], ["export"]])
@@ -339,6 +359,30 @@ def test_akamasters_file_on_real_images(
     assert "of 200 images" in capsys.readouterr().out
     assert main(["eval", "resnet20.th", *data[:3]]) == 2
     assert "only one of data.mean and data.std is set" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(
+    not (CIFAR10.exists() and AKAMASTER), reason="no CIFAR-10, or PLAINRES_AKAMASTER names no folder of his files"
+)
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("resnet20-12fca82f.th", "8.27"),
+        ("resnet32-d509ac18.th", "7.37"),
+        ("resnet44-014dd654.th", "6.90"),
+        ("resnet56-4bfd9763.th", "6.61"),
+    ],
+)
+def test_akamasters_published_errors(
+    name: str, error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = Path(AKAMASTER) / name
+    depth = name[len("resnet") :].partition("-")[0]
+    assert main(["eval", str(file), f"model.depth={depth}", "data=cifar10", f"data.path={CIFAR10}"]) == 0
+    captured = capsys.readouterr()
+    assert f"error {error} % of 10,000 images" in captured.out
+    assert f"{file} is akamaster's; images are normalised as in its training" in captured.err
 
 
 def test_summary_of_predictions() -> None:

@@ -77,3 +77,24 @@ def test_distant_points_may_have_a_non_finite_loss() -> None:
     assert text("net", rows).startswith("net: loss 0.5000 at (1.0, -1.0), up to nan at (-1.0, -1.0)")
     for draw in (curves, surfaces):
         draw(["net"], [rows]).savefig(io.BytesIO())
+
+
+def test_losses_without_a_logarithm_are_noted() -> None:
+    losses = ["inf", "0.0", "0.5"]
+    rows = [{"a": a, "b": b, "loss": losses[i], "error": "5.0"} for i, a in enumerate("012") for b in "012"]
+    line = [row for row in rows if row["b"] == "0"]
+    panel, _ = curves(["net"], [line]).axes
+    assert panel.get_xlabel().splitlines()[1:] == [
+        *("1 value of 0: hollow, at the lower edge", "1 loss NaN or infinite, not drawn")
+    ]
+    assert [list(mark.get_xdata()) for mark in panel.get_lines()[1:]] == [[1.0]]  # pyright: ignore
+    assert surfaces(["net"], [rows]).axes[0].get_xlabel() == "white: 6 losses of 0, NaN or infinite"
+    positive = [row | {"loss": "0.5"} for row in rows]
+    assert curves(["net"], [positive]).axes[0].get_xlabel() == "distance, in units of the filters' norms"
+    assert surfaces(["net"], [positive]).axes[0].get_xlabel() == ""
+
+
+def test_a_landscape_without_any_positive_loss_is_drawn() -> None:
+    rows = [{"a": a, "b": b, "loss": "0.0", "error": "0.0"} for a in "012" for b in "012"]
+    for draw in (curves, surfaces):
+        draw(["net"], [rows]).savefig(io.BytesIO())

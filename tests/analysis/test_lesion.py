@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plainres.analysis.lesion import blocks_of, deleted, plan_rows, shape_changing, swapped
+from plainres.analysis.lesion import blocks_of, deleted, plan_rows, shape_changing, swapped, text
+from plainres.analysis.measurements import Row
 from plainres.errors import InputError
 from plainres.models.blocks import BlockSpec
 from plainres.models.networks import CifarNet
@@ -96,6 +97,23 @@ def test_planned_lesions_depend_only_on_the_seed() -> None:
                 assert row["kendall_tau"] == f"{1 - 2 / 15:.6f}"  # 1 of 15 pairs is discordant
         elif row["kind"] == "delete":
             assert len(set(row["blocks"].split())) == int(row["number"])
+
+
+def test_printed_errors_say_over_how_many_draws_they_are_means() -> None:
+    def row(kind: str, number: int, error: float, shape: str = "") -> Row:
+        values = {"train_error": str(error), "test_error": str(error + 1)}
+        return {"kind": kind, "number": str(number), "blocks": "4", "shape": shape} | values
+
+    rows = [row("none", 0, 1), row("block", 1, 2, "changes"), row("delete", 2, 3), row("delete", 2, 5)]
+    lines = text("net", [*rows, row("swap", 1, 7)]).splitlines()
+    assert [line.split(maxsplit=1)[0] if i < 2 else " ".join(line.split()) for i, line in enumerate(lines)] == [
+        "net",
+        "training",
+        "as trained 1.00 2.00",
+        "block 4 deleted, changes the shape 2.00 3.00",
+        "2 random blocks deleted, mean of 2 draws 4.00 5.00",
+        "1 random pair swapped, 1 draw 7.00 8.00",
+    ]
 
 
 def test_a_network_without_blocks() -> None:

@@ -260,7 +260,7 @@ def test_invalid_arguments(command: str, runs: list[Path], capsys: pytest.Captur
         assert err.count("\n") == 1
         return err
 
-    assert "the following arguments are required: RUN" in mistake()
+    assert f"plainres {command} needs RUN, as in `plainres {command} runs/digits/identity-" in mistake()
     assert "nothing is not the folder of a run" in mistake("nothing")
     assert f"{other} is not finished" in mistake(run, other)
     assert "--images: must be an integer >= 1, got '0'" in mistake(run, "--images=0")

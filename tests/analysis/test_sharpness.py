@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from plainres.analysis.sharpness import hessian_vector, top_eigenvalue
+from plainres.analysis.sharpness import draw, hessian_vector, top_eigenvalue
 from plainres.data.batches import DeviceImages, EvaluationBatches
 from plainres.data.sources import Synthetic
 from plainres.errors import InputError
@@ -172,3 +172,10 @@ def test_a_loss_without_curvature(batches: EvaluationBatches) -> None:
             return torch.zeros(len(x), 10) + 0 * self.weight
 
     assert top_eigenvalue(Constant(), batches, tolerance=1e-3, max_iterations=9, seed=0) == [(0.0, 0.0, True)]
+
+
+def test_the_legend_lies_below_the_axes() -> None:
+    figure = draw(["plain", "identity"], [[1.0, 2.0], [1.0, 3.0]])
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["plain: 2", "identity: 3"]
+    assert figure.axes[0].get_legend() is None

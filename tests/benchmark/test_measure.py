@@ -2,7 +2,10 @@
 
 import json
 import re
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -167,6 +170,20 @@ def test_a_study_is_measured_network_by_network(tmp_path: Any) -> None:
         assert each["versions"]["torch"] == torch.__version__
     assert output["estimate"].startswith("4 runs: ")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_benchmark_leaves_no_process_and_one_line(number: signal.Signals) -> None:
+    with forking.Popen([PLAINRES, "bench", *SMALL], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("measuring 1 network, about ")
+        time.sleep(5)  # the DataLoader's workers have started
+        process.send_signal(number)
+        rest = process.stderr.read()  # until the last process has closed it
+    assert process.returncode == 128 + number
+    assert rest.splitlines()[-1] == "plainres: stopped"
+    assert "Traceback" not in rest
+    assert "leaked" not in rest
 
 
 def test_the_announcement_counts_windows_and_setup(make_config: Make) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from plainres.cli.main import COMMANDS, HELP, WITHOUT_OVERRIDES, main
+from plainres.config import compose
 from support import forking
 from support.places import CONF, PLAINRES, ROOT
 
@@ -40,7 +41,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_every_command_has_its_own_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "80")
     for command in COMMANDS:
         if command == "train":
             assert main([command, "--help"]) == 0
@@ -53,7 +54,7 @@ def test_every_command_has_its_own_help(capsys: pytest.CaptureFixture[str], monk
         assert f"  plainres {command} " in HELP
         assert ("plainres list" in output) == (command not in WITHOUT_OVERRIDES or command == "list")
         for line, following in pairwise([*output.splitlines(), ""]):
-            assert len(line) <= 120
+            assert len(line) <= 80
             if line.startswith("  -"):
                 assert re.search(r"\S  +\S", line) or following.startswith(" " * 8), "an option without an explanation"
 
@@ -65,6 +66,29 @@ def test_help_of_train_fits_on_one_screen_and_imports_nothing_heavy() -> None:
     assert len(output.splitlines()) <= 40
     for word in ("experiment=digits", "--dry-run", "--cfg job", "--config-dir", "plainres list", "resume", "-m"):
         assert word in output
+
+
+def test_the_main_help_fits_into_80_columns() -> None:
+    assert max(map(len, HELP.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("status", "plainres status needs FOLDER, as in `plainres status runs/digits`"),
+        ("report", "plainres report needs FOLDER, as in `plainres report runs/digits`"),
+        ("lesion", "plainres lesion needs RUN, as in `plainres lesion runs/digits/identity-"),
+        ("export", "plainres export needs RUN and FILE, as in `plainres export runs/digits/identity-"),
+        ("wandb-sync", "plainres wandb-sync needs FOLDER, as in `plainres wandb-sync runs/digits`"),
+    ],
+)
+def test_a_missing_argument_is_named_with_an_example(
+    command: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command]) == 2
+    output = capsys.readouterr().err
+    assert output.startswith(f"plainres: {message}")
+    assert output.count("\n") == 1
 
 
 def test_help_with_the_name_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,7 +170,7 @@ def test_a_sweep_and_its_report(tmp_path: Path) -> None:
     assert "8 runs\n      8 finished\n" in second.stderr
     report = run("report", "runs/small")
     assert report.returncode == 0, report.stderr
-    assert "equal training budget: 4 steps of 64 images" in report.stdout
+    assert "same training budget: 4 steps of 64 images" in report.stdout
     assert report.stdout.rstrip().endswith("runs/small/report/index.html")
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
@@ -177,12 +201,16 @@ def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
         ("model.depth=21", "model.depth is 21; it must be 6n+2 with n >= 1; the nearest valid depths are 20 and 26"),
         (
             "model/shortcut=highwya",
-            "there are convolution, dropout, exclusive_gating, highway, identity, plain, projec",
+            "did you mean model/shortcut=highway? There are convolution, dropout, exclusive_gating, highway, identi",
         ),
         (
             "model/block=bottlenek",
-            "model/block=bottlenek: there is no such option; there are basic, bottleneck, resblk",
+            "model/block=bottlenek: there is no such option; did you mean model/block=bottleneck? There are basic, ",
         ),
+        ("data=cifar", "data=cifar: there is no such option; did you mean data=cifar10 or data=cifar100? There are "),
+        ("experiment=digit", "experiment=digit: there is no such option; did you mean experiment=digits? There are "),
+        ("-m data=digits,cifa", "data=cifa: there is no such option; did you mean data=cifar10? There are cifar10, "),
+        ("data=mnist", "data=mnist: there is no such option; there are cifar10, cifar100, digits, imagenet, synth"),
         ("model/block/order=post", "there are bn_after_addition, fixup, full_preactivation, no_relu_after_addition, "),
         ("model.block.kernels=[2]", "model.block.kernels is [2]; it must be a list of odd kernel sizes"),
         ("model.block.kernels=3", "model.block.kernels is 3; it must be a list of odd kernel sizes"),
@@ -233,16 +261,12 @@ def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
         ("optim.milestones=0.5", "optim.milestones=0.5: optim.milestones must be a list"),
         (
             "probes=[responses,gradient]",
-            "probes=gradient: there is no such option; there are gradient_correlation, gradients, responses, signals",
+            "probes=gradient: there is no such option; did you mean probes=gradients? There are gradient_correlation, ",
         ),
         ("probes.responses.images=1", "there is no option probes.responses\n"),
         ("-m --cfg=job", "--cfg and --info show one configuration: leave out -m"),
         ("optim.steps.x=1", "optim.steps.x=1"),
         ("model.depth=twenty", "model.depth is 'twenty'; it must be an integer"),
-        (
-            "data=cifar11",
-            "data=cifar11: there is no such option; there are cifar10, cifar100, digits, imagenet, synthetic",
-        ),
         ("precision=16", "precision is '16'; it must be one of 32-true, bf16-mixed"),
         ("trainer.accelerator=tpu", "trainer.accelerator is 'tpu'; it must be cpu or gpu"),
         ("depth", "'depth' is not an override; write group=option or path.to.key=value, as in "),
@@ -257,7 +281,10 @@ def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
         ("model.weights=nowhere.pth", "model.weights=nowhere.pth: there is no such file"),
         ("model.weights=123", "model.weights=123: it cannot be read"),
         ("model.weights=.", "model.weights=.: it cannot be read"),
-        ("model.depth=8,20", "to train each of several values, add -m"),
+        (
+            "model.depth=8,20",
+            "plainres: model.depth=8,20 lists several values: add -m for a run with each of them, or give one value\n",
+        ),
         ("optim.lr=inf", "optim.lr is inf; it must be above 0 and finite"),
         ("study=../x", "study is '../x'; it must be the name of a folder"),
         ("runs=", "runs is empty"),
@@ -307,13 +334,18 @@ def test_a_sweep_with_an_invalid_run_trains_nothing(capfd: pytest.CaptureFixture
     [
         (["report", "nowhere"], "nowhere is not a folder"),
         (["report", "."], "holds no runs"),
-        (["list", "model/shortcat"], "there is no group 'model/shortcat'; did you mean model/shortcut?\n"),
+        (
+            ["list", "model/shortcat"],
+            "there is no group 'model/shortcat'; did you mean `plainres list model/shortcut`?\n",
+        ),
+        (["list", "init"], "there is no group 'init'; did you mean `plainres list model/init`?\n"),
         (["list", "xyz"], "there is no group 'xyz'; the groups are data, experiment, logger, model, "),
-        (["trian"], "there is no command 'trian'; did you mean plainres train?\n"),
+        (["list", "xyz"], "list one with its whole name, as in `plainres list model/shortcut`\n"),
+        (["trian"], "there is no command 'trian'; did you mean `plainres train`?\n"),
         (["xyz"], "there is no command 'xyz'; the commands are train, list, status, report, describe, bench, eval, "),
-        (["plot", "runs/x"], "there is no command 'plot'; did you mean plainres report?\n"),
+        (["plot", "my runs"], "there is no command 'plot'; did you mean `plainres report 'my runs'`?\n"),
         (["resume"], "there is no command 'resume'; to resume, run the same plainres train command again\n"),
-        (["depth=20"], "there is no command 'depth=20'; did you mean plainres train depth=20?\n"),
+        (["depth=20", "-m"], "there is no command 'depth=20'; did you mean `plainres train depth=20 -m`?\n"),
     ],
 )
 def test_invalid_arguments_get_one_line(arguments: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
@@ -378,6 +410,17 @@ def test_a_stopped_run_says_how_to_resume(number: signal.Signals, tmp_path: Path
     assert "run the same command again to resume" in errors.splitlines()[-1]
     assert "Traceback" not in errors
     assert not list(tmp_path.glob("runs/default/*/result.json"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_before_the_first_run_says_so(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(compose, "compose_jobs", lambda _: signal.raise_signal(number))
+    assert main(["train", *SMALL]) == 128 + number
+    message = "plainres: stopped before any run had started; run the same command again to start\n"
+    assert capfd.readouterr().err == message
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_invalid_yaml_file_is_named_with_its_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

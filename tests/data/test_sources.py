@@ -94,6 +94,42 @@ def test_digest_covers_pixels_and_targets() -> None:
     assert len({digest, digest_with_other_target, images.sha256()}) == 3
 
 
+@given(st.lists(st.integers(2, 9), min_size=1, max_size=5), st.integers(1, 8), st.randoms(use_true_random=False))
+def test_held_out_images_are_disjoint_from_the_training_images(sizes: list[int], per_class: int, order: Any) -> None:
+    targets = [target for target, size in enumerate(sizes) for _ in range(size)]
+    order.shuffle(targets)
+    split = Split(torch.arange(len(targets)).view(-1, 1, 1, 1), torch.tensor(targets))  # each image is its index
+    if per_class >= min(sizes):
+        with pytest.raises(InputError, match=rf"has only \d+ training images; set it to less than {min(sizes)}"):
+            split.hold_out(per_class)
+        return
+    train, validation = split.hold_out(per_class)
+    assert sorted([*train.images.flatten().tolist(), *validation.images.flatten().tolist()]) == list(range(len(split)))
+    for part in (train, validation):
+        index = part.images.flatten()
+        assert index.tolist() == sorted(index.tolist())
+        assert part.targets.equal(split.targets[index])
+    assert torch.bincount(validation.targets).tolist() == [per_class] * len(sizes)
+    assert all(a.equal(b) for a, b in zip(split.hold_out(per_class)[1].images, validation.images, strict=True))
+
+
+def test_validation_images_of_the_digits() -> None:
+    whole, held_out = Digits(0, False).load(), Digits(0, False, validation_per_class=20).load()
+    assert held_out.validation is not None
+    assert (len(held_out.train), len(held_out.validation)) == (1300, 200)
+    assert held_out.test.images.equal(whole.test.images)
+    digest = {image.numpy().tobytes() for image in held_out.validation.images}
+    assert digest <= {image.numpy().tobytes() for image in whole.train.images}
+    assert held_out.sha256() != whole.sha256()
+    assert held_out.channel_statistics[0] != whole.channel_statistics[0]  # nothing of the validation set is used
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_no_validation_is_not_zero_images(count: int) -> None:
+    with pytest.raises(InputError, match=f"data.validation_per_class is {count}; it must be at least 1"):
+        Digits(0, False, validation_per_class=count)
+
+
 def test_channel_statistics_of_grey_images() -> None:
     split = Split(torch.zeros(4, 2, 2, 1, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
     assert Images(split, split).channel_statistics[0].shape == (1,)

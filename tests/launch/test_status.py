@@ -44,7 +44,8 @@ def test_each_run_is_listed_with_its_state(
     error = f"{finished.result['train_error']:.2f} % {finished.result['test_error']:.2f} %"
     assert lines[finished.name] == f"{finished.name} finished 6 {error}"
     assert lines[interrupted.name].startswith(f"{interrupted.name} interrupted 6 ")
-    assert lines[failed.name] == f"{failed.name} failed the loss is NaN"
+    assert lines[failed.name] == f"{failed.name} failed"
+    assert lines[f"{failed.name}:"] == f"{failed.name}: the loss is NaN"
     assert lines[running.name] == f"{running.name} running 5 of 105 64 50 s"
     assert lines[missing.name] == f"{missing.name} missing"
     assert output[-1] == f"{folder}: 5 runs (1 finished, 1 running, 1 interrupted, 1 failed, 1 missing)"
@@ -67,11 +68,13 @@ def test_damaged_files_are_reported_in_the_table(make_config: Make, capsys: pyte
         assert main(["status", str(torn.folder.parent)]) == 0
     output = capsys.readouterr().out.splitlines()
     lines = {line.split()[0]: " ".join(line.split()) for line in output if line}
-    assert lines[unreadable.folder.name].startswith(
-        f"{unreadable.folder.name} unreadable config.yaml is damaged, or of another version of plainres (line 1: "
+    assert lines[unreadable.folder.name] == f"{unreadable.folder.name} unreadable"
+    assert lines[f"{unreadable.folder.name}:"].startswith(
+        f"{unreadable.folder.name}: config.yaml is damaged, or of another version of plainres (line 1: "
     )
-    assert lines[torn.name] == f"{torn.name} missing metrics.csv is damaged"
-    assert lines[headless.name] == f"{headless.name} missing metrics.csv is damaged"
+    for run in (torn, headless):
+        assert lines[run.name] == f"{run.name} missing"
+        assert lines[f"{run.name}:"] == f"{run.name}: metrics.csv is damaged"
     assert lines[running.name] == f"{running.name} running"
     assert output[-1].endswith("4 runs (1 running, 2 missing, 1 unreadable)")
 
@@ -116,6 +119,39 @@ def test_a_run_without_results_has_empty_cells(make_config: Make) -> None:
     with run.lock():
         _, line, *_ = status(run.folder.parent).splitlines()
     assert line.split() == [run.name, "running", "0", "of", "105"]
+
+
+@pytest.mark.parametrize(
+    ("width", "head"),
+    [
+        (None, "run state step train (running) test images/s time left"),
+        (110, "run state step train (running) test images/s time left"),
+        (90, "run state step train (running) test time left"),
+        (80, "run state step test time left"),
+        (60, "run state test time left"),
+        (40, "run state tes…"),
+    ],
+)
+def test_the_table_drops_columns_to_fit_into_the_terminal(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch, *, width: int | None, head: str
+) -> None:
+    run = Run.of(make_config())
+    run.prepare()
+    (run.folder / "metrics.csv").write_text("epoch,step,train/error,test/error\n1,100,12.5,14.5\n")
+    (run.folder / "progress.json").write_text(json.dumps({"step": 32000, "steps": 64000, "steps_per_s": 2.0}))
+    monkeypatch.setattr(plainres.launch.status, "terminal_columns", lambda _: width)
+    with run.lock():
+        first, second, *_ = status(run.folder.parent).splitlines()
+    assert " ".join(first.split()) == head
+    assert width is None or max(len(first), len(second)) <= width
+
+
+def test_a_table_of_finished_runs_has_no_columns_about_training(make_config: Make) -> None:
+    run = Run.of(make_config())
+    run.prepare()
+    run.finish({"train_error": 1.0, "train_error_eval": 1.0, "test_error": 2.0, "weights_sha256": "ab", "steps": 9})
+    head, *_ = status(run.folder.parent).splitlines()
+    assert head.split() == ["run", "state", "step", "train", "(running)", "test"]
 
 
 def test_a_folder_of_studies_has_one_line_per_study(make_config: Make, tmp_path: Path) -> None:

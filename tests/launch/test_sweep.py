@@ -4,6 +4,7 @@ import contextlib
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import threading
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import joblib
+import numpy as np
 import pytest
+from PIL import Image
 
 from plainres.cli.main import main
 from plainres.config.schema import Config, SweepOptions
@@ -30,6 +33,48 @@ from support.places import PLAINRES, TESTS
 Make = Callable[..., Config]
 
 
+def test_other_images_under_the_same_name_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A finished run, an interrupted one and the networks of both answer only for the images of their training."""
+    generator = np.random.default_rng(0)
+    for name in ("a", "b"):
+        for split, count in (("train", 4), ("test", 2)):
+            for label in ("0", "1"):
+                folder = tmp_path / name / split / label
+                folder.mkdir(parents=True)
+                for number in range(count):
+                    pixels = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(folder / f"{number}.png")
+    options = ["data=cifar10", "data.shape=[3,8,8]", "data.classes=2", "data.image_column=image", "optim.batch_size=4"]
+    options += [f"data.cache={tmp_path / 'cache'}", f"runs={tmp_path / 'runs'}", "model.depth=8", "model.width=4"]
+    command = ["train", *options, "optim.epochs=1"]
+    assert main([*command, f"data.path={tmp_path / 'a'}"]) == 0
+    (folder,) = (tmp_path / "runs" / "default").glob("*-s0-*")
+    result = (folder / "result.json").read_bytes()
+    for arguments in (command, ["train", "-m", "seed=0,1", *command[1:]], ["train", "-m", "seed=0", *command[1:]]):
+        capfd.readouterr()
+        assert main([*arguments, f"data.path={tmp_path / 'b'}"]) == 2
+        error = capfd.readouterr().err.splitlines()[-1]
+        assert f"{folder} was trained on other images (data=cifar10 data.path={tmp_path / 'a'}, digest " in error
+        assert f") than these (data=cifar10 data.path={tmp_path / 'b'}, digest " in error
+    assert len(list(folder.parent.iterdir())) == 1
+    assert (folder / "result.json").read_bytes() == result
+    assert main([*command, f"data.path={tmp_path / 'b'}", "study=b"]) == 0
+    # the same images in another place are no others
+    shutil.copytree(tmp_path / "a", tmp_path / "moved")
+    assert main([*command, f"data.path={tmp_path / 'moved'}"]) == 0
+    # an interrupted run
+    (folder / "result.json").unlink()
+    assert main([*command, f"data.path={tmp_path / 'b'}"]) == 2
+    assert main([*command, f"data.path={tmp_path / 'a'}"]) == 0
+    # what looks at a finished run
+    assert main(["eval", str(folder)]) == 0
+    shutil.copytree(tmp_path / "b", tmp_path / "a", dirs_exist_ok=True)
+    for command in ("eval", "sharpness", "landscape", "lesion"):
+        capfd.readouterr()
+        assert main([command, str(folder)]) == 2
+        assert f"{folder} was trained on other images" in capfd.readouterr().err.splitlines()[-1]
+
+
 def test_only_missing_runs_are_trained(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
     runs = [Run.of(make_config(seed=seed)) for seed in range(3)]
     assert sweep(runs[:2]) == 0
@@ -42,7 +87,7 @@ def test_only_missing_runs_are_trained(make_config: Make, capfd: pytest.CaptureF
     output = capfd.readouterr().err
     assert "3 runs\n      2 finished\n      1 missing" in output
     assert "[1/1] identity-8-w4-s2" in output
-    assert re.search(r"^all done in \d+ s\nresults are in ", output, re.MULTILINE)
+    assert re.search(r"^done in \d+ s: 1 finished\nresults are in ", output, re.MULTILINE)
     assert [(run.folder / "result.json").stat().st_mtime_ns for run in runs[:2]] == times
     assert sweep(runs) == 0
     assert capfd.readouterr().err.endswith(
@@ -69,7 +114,10 @@ def test_a_failed_run_is_reported_and_the_others_continue(make_config: Make, cap
     assert healthy.finished
     assert not broken.finished
     assert "FAILED: IsADirectoryError" in output
-    assert output.rstrip().splitlines()[-1].startswith(f"failed: {broken.name}: IsADirectoryError")
+    failed, counts, results = output.splitlines()[-3:]
+    assert failed.startswith(f"failed: {broken.name}: IsADirectoryError")
+    assert re.fullmatch(r"done in \d+ s: 1 finished, 1 failed", counts)
+    assert results.startswith("results are in ")
     assert str(broken.log) in output
     assert "Traceback" in broken.log.read_text()
 
@@ -150,9 +198,9 @@ def test_a_sweep_that_is_stopped_leaves_no_process_behind(tmp_path: Path, number
 @pytest.mark.parametrize(
     ("columns", "line"),
     [
-        (None, "4 left, about 1 min, until 12:34; running: {0} 50%, {1}, {2}"),
+        (None, "4 left, about 1 min, ends around 12:34; running: {0} 50%, {1}, {2}"),
         (90, "4 left, about 1 min; running: identity-8-w4-s0 50%, identity-8-w4-s1, identity-8-w4-s2"),
-        (80, "4 left, about 1 min, until 12:34; 3 running"),
+        (80, "4 left, about 1 min, ends around 12:34; 3 running"),
         (40, "4 left, about 1 min; 3 running"),
         (20, "4 left; 3 running"),
     ],
@@ -167,7 +215,7 @@ def test_the_status_line_fits_into_the_terminal(
     monkeypatch.setattr(sweep_module, "terminal_columns", lambda: columns)
     monkeypatch.setattr(sweep_module, "_progress", lambda run: 0.5 if run is runs[0] else 0.0)
     monkeypatch.setattr(
-        pool, "_remaining", lambda: ["4 left, about 1 min, until 12:34", "4 left, about 1 min", "4 left"]
+        pool, "_remaining", lambda: ["4 left, about 1 min, ends around 12:34", "4 left, about 1 min", "4 left"]
     )
     assert pool._status() == line.format(*(run.name for run in runs))
 
@@ -264,7 +312,7 @@ def test_a_failure_is_reported_immediately(tmp_path: Path) -> None:
         line = next(line for line in process.stderr if "FAILED" in line)
         (mark,) = tmp_path.glob("runs/default/*/failed.json")
         assert time.time() - mark.stat().st_mtime < 5  # seconds; the sweep itself would take minutes
-        assert "the run has diverged" in line
+        assert "FAILED: the run has diverged" in line
         assert process.poll() is None
     finally:
         os.killpg(process.pid, signal.SIGKILL)

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from kills import ending
+from kills import final_state
 from plainres.config.instantiate import check, network_of, probes_of, source_of
 from plainres.config.schema import Config
 from plainres.data.sources import Images, Split, Synthetic
@@ -231,7 +231,7 @@ def test_probes_do_not_change_the_training(make_config: Make, tmp_path: Path, pr
     assert unobserved.name == observed.name
     for run in (unobserved, observed):
         train(run)
-    assert ending(unobserved) == ending(observed)
+    assert final_state(unobserved) == final_state(observed)
     for name in NAMES:
         rows = read_rows(observed.folder / "probes" / f"{name}.csv")
         assert sorted({int(row["step"]) for row in rows}) == [0, 2, 4, 6]

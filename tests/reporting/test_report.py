@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from plainres.config.schema import Config
 from plainres.errors import InputError
+from plainres.launch.status import status
 from plainres.reporting import figures, report, table
 from plainres.reporting.families import SHORTCUT
 from plainres.reporting.published import Published
@@ -69,13 +70,13 @@ def line(text: str, *words: str) -> str:
 
 
 def test_the_text_contains_table_and_verdicts(study: Path):
-    text = report.write_report(study)
+    text = report.write_report(study, columns=110)
     assert line(text, "44", "44,000").split()[:4] == ["44", "3", "43.00", "(12.00)"]
-    assert "equal training budget: 230 steps of 64 images" in text
+    assert "All runs have the same training budget: 230 steps of 64 images." in text
     degrades = line(text, "plain: 56 minus 8", "+59.00", "[+44.10, +73.90]")
     assert "degrades: deeper is worse by 59.00 points" in degrades
     assert "  0.003  0.007 " in degrades  # t = 59 / (6 / sqrt(3)); twice that for two comparisons
-    assert "3 seeds: +53.00 (s0), +59.00 (s1), +65.00 (s2)" in text
+    assert "By seed: +53.00 (s0), +59.00 (s1), +65.00 (s2)." in degrades
     assert "inconclusive: 3 seeds leave room for -0.10 to +0.24" in " ".join(text.split())
     assert "equal in every seed" in line(text, "depth 8 ")
     assert "plain is worse by 0.96 points" in line(text, "depth 20", "+0.96")
@@ -84,8 +85,8 @@ def test_the_text_contains_table_and_verdicts(study: Path):
     trend = line(text, "L = 165, p <0.001, Holm <0.001")
     assert "grows with depth, from 0.00 to 59.00 %" in trend
     assert "selected on the test set" in text
-    assert text.endswith(f"Report: {study / 'report' / 'index.html'}\n")
-    assert "Missing" not in text
+    assert text.endswith(f"Report: {study / 'report' / 'index.html'}")
+    assert "Unfinished" not in text
     assert "not used" not in text
     assert text.isascii()
     assert max(map(len, text.splitlines()[:-1])) <= 110
@@ -119,7 +120,7 @@ def test_the_page_is_self_contained(study: Path):
     for link in re.findall(r'href="([^"#]+)"', page):
         assert link == "data:," or (study / "report" / link).exists()
     anchors = set(re.findall(r'href="#([^"]+)"', page))
-    assert anchors == {"depth", "others", "curves", "trained"} <= set(re.findall(r'id="([^"]+)"', page))
+    assert anchors == {"depth", "others", "curves", "trained", "columns"} <= set(re.findall(r'id="([^"]+)"', page))
 
 
 def test_every_number_is_linked_to_its_runs(study: Path):
@@ -281,18 +282,43 @@ def test_missing_runs_of_an_unfinished_sweep_are_listed(folder: Path):
             finish(a_run(folder, shortcut, depth, seed), depth + seed)
     interrupted, waiting = a_run(folder, "plain", 20, 1), a_run(folder, "plain", 20, 2)
     train(interrupted, 4, 20)
+    (interrupted.checkpoints / "step-92.ckpt").touch()
     failed = a_run(folder, "identity", 20, 2)
     failed.fail("the run has diverged")
     text = report.write_report(folder)
     assert "failed: the run has diverged" in line(text, failed.name)
     page = (folder / "report" / "index.html").read_text()
-    assert "at step 92" in line(text, interrupted.name)
-    assert "not started" in line(text, waiting.name)
-    assert "no run of depth 20" in line(text, "identity, seed 1")
+    assert "interrupted at step 92" in line(text, interrupted.name)
+    assert line(text, waiting.name).split()[1:] == ["missing"]
+    assert "missing: depth 20" in line(text, "identity, seed 1")
+    in_status = {name: state for name, state, *_ in map(str.split, status(folder).splitlines()[1:-2])}
+    assert [in_status[run.name] for run in (interrupted, waiting, failed)] == ["interrupted", "missing", "failed"]
     assert interrupted.name in page
     assert waiting.name in page
-    assert "one seed: no interval, no claim" in line(text, "plain: 20 minus 8")
-    assert "1 seed (unpaired: 1): " in text
+    assert "1 seed: too few for a claim; add seeds, e.g. seed=0,1,2. By seed: +12.00 (s0). Unpaired, not used: 1." in (
+        line(text, "plain: 20 minus 8")
+    )
+    assert "<summary>1 seed (unpaired: 1)</summary>" in page
+
+
+@pytest.mark.parametrize("state", ["missing", "failed", "damaged"])
+def test_a_run_that_contributes_nothing_does_not_rename_the_families_of_finished_runs(folder: Path, state: str):
+    for depth, seed in ((8, 0), (8, 1), (20, 0)):
+        finish(a_run(folder, "plain", depth, seed), 5)
+    other = a_run(folder, "plain", 8, 0, width=16)
+    if state == "failed":
+        other.fail("the run has diverged")
+    elif state == "damaged":
+        (other.folder / "result.json").write_text("{}")
+    study = report.read_study(folder)
+    assert [family.label for family in study.families] == ["plain"]
+    assert [name for name, _ in study.absent] == [
+        "plain, seed 1",
+        "plain (width 16), seed 0",
+        "plain (width 16), seed 1",
+    ]
+    finish(other, 5)
+    assert [family.label for family in report.read_study(folder).families] == ["plain (width 16)", "plain (width 8)"]
 
 
 def test_a_damaged_curve_of_an_unfinished_run_is_reported(few: Path):
@@ -335,10 +361,7 @@ def test_a_damaged_run_is_reported_and_not_used(few: Path, file: str, content: s
     (run.folder / file).write_text(content)
     text = report_text(few)
     assert message in line(text, run.name)
-    assert "2 seeds (unpaired: 0): -1.00 (s1)" in text or "2 seeds (unpaired: 0): +0.00 (s1)" in text
-    assert "2 seeds: too few for a claim" in line(text, "  depth 8 ") or "equal in every seed" in line(
-        text, "  depth 8 "
-    )
+    assert "By seed: +0.00 (s1), +0.00 (s2). Unpaired, not used: 0." in line(text, "  depth 8 ")
 
 
 def test_a_nan_error_is_reported_as_damage(few: Path):
@@ -403,7 +426,7 @@ def test_a_study_may_set_its_reference(folder: Path):
     study = report.read_study(folder)
     assert [family.label for family in study.families] == ["identity (norm batch)", "identity (norm group)"]
     assert list(study.comparisons) == ["Training error, identity (norm batch) minus identity (norm group)"]
-    assert "the reference is worse" in line(report_text(folder), "  depth 20 ")
+    assert "identity (norm batch) is worse" in line(report_text(folder), "  depth 20 ")
 
 
 def test_published_errors_are_shown_next_to_ours(folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -418,7 +441,7 @@ def test_published_errors_are_shown_next_to_ours(folder: Path, monkeypatch: pyte
     finish(a_run(folder, "identity", 32, 0), 5)
     finish(a_run(folder, "dropout", 20, 0, rate=0.5), 5)
     text = report_text(folder)
-    assert "test, published" in line(text, "depth", "parameters")
+    assert "test, published" in line(text, "depth", "seeds", "train")
     assert "> 20 (64,000 steps)" in line(text, "20", "> 20")
     assert "test, published: by other authors" in text
     assert "(...): settings of their runs that differ" in " ".join(text.split())
@@ -439,7 +462,7 @@ def test_no_claim_across_training_budgets(folder: Path):
         finish(a_run(folder, "identity", 20, seed, epochs=20), 2 * seed)
     text = report_text(folder)
     assert "Training budgets differ (230 steps of 64 images, or 460 steps of 64 images)" in text
-    assert "All runs are at an equal" not in text
+    assert "All runs have the same" not in text
     assert "unequal training budgets" in line(text, "  depth 20 ")
     assert "is worse" not in text
 
@@ -582,8 +605,64 @@ def test_two_runs_that_cannot_be_distinguished_are_an_error(folder: Path, monkey
 def test_one_run_is_reported_without_a_claim(folder: Path):
     finish(a_run(folder, "identity", 20, 0, epochs=1), 5)
     text = report.write_report(folder)
-    assert "1 finished run of identity; depth 20; seed 0." in text
-    assert "Nothing to compare" in text
+    assert "1 finished run: identity; depth 20; seed 0." in text
+    assert "Final errors in %: one seed per row, so no s.d." in text
+    assert "\nTraining budget: 23 steps of 64 images.\n" in text
+    nothing = "Nothing to compare yet: add runs with another model.depth, or with {}, to this study."
+    baseline = nothing.format("model/shortcut=plain, the baseline of this report")
+    assert baseline in " ".join(text.split())
+    page = (folder / "report" / "index.html").read_text()
+    assert baseline in page
+    assert "mean and sample s.d." not in page
+    for run in folder.glob("identity-*"):
+        shutil.rmtree(run)
+    finish(a_run(folder, "plain", 20, 0), 5)
+    assert nothing.format("another model/shortcut than plain") in " ".join(report_text(folder).split())
+
+
+def test_one_seed_has_no_spread_in_figures(few: Path):
+    runs = [Run.read(path) for path in sorted(few.glob("plain-*"))]
+    several = figures.error_by_depth({"plain": {8: dict(enumerate(runs))}})
+    one = figures.error_by_depth({"plain": {8: {0: runs[0]}}})
+    assert [figure.axes[0].get_title() for figure in (several, one)] == [
+        *("Mean and s.d. over seeds; small circles: the seeds", "One seed per family and depth")
+    ]
+
+
+@pytest.mark.parametrize("columns", [50, 80, 300])
+def test_the_text_fits_into_the_terminal(study: Path, columns: int):
+    for seed in range(5):
+        for setting in ({"norm": "batch"}, {"norm": "group", "groups": 4}):
+            finish(a_run(study, "projection_all", 8, seed, **setting), seed)
+            finish(a_run(study, "projection_all", 20, seed, **setting), seed + 5 + seed * seed)
+    a_run(study, "projection_all", 8, 8, norm="group").fail("the loss is NaN")
+    text = report.text(report.read_study(study), columns)
+    lines = text.splitlines()[1:]  # the first one is a path
+    assert max(map(len, lines)) <= columns
+    dropped = {
+        50: "train, running; test, best epoch*; parameters; multiply-adds",
+        80: "test, best epoch*; parameters; multiply-adds",
+    }
+    words = " ".join(text.split())
+    assert re.findall(r"Left out for lack of room: (.*?) \(see table.csv", words) == [
+        *filter(None, [dropped.get(columns)])
+    ]
+    assert ("* selected on the test set" in text) == (columns > 80)
+    assert ("Left out for lack of room: p; sign-flip (see index.html)." in words) == (columns == 50)
+    assert ("exact test that assumes no distribution" in words) == (columns > 50)
+    assert "\n  projection_all (norm group): 20 minus 8" in text
+    assert all(run.name in text for run in map(Run.read, study.glob("projection_all-8-w8-s8-*")))  # not split
+
+
+def test_the_sign_flip_test_says_what_it_cannot_show(folder: Path):
+    for seed in range(5):
+        finish(a_run(folder, "plain", 20, seed), 40 + seed)
+        finish(a_run(folder, "identity", 20, seed), seed / 3)
+    text = " ".join(report.write_report(folder).split())
+    limit = "With n seeds it cannot be below 2/2^n: with 5 seeds 0.062, so never below 0.05; with 6 seeds 0.031."
+    assert limit in text
+    page = (folder / "report" / "index.html").read_text()
+    assert page.count(limit) == page.count("draws from one normal distribution") == 1
 
 
 def test_no_folder(tmp_path: Path):
@@ -619,7 +698,7 @@ def test_no_finished_run(folder: Path):
     run = a_run(folder, "plain", 8, 0)
     with pytest.raises(
         InputError,
-        match=f"has no finished run; run its `plainres train` command again to resume .*{run.name}: not finished",
+        match=f"has no finished run; run its `plainres train` command again to resume .*{run.name}: missing",
     ):
         report.write_report(folder)
     assert not (folder / "report").exists()

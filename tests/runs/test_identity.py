@@ -70,6 +70,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "stem_width": None,
     },
     "Convolution": {"bias": False},
+    "Digits": {"validation_per_class": None},
     "Dropout": {"p": 0.5},
     "ExclusiveGating": {"bias": -6},
     "Highway": {"bias": -2},
@@ -89,6 +90,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "test_share": None,
         "test_split": "test",
         "train_per_class": None,
+        "validation_per_class": None,
     },
     "ImageNet": {
         "block": "BlockSpec(kernels=(3, 3), expansion=1, stride_in=1, bias=False, "
@@ -96,7 +98,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "post_add=('relu',), stem=('norm', 'relu'), tail=()))",
         "norm": "torch.nn.BatchNorm2d",
     },
-    "Images": {"classes": None, "digest": None, "mean": None, "std": None},
+    "Images": {"validation": None, "mean": None, "std": None, "classes": None, "digest": None},
     "LayerOrder": {
         "between": ("norm", "relu"),
         "post": ("norm",),
@@ -114,6 +116,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "ShortcutGating": {"bias": -6},
     "Split": {"histograms": None},
     "StochasticDepth": {"last": 0.5},
+    "Synthetic": {"validation_per_class": None},
 }
 
 

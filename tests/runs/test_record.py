@@ -8,6 +8,7 @@ from plainres.errors import InputError
 from plainres.runs.record import Run
 
 Make = Callable[..., Config]
+HUB = {"_target_": "plainres.data.HubImages", "name": "tiny"}
 
 
 def test_a_run_is_read_back(make_config: Make) -> None:
@@ -76,3 +77,30 @@ def test_an_unwritable_folder(make_config: Make, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot write the run's folder .* set runs=FOLDER"):
         Run.of(make_config(runs=str(tmp_path / "file"))).prepare()
+
+
+def test_the_digest_of_the_images_is_recorded_from_the_start_and_checked(make_config: Make) -> None:
+    run = Run.of(make_config(data=HUB | {"path": "A"}))
+    assert run.data_sha256 is None
+    run.check_data("a" * 64)
+    run.prepare("a" * 64)
+    assert run.data_sha256 == "a" * 64
+    run.check_data("a" * 64)
+    other = Run.of(make_config(data=HUB | {"path": "B"}))
+    assert other.folder == run.folder
+    for reject in (other.check_data, other.prepare):
+        with pytest.raises(InputError) as error:
+            reject("b" * 64)
+        assert str(error.value) == (
+            f"{run.folder} was trained on other images (data=synthetic data.path=A, digest aaaaaaaa) than these "
+            "(data=synthetic data.path=B, digest bbbbbbbb); to train on these as well, add study=NAME"
+        )
+    assert Run.read(run.folder).config.data["path"] == "A"
+
+
+def test_the_digest_of_a_run_of_an_older_version_is_in_its_result(make_config: Make) -> None:
+    run = Run.of(make_config())
+    run.prepare()
+    result = dict.fromkeys(("train_error", "train_error_eval", "test_error"), 0.0)
+    run.finish(result | {"weights_sha256": "w", "data_sha256": "a" * 64})
+    assert run.data_sha256 == "a" * 64

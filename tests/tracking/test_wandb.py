@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import wandb
 
-from kills import digits, elsewhere, ending, kill_in_one_process, started
+from kills import digits, elsewhere, final_state, kill_in_one_process, started
 from plainres.cli.main import main
 from plainres.config.schema import Config, Loggers
 from plainres.errors import InputError, RunFailedError
@@ -116,7 +116,7 @@ def test_a_run_has_name_group_tags_config_and_curves(whole: Run, tmp_path: Path)
     run = logged(whole, tmp_path)
     run.config.logger.tags = ["first"]
     train(run)
-    assert ending(run) == ending(whole)
+    assert final_state(run) == final_state(whole)
     (attempt,) = attempts_of(run)
     assert (attempt.name, attempt.group, attempt.job_type) == (run.name, "default", "train")
     assert sorted(attempt.tags) == ["depth-8", "digits", "first", "identity"]
@@ -172,7 +172,7 @@ def test_offline_a_killed_run_has_every_point_once(whole: Run, tmp_path: Path, c
     run = logged(whole, tmp_path, every)
     conditions = (started_logging(run) if rows == "start" else after(run, int(rows)) for rows in when)
     assert kill_in_one_process(run, moments(*conditions)) == len(when)
-    assert ending(run) == ending(whole)
+    assert final_state(run) == final_state(whole)
     logs = attempts(run.folder)
     assert len(logs) in (len(when), len(when) + 1)  # attempts that start within the same second share a folder
     rows = [row for attempt in logs for row in attempt.rows]
@@ -205,7 +205,7 @@ def test_the_server_has_every_point_of_a_killed_run_once(
         assert mode == "offline" or server.runs
     run = logged(whole, tmp_path, 7, last)
     kill_in_one_process(run, iter(()), server.environment)
-    assert ending(run) == ending(whole)
+    assert final_state(run) == final_state(whole)
     check_server(server, run)
     assert all(attempt.sent for attempt in attempts(run.folder))
     assert list(sync(run.folder, 60)) == [(f"{run.folder}: already uploaded", True)]
@@ -330,7 +330,7 @@ def test_an_outage_during_training_prints_one_warning_and_the_rest_is_uploaded_l
 
     monkeypatch.setattr(wandb_logger.WandbLogger, "log", log_and_fail)
     train(run)
-    assert ending(run) == ending(whole)
+    assert final_state(run) == final_state(whole)
     output = [line for line in capfd.readouterr().err.splitlines() if "W&B" in line or "wandb" in line]
     assert len(output) == 1
     assert output[0].startswith("W&B has not received everything (")
@@ -371,7 +371,7 @@ def test_a_client_that_dies_prints_one_warning(
     monkeypatch.setattr(subprocess.Popen, "__init__", note)
     monkeypatch.setattr(wandb_logger.WandbLogger, "log", log_and_kill)
     train(run)
-    assert ending(run) == ending(whole)
+    assert final_state(run) == final_state(whole)
     output = [line for line in capfd.readouterr().err.splitlines() if "W&B" in line]
     assert len(output) == 1
     for process in processes:
@@ -578,7 +578,9 @@ def test_a_failed_upload_is_reported(
     train(run)
     capfd.readouterr()
     assert main(["wandb-sync", str(tmp_path)]) == 2
-    assert "API key" in capfd.readouterr().err
+    message = capfd.readouterr().err
+    assert "API key" in message
+    assert "; the data are safe in the runs' folders, and the same command uploads them after `wandb login`" in message
     for name, value in {"WANDB_API_KEY": "f" * 40, "WANDB_BASE_URL": closed_port()}.items():
         monkeypatch.setenv(name, value)
     assert main(["wandb-sync", str(tmp_path), "--timeout", "4"]) == 1

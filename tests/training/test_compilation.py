@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kills import digits, elsewhere, ending, kill_in_one_process, when
+from kills import digits, elsewhere, final_state, kill_in_one_process, when
 from plainres.config.compose import compose
 from plainres.config.instantiate import check, description_of, source_of
 from plainres.config.schema import Config, Devices
@@ -44,7 +44,7 @@ def test_a_compiled_run_equals_the_eager_run_to_rounding_and_resumes_bit_exactly
     kill_in_one_process(whole, iter([]))
     run = elsewhere(whole, tmp_path / "killed", 7)
     assert kill_in_one_process(run, when(lambda: 7 < run.step < 60)) == 1
-    assert ending(run) == ending(whole)
+    assert final_state(run) == final_state(whole)
     assert (eager.result["compile"], run.result["compile"]) == (False, True)
     assert run.curve()[0] == pytest.approx(eager.curve()[0], rel=1e-2)
 
@@ -146,7 +146,7 @@ def test_ctrl_c_during_compilation(tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)
         err = process.stderr.read()
     assert process.returncode == 130
-    assert err.splitlines()[-1] == "plainres: stopped at once; run the same command again to resume"
+    assert err.splitlines()[-1] == "plainres: stopped before any run had started; run the same command again to start"
     assert "Traceback" not in err
     (folder,) = tmp_path.glob("default/*")
     assert not Run.read(folder).failure

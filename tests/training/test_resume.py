@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from kills import digits, elsewhere, ending, kill_in_one_process, kill_processes, when
+from kills import digits, elsewhere, final_state, kill_in_one_process, kill_processes, when
 from plainres.cli.main import main
 from plainres.config.instantiate import source_of
 from plainres.config.schema import Config, Devices
@@ -43,7 +43,7 @@ def test_a_run_killed_at_random_moments_has_the_same_result(tmp_path: Path, ever
         trials += 1
         run = elsewhere(whole, tmp_path / str(trials), every_n_steps)
         kills += kill_in_one_process(run, iter([generator.uniform(0, 1.2) for _ in range(3)]))
-        assert ending(run) == ending(whole)
+        assert final_state(run) == final_state(whole)
         assert [row["epoch"] for row in run.curve()] == [1, 2, 3]
 
 
@@ -53,7 +53,7 @@ def test_a_shortcuts_random_numbers_are_the_same_after_resuming(tmp_path: Path, 
     train(whole)
     run = elsewhere(whole, tmp_path / "killed", 7)
     assert kill_in_one_process(run, when(lambda: 7 < run.step < 60)) == 1
-    assert ending(run) == ending(whole)
+    assert final_state(run) == final_state(whole)
 
 
 @pytest.mark.parametrize("shortcut", ["dropout", "stochastic_depth"])
@@ -79,7 +79,7 @@ def test_one_of_two_ranks_is_killed_then_both(tmp_path: Path) -> None:
     assert killed == ["one", "all"]
     assert not run.failure
     forking.call(launch, run)
-    assert ending(run) == ending(whole)
+    assert final_state(run) == final_state(whole)
 
 
 @pytest.mark.skipif(not CIFAR10.exists(), reason=f"no CIFAR-10 at {CIFAR10}; PLAINRES_CIFAR10 names a folder")
@@ -94,7 +94,7 @@ def test_a_run_on_real_images_with_augmentation_is_killed_within_an_epoch(tmp_pa
     run = elsewhere(whole, tmp_path / "killed", 7)
     assert kill_in_one_process(run, when(lambda: 40 < run.step < 80)) == 1
     assert run.result["attempts"][-1]["from_step"] % 40
-    assert ending(run) == ending(whole)
+    assert final_state(run) == final_state(whole)
 
 
 @contextmanager
@@ -180,7 +180,8 @@ def test_a_diverged_run_is_reported_and_not_trained_again(
     step = int(message.split("after step ")[1].split(",", maxsplit=1)[0])
     assert step > 100
     assert "with a learning rate of 1e+18" in message
-    assert message.endswith("last good checkpoint: step-000000100.ckpt")
+    assert "the last good checkpoint is step-000000100.ckpt" in message
+    assert message.endswith("; lower optim.lr, or warm up with optim.warmup_lr")
     assert torch.load(run.checkpoints / "step-000000100.ckpt", weights_only=True)["global_step"] == 100
     assert run.failure == message
     options = ["train", "data=synthetic", "model.depth=8", "model.width=4", "optim.lr=1e30", f"runs={tmp_path / 'cli'}"]
@@ -208,14 +209,14 @@ def test_a_checkpoint_with_code_is_skipped_and_its_code_not_run(
     monkeypatch.setenv("HOSTILE", str(tmp_path / "harm"))
     run = Run.of(make_config())
     train(run)
-    expected = ending(run)
+    expected = final_state(run)
     (run.folder / "result.json").unlink()
     state = torch.load(run.checkpoints / "step-000000006.ckpt", weights_only=True)
     torch.save(state | {"hostile": Hostile()}, run.checkpoints / "step-000000007.ckpt")
     train(run)
     assert "step-000000007.ckpt: it is damaged, or not a checkpoint of plainres" in capfd.readouterr().err
     assert not (tmp_path / "harm").exists()
-    assert ending(run) == expected
+    assert final_state(run) == expected
 
 
 def test_a_checkpoint_of_another_run_is_rejected(make_config: Make) -> None:
@@ -268,7 +269,7 @@ def test_a_full_disk(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         assert not run.failure
         filler.unlink()
         assert main(command) == 0
-        assert ending(run) == ending(whole)
+        assert final_state(run) == final_state(whole)
     finally:
         subprocess.run(["umount", small], check=True)
 

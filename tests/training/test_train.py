@@ -99,6 +99,31 @@ def test_the_final_evaluation_uses_the_final_weights_and_every_image(make_config
         assert run.result[error] == 100 * (logits.argmax(1) != split.targets).sum().item() / len(split)
 
 
+def test_the_validation_error_is_in_the_curves_and_in_the_result(make_config: Make) -> None:
+    run = trained(make_config(data={**DIGITS, "validation_per_class": 20}, optim={"batch_size": 64, "epochs": 3}))
+    images = source_of(run.config).load()
+    assert images.validation is not None
+    result, curve = run.result, run.curve()
+    assert list(curve[0])[-4:] == ["test/loss", "test/error", "validation/loss", "validation/error"]
+    chosen = min(curve, key=lambda row: row["validation/error"])
+    assert result["best_validation_error"] == chosen["validation/error"]
+    assert result["best_validation_error_epoch"] == chosen["epoch"]
+    assert result["test_error_at_best_validation"] == chosen["test/error"]
+    network = trained_network(run).eval()
+    mean, std = images.channel_statistics
+    logits = network(((images.validation.images - mean) / std).permute(0, 3, 1, 2))
+    wrong = (logits.argmax(1) != images.validation.targets).sum().item()
+    assert result["validation_error"] == curve[-1]["validation/error"] == 100 * wrong / 200
+    whole = source_of(make_config(data={**DIGITS})).load()
+    logits = network(((whole.test.images - mean) / std).permute(0, 3, 1, 2))
+    assert result["test_error"] == 100 * (logits.argmax(1) != whole.test.targets).sum().item() / 297
+
+
+def test_without_a_validation_set_nothing_speaks_of_it(make_config: Make) -> None:
+    run = trained(make_config())
+    assert not [key for key in (*run.result, *run.curve()[0]) if "validation" in key]
+
+
 def test_the_result_does_not_depend_on_the_process(make_config: Make, tmp_path: Path) -> None:
     """Weights and curves are the same alone, after other runs, in a pool's process and in a fresh process."""
     config = make_config(depth=14, seed=5)
@@ -327,9 +352,18 @@ def test_a_batch_larger_than_the_data(make_config: Make) -> None:
 def test_no_gpu(make_config: Make) -> None:
     config = make_config()
     config.trainer.accelerator = "gpu"
-    with pytest.raises(
-        InputError, match=r"trainer.devices is 1, but torch finds 0 GPUs here; lower it, or use trainer=cpu"
-    ):
+    with pytest.raises(InputError, match=r"trainer.accelerator is gpu, but torch finds no GPU here; use trainer=cpu$"):
+        check(config)
+    config.trainer.devices = 2
+    with pytest.raises(InputError, match=r"or add trainer.accelerator=cpu for 2 processes on the CPU$"):
+        check(config)
+
+
+def test_too_few_gpus(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    config = make_config()
+    config.trainer.accelerator, config.trainer.devices = "gpu", 4
+    with pytest.raises(InputError, match=r"devices is 4, but torch finds 1 GPU here; set it to at most 1, or use"):
         check(config)
 
 

@@ -21,7 +21,7 @@ from plainres.data.sources import Source, Split
 from plainres.errors import InputError, first_line
 from plainres.files import atomically
 from plainres.models.weights import load_weights
-from plainres.runs.identity import NOT_IDENTITY
+from plainres.runs.identity import NOT_IDENTITY, identity
 from plainres.runs.provenance import weights_sha256
 from plainres.runs.record import Run
 
@@ -195,7 +195,8 @@ def load_network(run: Run | Path | str, data: Mapping[str, Any] | None = None) -
     if not run.finished:
         print(f"{run.name} is not finished; using its weights after step {saved.step}", file=sys.stderr)
     # The checkpoint replaces the initial weights, whose file may no longer exist.
-    config = replace(run.config, model={**run.config.model, "weights": None}, data=data or run.config.data)
+    model = {**run.config.model, "weights": None, "head": None}
+    config = replace(run.config, model=model, data=data or run.config.data)
     network = build_network(config)
     if config.precision == "64-true":
         network.double()
@@ -244,17 +245,48 @@ def predict(run: Run | Path | str, overrides: Sequence[str] = ()) -> Predictions
             set. data.mean and data.std replace the channel statistics of training.
 
     Raises:
-        InputError: see `load_network`, `with_overrides` and `evaluate`.
+        InputError: see `load_network`, `with_overrides` and `evaluate`; or the run's own images have changed since its
+            training.
     """
     run = run if isinstance(run, Run) else Run.read(Path(run))
     config = with_overrides(run.config, overrides)
-    statistics = None if sets_statistics(overrides) else training_statistics(run, config)
-    return evaluate(load_network(run, _located(run, config)), config, statistics)
+    network = load_network(run, _located(run, config))
+    if identity(config)["data"] == identity(run.config)["data"]:  # the run's own images, wherever they lie
+        Run(config, run.folder).check_data(source_of(config).load().sha256())
+    if sets_statistics(overrides):
+        if run.finished and "channel_mean" in run.result:
+            compare_statistics(run.name, training_statistics(run, config), config)
+        return evaluate(network, config)
+    return evaluate(network, config, training_statistics(run, config))
 
 
 def sets_statistics(overrides: Sequence[str]) -> bool:
     """Whether overrides set the channel statistics."""
     return any(override.startswith(("data.mean=", "data.std=")) for override in overrides)
+
+
+def compare_statistics(name: str, training: tuple[Tensor, Tensor], config: Config) -> None:
+    """Print a line on stderr if data.mean and data.std are not the statistics of a network's training.
+
+    Args:
+        name: name of the network.
+        training: mean and standard deviation (C,) of each channel in its training, in units of pixel values.
+        config: configuration with data.mean and data.std.
+
+    Raises:
+        InputError: a value is invalid.
+    """
+    source_of(config)
+    chosen = [config.data.get(key) for key in ("mean", "std")]
+    if None in chosen or len(chosen[0]) != len(training[0]):
+        return
+    if not all(torch.allclose(a, 255 * torch.tensor(b), rtol=1e-4) for a, b in zip(training, chosen, strict=True)):
+        mean, std = (",".join(f"{value:.4g}" for value in (each / 255).tolist()) for each in training)
+        print(
+            f"{name} was trained with data.mean=[{mean}] data.std=[{std}], but data.mean and data.std normalise images "
+            "otherwise; leave them out to normalise as in training",
+            file=sys.stderr,
+        )
 
 
 def evaluate(network: nn.Module, config: Config, statistics: tuple[Tensor, Tensor] | None = None) -> Predictions:

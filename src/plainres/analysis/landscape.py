@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,8 +35,9 @@ from plainres.analysis.measurements import (
     measure,
     read_finished,
 )
+from plainres.console import quantity
 from plainres.randomness import mix
-from plainres.reporting.figures import COLOURS
+from plainres.reporting.figures import COLOURS, legend_below, mark_below, note_below
 
 VALUES = ("loss", "error")
 POINTS = {1: 51, 2: 21}  # default number of points along each direction, by the number of directions
@@ -135,31 +137,46 @@ def _finite(text: str) -> float:
 
 
 def curves(names: Sequence[str], measurements: Sequence[Sequence[Row]]) -> Figure:
-    """Draw training loss and training error along one direction, one curve per run (Li et al. 2018, figure 3)."""
+    """Draw training loss and training error along one direction, one curve per run (Li et al. 2018, figure 3).
+
+    Losses of 0, which have no logarithm, are marked at the lower edge. NaN and infinite ones leave a gap.
+    """
     figure = Figure(figsize=(9.6, 4.1))
-    panels: Sequence[Axes] = figure.subplots(1, 2)
+    panels: Sequence[Axes] = figure.subplots(1, 2, sharex=True)
+    losses, errors = panels
+    losses.set_yscale("log")
+    errors.set_ylim(-2, 102)
+    zeros, gaps = 0, 0
+    for i, (name, rows) in enumerate(zip(names, measurements, strict=True)):
+        colour = COLOURS[i % len(COLOURS)]
+        distances, heights, percents = ([float(row[column]) for row in rows] for column in ("a", *VALUES))
+        for panel, values in ((losses, [loss or math.nan for loss in heights]), (errors, percents)):
+            panel.plot(distances, values, color=colour, linewidth=2, label=name)
+        if at_zero := [distance for distance, loss in zip(distances, heights, strict=True) if loss == 0]:
+            mark_below(losses, at_zero, color=colour, marker="o", markersize=4)
+        zeros += len(at_zero)
+        gaps += sum(not math.isfinite(loss) for loss in heights)
     for panel, value in zip(panels, VALUES, strict=True):
-        for i, (name, rows) in enumerate(zip(names, measurements, strict=True)):
-            xs, ys = ([float(row[column]) for row in rows] for column in ("a", value))
-            panel.plot(xs, ys, color=COLOURS[i % len(COLOURS)], linewidth=2, label=name)
         panel.set_xlabel("distance, in units of the filters' norms")
         panel.set_ylabel(UNITS[value])
-    panels[0].set_yscale("log")
-    panels[1].set_ylim(-2, 102)
-    handles, _ = panels[0].get_legend_handles_labels()
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(names))
+    notes = [note_below([0.0] * zeros)] if zeros else []
+    notes += [f"{quantity(gaps, 'loss', 'losses')} NaN or infinite, not drawn"] if gaps else []
+    losses.set_xlabel("\n".join([losses.get_xlabel(), *notes]))
+    legend_below(figure, errors.get_lines())
     return figure
 
 
 def surfaces(names: Sequence[str], measurements: Sequence[Sequence[Row]]) -> Figure:
     """Draw training loss (top, logarithmic colours) and training error (bottom) over two directions.
 
-    All runs share one scale. Contour lines mark errors of 10, 50 and 80 %.
+    All runs share one scale. Contour lines mark errors of 10, 50 and 80 %. Losses without a colour are white: those of
+    0, which have no logarithm, and NaN and infinite ones.
     """
     figure = Figure(figsize=(0.9 + 3.5 * len(names), 6.6))
     grid = figure.subplots(2, len(names), squeeze=False, sharex=True, sharey=True)
     losses = [loss for rows in measurements for row in rows if math.isfinite(loss := float(row["loss"])) and loss > 0]
-    shades = {"loss": {"norm": LogNorm(min(losses), max(losses))}, "error": {"vmin": 0, "vmax": 100}}
+    scale = LogNorm(min(losses, default=1.0), max(losses, default=1.0))
+    shades: dict[str, dict[str, Any]] = {"loss": {"norm": scale}, "error": {"vmin": 0, "vmax": 100}}
     for panels, value in zip(grid, VALUES, strict=True):
         mesh = None
         for panel, name, rows in zip(panels, names, measurements, strict=True):
@@ -168,6 +185,7 @@ def surfaces(names: Sequence[str], measurements: Sequence[Sequence[Row]]) -> Fig
                 column: np.array([float(row[column]) for row in rows]).reshape(len(ticks), -1).T for column in VALUES
             }
             colours = np.ma.masked_invalid(grids[value])
+            white = int((~np.isfinite(grids["loss"]) | (grids["loss"] <= 0)).sum())
             mesh = panel.pcolormesh(
                 ticks, ticks, colours, cmap="cividis", shading="nearest", rasterized=True, **shades[value]
             )
@@ -180,6 +198,8 @@ def surfaces(names: Sequence[str], measurements: Sequence[Sequence[Row]]) -> Fig
             panel.grid(visible=False)
             if value == "loss":
                 panel.set_title(name)
+                if white:
+                    panel.set_xlabel(f"white: {quantity(white, 'loss', 'losses')} of 0, NaN or infinite")
         assert mesh is not None
         figure.colorbar(mesh, ax=list(panels), label=UNITS[value])
     figure.supxlabel("first direction, in units of the filters' norms", fontsize=10)

@@ -35,13 +35,14 @@ from plainres.analysis.measurements import (
     measure,
     read_finished,
 )
+from plainres.console import quantity
 from plainres.data.sources import sample_size
 from plainres.errors import InputError
 from plainres.models.blocks import Block
 from plainres.models.networks import Stack
 from plainres.models.shortcuts import Identity
 from plainres.randomness import mix
-from plainres.reporting.figures import COLOURS, MARKERS
+from plainres.reporting.figures import COLOURS, MARKERS, legend_below
 
 VALUES = ("train_loss", "train_error", "test_loss", "test_error")
 KINDS = ("block", "delete", "swap")  # one block deleted, random blocks deleted, random pairs of blocks swapped
@@ -198,21 +199,22 @@ def write(folders: Sequence[Path], max_number: int, draws: int, seed: int, image
 
 
 def text(name: str, rows: Sequence[Row]) -> str:
-    """Format the errors of a run: of each deleted block, and means over draws of random lesions."""
+    """Format the errors of a run: of each deleted block, and means over the draws of random lesions, marked as such."""
     lines = [name, f"{'training error (%)':>56}  test error (%)"]
-    descriptions = {
-        "none": "as trained",
-        "block": "block {} deleted",
-        "delete": "blocks deleted: {}",
-        "swap": "pairs swapped: {}",
-    }
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["kind"], row["blocks" if row["kind"] == "block" else "number"]), []).append(row)
     for (kind, key), group in groups.items():
-        description = descriptions[kind].format(key) + (", changes the shape" if group[0]["shape"] else "")
+        draws = "1 draw" if len(group) == 1 else f"mean of {len(group)} draws"
+        if kind == "none":
+            description = "as trained"
+        elif kind == "block":
+            description = f"block {key} deleted" + (", changes the shape" if group[0]["shape"] else "")
+        else:
+            noun, verb = ("random block", "deleted") if kind == "delete" else ("random pair", "swapped")
+            description = f"{quantity(int(key), noun)} {verb}, {draws}"
         train, test = (mean(float(row[value]) for row in group) for value in ("train_error", "test_error"))
-        lines.append(f"  {description:<36}{train:18.2f}  {test:14.2f}")
+        lines.append(f"  {description:<42}{train:12.2f}  {test:14.2f}")
     return "\n".join(lines)
 
 
@@ -263,5 +265,5 @@ def draw(names: Sequence[str], measurements: Sequence[Sequence[Row]]) -> Figure:
         Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], label=name)
         for i, name in enumerate(names)
     ]
-    figure.legend(handles=[*runs, *styles], loc="outside lower center", ncols=len(runs) + len(styles))
+    legend_below(figure, [*runs, *styles])
     return figure

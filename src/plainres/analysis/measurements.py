@@ -8,6 +8,7 @@ an interrupted command resumes with the missing ones.
 import csv
 import multiprocessing
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -62,7 +63,7 @@ class Finished:
 
         Raises:
             InputError: the folder contains no finished run, its checkpoint is missing or does not match its result, or
-                its images cannot be read.
+                its images cannot be read, or are others than in its training.
         """
         run = Run.read_finished(folder)
         gpu = run.config.trainer.accelerator == "gpu" and torch.cuda.is_available()
@@ -70,6 +71,7 @@ class Finished:
         network = load_network(run).to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
         source = source_of(run.config)
         loaded = source.load()
+        run.check_data(loaded.sha256())
         training, test = (
             EvaluationBatches(DeviceImages(split.sample(images), source, loaded.channel_statistics, device))
             for split in (loaded.train, loaded.test)
@@ -178,7 +180,8 @@ def measure(plans: Sequence[Plan], values: Sequence[str], work: Work, images: in
             stack.enter_context(_locked(plan.finished.run))
         known = [{_key(row, values): row for row in plan.read(values)} for plan in plans]
         missing = [(i, row) for i, plan in enumerate(plans) for row in plan.rows if _key(row) not in known[i]]
-        with bar(plans[0].name, unit, sum(len(plan.rows) for plan in plans), leave=False) as progress:
+        remains = not sys.stderr.isatty()  # in a pipe, where the bar of a short command would stay at its beginning
+        with bar(plans[0].name, unit, sum(len(plan.rows) for plan in plans), leave=remains) as progress:
             progress.update(progress.total - len(missing))
             for plan, rows in zip(plans, known, strict=True):
                 with writing(plan.file):  # drops a last row that was cut off

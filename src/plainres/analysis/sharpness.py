@@ -32,7 +32,7 @@ from plainres.data.batches import EvaluationBatches
 from plainres.errors import InputError
 from plainres.files import csv_text, write_atomically
 from plainres.randomness import mix
-from plainres.reporting.figures import COLOURS, MARKERS
+from plainres.reporting.figures import COLOURS, MARKERS, legend_below
 
 
 def hessian_vector(network: nn.Module, batches: EvaluationBatches, vector: Sequence[Tensor]) -> list[Tensor]:
@@ -177,7 +177,7 @@ def _save(finished: Finished, history: Sequence[Estimate], seed: int) -> None:
 
 
 def draw(names: Sequence[str], curves: Sequence[Sequence[float]]) -> Figure:
-    """Draw the estimates of the largest eigenvalue by iteration, one curve per run."""
+    """Draw the estimates of the largest eigenvalue by iteration, one curve per run; the legend has the last ones."""
     figure = Figure(figsize=(6.4, 4.1))
     axes = figure.subplots()
     for i, (name, values) in enumerate(zip(names, curves, strict=True)):
@@ -186,5 +186,6 @@ def draw(names: Sequence[str], curves: Sequence[Sequence[float]]) -> Figure:
     axes.set_xlabel("Lanczos iterations")
     axes.set_ylabel("largest eigenvalue of the Hessian")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="lower right")
+    handles, _ = axes.get_legend_handles_labels()
+    legend_below(figure, handles)
     return figure

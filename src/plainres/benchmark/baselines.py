@@ -17,6 +17,7 @@ from plainres.config.schema import Config
 from plainres.data.batches import Batch, DeviceImages, EvaluationBatches, SampledBatch, TrainingBatches
 from plainres.data.sources import Images, Source, Split
 from plainres.errors import InputError
+from plainres.processes.forkserver import attach_to_command
 from plainres.training.classifier import full_precision
 from plainres.training.epoch_loop import Replay, StepGraph
 
@@ -148,6 +149,11 @@ def evaluate(network: nn.Module, split: DeviceImages, *, mixed: bool) -> float:
     return 100 * wrong.item() / len(split.targets)
 
 
+def _attach(worker: int) -> None:
+    """Make a DataLoader worker exit at once if the benchmark is stopped; torch's own check takes up to 5 s."""
+    attach_to_command()
+
+
 class DataLoaderBaseline:
     """DataLoader baseline: worker processes crop, mirror and normalise single images; training in eager float32.
 
@@ -170,7 +176,7 @@ class DataLoaderBaseline:
         )
         workers = min(DATALOADER_WORKERS, os.cpu_count() or 1)
         options: dict[str, Any] = {"num_workers": workers, "pin_memory": device.type == "cuda"}
-        options |= {"persistent_workers": True}
+        options |= {"persistent_workers": True, "worker_init_fn": _attach}
         train, test = (_PillowDataset(split, source, images, training) for split, training in _splits(images))
         self.batches = DataLoader(train, recipe.batch_size, shuffle=True, drop_last=True, **options)
         self.test = DataLoader(test, recipe.batch_size, **options)

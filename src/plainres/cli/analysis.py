@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-import textwrap
 from pathlib import Path
 
 from plainres.cli.arguments import Arguments, integer, positive_number
@@ -12,7 +11,7 @@ class _AnalysisArguments(Arguments):
     """Parser of the options of a command on finished runs."""
 
     def __init__(self, command: str, description: str) -> None:
-        super().__init__(command, textwrap.fill(description, 110))
+        super().__init__(command, description, example="runs/digits/identity-8-w8-s0-203321d6")
         self.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a finished run")
         self.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: 0)")
 

@@ -2,15 +2,19 @@
 
 import argparse
 import math
+import shutil
+import textwrap
 from collections.abc import Callable
 from typing import NoReturn
 
 from plainres.errors import InputError
 
+COLUMNS = 80  # of help texts; narrower in a narrower terminal
 OVERRIDES = """\
 OVERRIDES are group=option (model/shortcut=plain) or path.to.key=value (model.depth=56), as for plainres train.
 plainres list shows the groups and their options; plainres train --cfg job shows every key.
 """
+MISSING = "the following arguments are required: "  # how argparse begins its message
 
 
 class Arguments(argparse.ArgumentParser):
@@ -18,7 +22,8 @@ class Arguments(argparse.ArgumentParser):
 
     Args:
         command: name of the command.
-        description: first part of its help.
+        description: first part of its help. Paragraphs are filled; indented lines are left as they are.
+        example: its arguments in an example, for the message about missing ones.
         usage: its arguments, if argparse cannot derive them.
         overrides: explain overrides of the configuration below the options.
 
@@ -26,19 +31,32 @@ class Arguments(argparse.ArgumentParser):
         InputError: an option is invalid.
     """
 
-    def __init__(self, command: str, description: str, usage: str | None = None, *, overrides: bool = False) -> None:
+    def __init__(
+        self, command: str, description: str, *, example: str = "", usage: str | None = None, overrides: bool = False
+    ) -> None:
         super().__init__(
             f"plainres {command}",
             usage=usage and f"plainres {command} {usage}",
-            description=description,
-            epilog=OVERRIDES if overrides else None,
+            description=_filled(description),
+            epilog=_filled(OVERRIDES) if overrides else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self.example = example
 
     def error(self, message: str) -> NoReturn:
         """Raise an InputError instead of printing the usage and exiting."""
+        if message.startswith(MISSING):
+            names = message.removeprefix(MISSING).upper().replace(", ", " and ")
+            raise InputError(f"{self.prog} needs {names}, as in `{self.prog} {self.example}`")
         raise InputError(f"{message}; see {self.prog} --help")
+
+
+def _filled(text: str) -> str:
+    """Fill the paragraphs of a text; leave those that begin with a space as they are."""
+    columns = min(COLUMNS, shutil.get_terminal_size().columns)
+    paragraphs = text.strip("\n").split("\n\n")
+    return "\n\n".join(each if each.startswith(" ") else textwrap.fill(each, columns) for each in paragraphs) + "\n"
 
 
 def integer(minimum: int) -> Callable[[str], int]:

@@ -4,6 +4,7 @@ Each command imports its dependencies when it is called, so that --help does not
 """
 
 import json
+import shutil
 import sys
 import webbrowser
 from collections import Counter
@@ -20,36 +21,51 @@ if TYPE_CHECKING:
 STUDY = "folder of a study's runs, such as runs/digits"
 
 TRAIN = """\
-usage: plainres train [OVERRIDES] [-m] [--dry-run] [--cfg job] [--config-dir FOLDER]
+usage: plainres train [OVERRIDES] [-m] [--dry-run] [--cfg job]
+                      [--config-dir FOLDER]
 
-Train one network, or every run of a sweep. A run is kept in <runs>/<study>/<name>, and its name follows from its
-configuration. A finished run is not trained again. After an interruption, run the same command again to resume.
+Train one network, or every run of a sweep. A run is kept in
+<runs>/<study>/<name>, and its name follows from its configuration. A finished
+run is not trained again. After an interruption, run the same command again to
+resume.
 
   plainres train model.depth=20 model/shortcut=plain        one run
-  plainres train -m model.depth=8,20,56 seed=0,1,2          a sweep: one run for each combination
-  plainres train experiment=digits                          a study: a sweep whose values are predefined
-  plainres train experiment=digits model.depth=8,20 seed=0  a study with fewer runs
+  plainres train -m model.depth=8,20,56 seed=0,1,2          a sweep
+  plainres train experiment=digits                          a predefined sweep
+  plainres train experiment=digits model.depth=8,20 seed=0  a part of it
 
 overrides:
-  group=option         use a file of conf/, as in model/shortcut=plain; plainres list shows all of them
-  path.to.key=value    set a value, as in optim.lr=0.05; plainres train --cfg job shows all of them
+  group=option         use a file of conf/, as in model/shortcut=plain
+                       (plainres list shows all of them)
+  path.to.key=value    set a value, as in optim.lr=0.05
+                       (plainres train --cfg job shows all of them)
 
 common overrides:
-  model.depth=20 model.width=16 model/shortcut=identity     the network
-  data=cifar10 optim=he2015 optim.epochs=10 optim.lr=0.1    the data set and the training recipe
-  trainer=gpu precision=bf16-mixed                          the hardware
-  study=NAME runs=FOLDER logger=wandb                       the record of the runs
-  sweep.retry_failed=true                                   train failed runs again
+  model.depth=20 model.width=16 model/shortcut=identity   the network
+  data=cifar10 optim=he2015 optim.epochs=10 optim.lr=0.1  data and recipe
+  trainer=gpu precision=bf16-mixed                        the hardware
+  study=NAME runs=FOLDER logger=wandb                     the record of the runs
+  sweep.retry_failed=true                                 retry failed runs
 
 options:
-  -m, --multirun       train every combination of comma-separated values; an experiment implies it
+  -m, --multirun       train every combination of comma-separated values; an
+                       experiment implies it
   --dry-run            list the runs and their states, train nothing
   --cfg job            print the configuration, train nothing
-  --info defaults      print the files of conf/ that the configuration is composed of
-  --config-dir FOLDER  add the options in a folder of your own, which is laid out like conf/
+  --info defaults      print the files of conf/ that make up the configuration
+  --config-dir FOLDER  add the options in a folder of your own, laid out like
+                       conf/
   --hydra-help         print Hydra's own options
   --debug              print the traceback of an error
   -h, --help           print this help
+"""
+
+STATUS = """\
+Show the state and progress of the runs of a study, or how many runs of each study are in each state. A run is finished,
+running, interrupted, failed, missing, or waiting for a sweep that is in progress.
+
+  plainres status runs/digits --watch
+  plainres status runs
 """
 
 LIST = """\
@@ -85,14 +101,17 @@ the folder of the (first) study, as report/.
 """
 
 EVAL = """\
-Evaluate a run, given by its folder, on its own test set or, with data=..., on another. Or evaluate a file of weights
-(.pth, .th, .safetensors), whose network the overrides describe.
+Evaluate a run, given by its folder, on its own test set or, with data=..., on another. Or evaluate a file of weights,
+safetensors or of torch.save. A file of plainres export records its network; the overrides describe that of any other.
 
   plainres eval runs/default/identity-20-w16-s0-a1b2c3d4
-  plainres eval resnet50.pth model=imagenet model.depth=50 model/block=bottleneck data=imagenet
+  plainres eval exported.safetensors
+  plainres eval resnet50.pth data=imagenet \\
+    model=imagenet model.depth=50 model/block=bottleneck
 
 Images are normalised by the channel statistics of the network's training, which a run and an exported file record.
-For any other file they are data.mean and data.std, by default those of the data's own training images.
+Those of akamaster's files are known. For any other file they are data.mean and data.std, by default those of the data's
+own training images.
 
 Prints the loss, the error and the error of each class. Writes a Parquet file with one row for each image: target,
 prediction, loss and logits. It goes into the folder of the run, or for a file of weights into the current folder.
@@ -185,8 +204,8 @@ def list_options(arguments: list[str]) -> int:
 
 def status(arguments: list[str]) -> int:
     """Show the progress of the runs of a study."""
-    parser = Arguments("status", "Show the state and progress of the runs of a study.")
-    parser.add_argument("folder", type=Path, help=STUDY)
+    parser = Arguments("status", STATUS, example="runs/digits")
+    parser.add_argument("folder", type=Path, help=f"{STUDY}, or of all studies, such as runs")
     parser.add_argument(
         "--watch",
         action="store_true",
@@ -201,7 +220,7 @@ def status(arguments: list[str]) -> int:
 
 def report(arguments: list[str]) -> int:
     """Compare the finished runs of one or more studies."""
-    parser = Arguments("report", REPORT)
+    parser = Arguments("report", REPORT, example="runs/digits")
     parser.add_argument("folders", type=Path, nargs="+", metavar="folder", help=STUDY)
     modes = ("offline", "online")
     parser.add_argument("--format", choices=("markdown", "latex"), help="print only the table, in this format")
@@ -228,7 +247,8 @@ def report(arguments: list[str]) -> int:
     if options.format:
         print(FORMATS[options.format](read_study(*options.folders).families))
         return 0
-    print(write_report(*options.folders, title=options.title, width=options.width))
+    columns = shutil.get_terminal_size().columns  # 80 if the output is piped
+    print(write_report(*options.folders, title=options.title, width=options.width, columns=columns))
     page = read_study(*options.folders).home / REPORTED / "index.html"
     if options.open and not webbrowser.open(page.resolve().as_uri()):
         print(f"there is no browser to open {page} with", file=sys.stderr)
@@ -241,7 +261,9 @@ def report(arguments: list[str]) -> int:
 
 def wandb_sync(arguments: list[str]) -> int:
     """Upload to W&B what was logged offline, or while W&B could not be reached."""
-    parser = Arguments("wandb-sync", "Upload to W&B what was logged offline, or while W&B could not be reached.")
+    parser = Arguments(
+        "wandb-sync", "Upload to W&B what was logged offline, or while W&B could not be reached.", example="runs/digits"
+    )
     parser.add_argument("folder", type=Path, help="folder of a run, of a study, or of all runs")
     parser.add_argument(
         "--timeout",
@@ -264,7 +286,7 @@ def wandb_sync(arguments: list[str]) -> int:
 
 def describe(arguments: list[str]) -> int:
     """Show networks layer by layer."""
-    parser = Arguments("describe", DESCRIBE, "[OVERRIDES] [--json]", overrides=True)
+    parser = Arguments("describe", DESCRIBE, usage="[OVERRIDES] [--json]", overrides=True)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options, overrides = parser.parse_known_args(arguments)
     from dataclasses import asdict
@@ -295,7 +317,7 @@ def describe(arguments: list[str]) -> int:
 
 def bench(arguments: list[str]) -> int:
     """Measure how fast this machine trains."""
-    parser = Arguments("bench", BENCH, "[OVERRIDES] [--rounds N] [--seconds S] [--json]", overrides=True)
+    parser = Arguments("bench", BENCH, usage="[OVERRIDES] [--rounds N] [--seconds S] [--json]", overrides=True)
     parser.add_argument(
         "--rounds", type=integer(1), default=5, metavar="N", help="timing windows of each contender (default: 5)"
     )
@@ -328,14 +350,13 @@ def bench(arguments: list[str]) -> int:
 
 def eval_(arguments: list[str]) -> int:
     """Evaluate a trained network on a test set."""
-    parser = Arguments("eval", EVAL, "RUN|WEIGHTS [OVERRIDES]", overrides=True)
+    parser = Arguments("eval", EVAL, usage="RUN|WEIGHTS [OVERRIDES]", overrides=True)
     parser.add_argument("target", type=Path, nargs="?", metavar="RUN|WEIGHTS", help="folder of a run, or weights file")
     options, overrides = parser.parse_known_args(arguments)
     if options.target is None or "=" in str(options.target).partition("/")[0]:
         raise InputError("plainres eval needs the folder of a run or a file of weights first; see plainres eval --help")
-    from plainres.analysis.evaluation import compose_one, evaluate, predict, sets_statistics, with_overrides
-    from plainres.config.instantiate import build_network, check
-    from plainres.models.weights import statistics_in
+    from plainres.analysis.evaluation import predict, with_overrides
+    from plainres.analysis.exchange import predict_with_file
     from plainres.runs.record import Run
 
     target: Path = options.target
@@ -346,25 +367,14 @@ def eval_(arguments: list[str]) -> int:
         config, name, prefix = with_overrides(run.config, overrides), run.name, f"{target}/"
         predictions = predict(run, overrides)
     else:
-        config = compose_one(overrides)
-        config.model["weights"] = str(target)
-        check(config)
+        config, predictions = predict_with_file(target, overrides)
         name, prefix = target.stem, f"{target.stem}-"
-        statistics = None if sets_statistics(overrides) else statistics_in(target)
-        if statistics is None and config.data.get("mean") is None:
-            hint = "; data.mean and data.std set others" if "mean" in config.data else ""
-            print(
-                f"{target} does not record the channel means and deviations of its training; those of the training "
-                f"images of {config.options['data']} normalise images{hint}",
-                file=sys.stderr,
-            )
-        predictions = evaluate(build_network(config), config, statistics)
     data = config.options["data"]
     file = Path(f"{prefix}predictions-{data}.parquet")
     predictions.save(file)
     print(f"{name} on the test set of {data}")
     print(predictions)
-    print(f"\n{file}")
+    print(f"\npredictions of each image: {file}")
     return 0
 
 
@@ -372,7 +382,9 @@ def export(arguments: list[str]) -> int:
     """Write the weights of a run as safetensors."""
     parser = Arguments(
         "export",
-        "Write the weights of a run as safetensors. The names are torchvision's if the network is one of its ResNets.",
+        "Write the weights of a run as safetensors, with its configuration and its channel statistics. The names are "
+        "torchvision's if the network is one of its ResNets.",
+        example="runs/digits/identity-8-w8-s0-203321d6 weights.safetensors",
     )
     parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument("file", type=Path, help="file to write, NAME.safetensors")
@@ -382,9 +394,9 @@ def export(arguments: list[str]) -> int:
     from plainres.runs.record import Run
 
     run = Run.read(options.run)
-    from plainres.analysis.evaluation import load_network, training_statistics
-    from plainres.models.weights import save_weights
+    from plainres.analysis.exchange import export
 
-    names = save_weights(load_network(run), run.config.model, training_statistics(run, run.config), options.file)
-    print(f"{options.file}: in {names} names")
+    names = export(run, options.file)
+    print(f"wrote {options.file}: the weights of {run.name} under {names} names; its configuration is in the metadata")
+    print(f"evaluate it: plainres eval {options.file}")
     return 0

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 DATA = """\
 Manage the decoded copies of data sets.
 
-  plainres data list                        name, data set, images, size and last use of each copy
-  plainres data check                       compare every file with its digest
-  plainres data remove NAME ...             remove copies by name; a run that needs one decodes it again
-  plainres data remove --unfinished         remove what interrupted processes left behind
-  plainres data remove --older DAYS         remove copies that have not been used for a number of days
+  plainres data list                   name, data set, images, size, last use
+  plainres data check                  compare every file with its digest
+  plainres data remove NAME ...        remove copies by name
+  plainres data remove --unfinished    remove unfinished and unusable copies
+  plainres data remove --older DAYS    remove copies not used for DAYS days
+
+A run that needs a copy which was removed decodes the images again.
 
 Copies are in ~/.cache/plainres, PLAINRES_CACHE or --cache.
 """
@@ -28,11 +30,13 @@ Copies are in ~/.cache/plainres, PLAINRES_CACHE or --cache.
 
 def data(arguments: list[str]) -> int:
     """List, check or remove decoded copies."""
-    parser = Arguments("data", DATA, "list|check|remove [NAME ...] [options]")
+    parser = Arguments("data", DATA, example="list", usage="list|check|remove [NAME ...] [options]")
     parser.add_argument("action", choices=("list", "check", "remove"), help="what to do")
     parser.add_argument("names", nargs="*", metavar="NAME", help="copies to check or remove (check: default all)")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="folder of the copies")
-    parser.add_argument("--unfinished", action="store_true", help="remove unfinished and damaged copies")
+    parser.add_argument(
+        "--unfinished", action="store_true", help="remove copies that are unfinished, damaged or of an earlier version"
+    )
     parser.add_argument("--older", type=positive_number, metavar="DAYS", help="remove copies not used for DAYS days")
     options = parser.parse_args(arguments)
     cache = (options.cache or Path(os.environ.get("PLAINRES_CACHE", "~/.cache/plainres"))).expanduser()

@@ -4,10 +4,13 @@ import difflib
 import os
 import re
 import select
+import shlex
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
+from types import FrameType
 from typing import TextIO
 
 from plainres import __version__
@@ -15,26 +18,29 @@ from plainres.cli import analysis, commands, data
 from plainres.errors import InputError, RunFailedError, StoppedError
 
 HELP = """\
-plainres trains deep networks that differ only in their shortcut connections, and compares them.
+plainres trains deep networks that differ only in their shortcut connections,
+and compares them.
 
-  plainres train [OVERRIDES]        train one network, or every run of a sweep or a study
-  plainres list [GROUP]             list experiments, shortcuts and the other options of the configuration
-  plainres status FOLDER            show the progress of a study's runs; --watch refreshes it
-  plainres report FOLDER ...        compare finished runs: table, verdicts, figures, HTML page, LaTeX, W&B
-  plainres describe [OVERRIDES]     show a network layer by layer: shapes, parameters, multiply-adds
-  plainres bench [OVERRIDES]        measure images/s on this machine, and estimate the time of a study
-  plainres eval RUN|WEIGHTS         evaluate a trained network: loss, error, error of each class, predictions
-  plainres export RUN FILE          write a run's weights as safetensors
-  plainres lesion RUN ...           measure errors without some blocks, or with blocks swapped
-  plainres landscape RUN ...        measure the training loss along one or two random directions
-  plainres sharpness RUN ...        measure the top eigenvalue of the Hessian
-  plainres wandb-sync FOLDER        upload to W&B what was logged offline
-  plainres data list|check|remove   manage the decoded copies of data sets
+  plainres train [OVERRIDES]     train one network, or every run of a sweep
+  plainres list [GROUP]          list experiments, shortcuts and other options
+  plainres status FOLDER         show the progress of runs; --watch refreshes it
+  plainres report FOLDER ...     compare finished runs: table, verdicts, figures
+  plainres describe [OVERRIDES]  show the layers of a network, and its size
+  plainres bench [OVERRIDES]     measure images/s, estimate the time of a study
+  plainres eval RUN|WEIGHTS      evaluate a trained network
+  plainres export RUN FILE       write a run's weights as safetensors
+  plainres lesion RUN ...        measure errors without some blocks
+  plainres landscape RUN ...     measure the loss along random directions
+  plainres sharpness RUN ...     measure the top eigenvalue of the Hessian
+  plainres wandb-sync FOLDER     upload to W&B what was logged offline
+  plainres data ACTION           manage the decoded copies of data sets
 
   plainres train experiment=digits && plainres report runs/digits
 
-plainres COMMAND --help explains a command. --version prints the version, --debug the traceback of an error.
-OVERRIDES are group=option or path.to.key=value, as in model/shortcut=plain model.depth=56.
+plainres COMMAND --help explains a command. --version prints the version,
+--debug the traceback of an error.
+OVERRIDES are group=option or path.to.key=value, as in model/shortcut=plain
+model.depth=56.
 Tab completion: eval "$(plainres train -sc install=bash)"
 """
 
@@ -54,7 +60,7 @@ COMMANDS = {
     "data": data.data,
 }
 WITHOUT_OVERRIDES = ("list", "status", "report", "wandb-sync", "data", "export", "lesion", "landscape", "sharpness")
-RESUMABLE = ("train", "lesion", "landscape", "wandb-sync")
+RESUMABLE = ("lesion", "landscape", "wandb-sync")
 MEANT = {  # names that other tools give to a command
     **dict.fromkeys(("run", "fit", "sweep"), "train"),
     **dict.fromkeys(("plot", "figures", "compare", "table"), "report"),
@@ -63,6 +69,7 @@ MEANT = {  # names that other tools give to a command
     **dict.fromkeys(("ls", "options", "experiments", "shortcuts"), "list"),
     **dict.fromkeys(("summary", "info", "show"), "describe"),
     **dict.fromkeys(("sync", "wandb"), "wandb-sync"),
+    **dict.fromkeys(("cache", "copies"), "data"),
 }
 
 
@@ -73,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     of the output closed it.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if threading.current_thread() is threading.main_thread():  # Python installs handlers from it only
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         code = _run(given)
         sys.stdout.flush()
@@ -93,9 +102,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InputError, RunFailedError, OSError) as error:
         return _report(error, given)
     except KeyboardInterrupt:
+        from plainres.processes.signals import BEFORE_START
+
         resumes = "; run the same command again to resume" if given[:1] and given[0] in RESUMABLE else ""
-        print(f"plainres: stopped{resumes}", file=sys.stderr)
+        # `train` handles signals itself from the moment it begins to compose its runs
+        print(f"plainres: {BEFORE_START if given[:1] == ['train'] else f'stopped{resumes}'}", file=sys.stderr)
         return 130
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """Stop a command cleanly, with its child processes. Training installs handlers of its own, which save first."""
+    raise StoppedError("stopped", number)
 
 
 def _run(given: Sequence[str]) -> int:
@@ -116,18 +133,20 @@ def _run(given: Sequence[str]) -> int:
     if command in ("-sc", "--shell-completion"):  # the shell asks so for completions of any command
         return _complete([command, *rest])
     if command not in COMMANDS:
-        raise InputError(f"there is no command {command!r}; {_advice(command)}")
+        raise InputError(f"there is no command {command!r}; {_advice(command, rest)}")
     return COMMANDS[command](rest)
 
 
-def _advice(command: str) -> str:
-    """Say what to run instead of a command that does not exist."""
+def _advice(command: str, rest: Sequence[str]) -> str:
+    """Say what to run instead of a command that does not exist, with the arguments that follow it."""
     if command == "resume":
         return "to resume, run the same plainres train command again"
     if "=" in command or command == "-m":
-        return f"did you mean plainres train {command}?"
+        return f"did you mean `{shlex.join(['plainres', 'train', command, *rest])}`?"
     close = [MEANT[command]] if command in MEANT else difflib.get_close_matches(command, COMMANDS, n=1)
-    return f"did you mean plainres {close[0]}?" if close else f"the commands are {', '.join(COMMANDS)}"
+    if not close:
+        return f"the commands are {', '.join(COMMANDS)}"
+    return f"did you mean `{shlex.join(['plainres', close[0], *rest])}`?"
 
 
 def _report(error: Exception, given: Sequence[str]) -> int:

@@ -27,7 +27,7 @@ from yaml import MarkedYAMLError
 
 from plainres.config.options import Options
 from plainres.config.schema import Config, in_words
-from plainres.config.suggestions import keys_of, suggestion
+from plainres.config.suggestions import keys_of, similar_options, suggestion
 from plainres.console import bar
 from plainres.errors import InputError, first_line
 
@@ -282,9 +282,12 @@ def _one_line(error: Exception, arguments: Sequence[str], options: Options) -> s
                 f"{group}={option}: there is no such launcher; there are {', '.join(error.options)}; others come with "
                 "their plugins, slurm with pip install 'plainres[slurm]'"
             )
-        return f"{group}={option}: there is no such option; there are {', '.join(error.options)}"
+        close = similar_options(option, error.options)
+        guess = f"did you mean {' or '.join(f'{group}={name}' for name in close)}? There" if close else "there"
+        return f"{group}={option}: there is no such option; {guess} are {', '.join(error.options)}"
     if "Ambiguous value" in str(error):
-        return f"{str(error).splitlines()[0]}: to train each of several values, add -m"
+        override = str(error).splitlines()[0].partition("'")[2].rpartition("'")[0]
+        return f"{override} lists several values: add -m for a run with each of them, or give one value"
     cause = error.__cause__
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
         key = str(cause.full_key)

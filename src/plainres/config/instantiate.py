@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 from torch import Generator, nn
 
 from plainres.config.schema import MODEL_DEFAULTS, Config, in_words
+from plainres.console import quantity
 from plainres.data.sources import Source
 from plainres.errors import InputError, first_line
 from plainres.models.initialisation import Scheme
@@ -85,10 +86,17 @@ def check_devices(config: Config) -> None:
             f"trainer.compile=true needs a C++ compiler on the CPU, but there is no {compiler}; "
             "install one, name it in the environment variable CXX, or set trainer.compile=false"
         )
-    if trainer.accelerator == "gpu" and torch.cuda.device_count() < trainer.devices:
+    gpus = torch.cuda.device_count()
+    if trainer.accelerator == "gpu" and gpus < trainer.devices:
+        if gpus:
+            raise InputError(
+                f"trainer.devices is {trainer.devices}, but torch finds {quantity(gpus, 'GPU')} here; "
+                f"set it to at most {gpus}, or use trainer=cpu"
+            )
+        parallel = f", or add trainer.accelerator=cpu for {trainer.devices} processes on the CPU"
         raise InputError(
-            f"trainer.devices is {trainer.devices}, but torch finds {torch.cuda.device_count()} GPUs here; "
-            "lower it, or use trainer=cpu"
+            "trainer.accelerator is gpu, but torch finds no GPU here; use trainer=cpu"
+            f"{parallel if trainer.devices > 1 else ''}"
         )
 
 
@@ -116,8 +124,8 @@ def check(config: Config, *, devices: bool = True) -> None:
             raise InputError(f"model fails on images of shape {list(source.shape)}: {reason}") from error
         _scheme(config)(network, Generator())  # draws nothing on the meta device, but rejects unsuitable networks
     check_probes(probes, network)
-    if file := config.model.get("weights"):
-        weights_for(network, Path(file))
+    if file := _initial_weights(config):
+        weights_for(network, file, new_head=config.model.get("head") is not None)
     if logits.shape != (2, source.classes):
         raise InputError(
             f"model returns an output of shape {list(logits.shape[1:])} for an image; "
@@ -148,9 +156,25 @@ def network_of(config: Config, source: Source) -> nn.Module:
         network = architecture_of(config, source)
     _scheme(config)(network, Generator().manual_seed(mix("backbone", config.seed)))
     seed_noise(network, config.seed)
-    if file := config.model.get("weights"):
-        load_weights(network, Path(file))
+    if file := _initial_weights(config):
+        load_weights(network, file, new_head=config.model.get("head") is not None)
     return network
+
+
+def _initial_weights(config: Config) -> Path | None:
+    """Return the file of the initial weights, None if they are drawn.
+
+    Raises:
+        InputError: model.head has an invalid value, or is set without a file.
+    """
+    file, head = config.model.get("weights"), config.model.get("head")
+    if head not in (None, "new"):
+        raise InputError(f"model.head is {head!r}; it must be null, or new for weights without their head")
+    if head and not file:
+        raise InputError(
+            "model.head=new takes the weights of a file without their head; set model.weights=FILE as well"
+        )
+    return Path(file) if file else None
 
 
 def _scheme(config: Config) -> Scheme:

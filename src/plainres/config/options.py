@@ -1,6 +1,5 @@
 """Groups and options of conf/ and of a user's own --config-dir, for `plainres list` and for error messages."""
 
-import difflib
 from collections.abc import Iterator
 from functools import cached_property
 from importlib.resources import files
@@ -10,6 +9,7 @@ from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.utils import create_config_search_path
 from hydra.core.object_type import ObjectType
 
+from plainres.config.suggestions import similar_names
 from plainres.console import aligned
 from plainres.errors import InputError
 
@@ -66,9 +66,14 @@ class Options:
         """
         groups = list(self.groups())
         if group is not None and group not in groups:
-            close = difflib.get_close_matches(group, groups, n=1)
-            guess = f"; did you mean {close[0]}?" if close else f"; the groups are {', '.join(groups)}"
-            raise InputError(f"there is no group {group!r}{guess}")
+            close = [f"`plainres list {name}`" for name in similar_names(group, [], groups)]
+            advice = (
+                f"did you mean {' or '.join(close)}?"
+                if close
+                else f"the groups are {', '.join(groups)}; list one with its whole name, as in "
+                "`plainres list model/shortcut`"
+            )
+            raise InputError(f"there is no group {group!r}; {advice}")
         blocks = []
         for name in [group] if group else groups:
             rows = [(option, self.header(name, option)) for option in self.of(name)]

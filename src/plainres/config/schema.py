@@ -20,6 +20,7 @@ AUTO = "auto"
 MODEL_DEFAULTS: dict[str, Any] = {
     "init": {"_target_": "plainres.models.he_fan_out", "_partial_": True},
     "weights": None,
+    "head": None,
 }
 WORDS = {
     int: "an integer",

@@ -1,4 +1,4 @@
-"""Suggestions for overrides that name no key and no group of the configuration."""
+"""Suggestions for overrides that name no key, no group or no option of the configuration."""
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,12 +29,30 @@ def _paths(node: Mapping[Any, Any], parent: str = "") -> Iterator[str]:
 def suggestion(key: str, value: str | None, keys: Sequence[str], groups: Sequence[str]) -> str:
     """Return "; did you mean optim.lr=0.1?" for the key `lr`, or "" if nothing resembles it.
 
+    Args:
+        key: dotted path or group that does not exist.
+        value: its value; None leaves it out of the suggestion.
+        keys: dotted paths of the configuration.
+        groups: groups of options.
+    """
+    suffix = "" if value is None else f"={value}"
+    names = similar_names(key, keys, groups)
+    return f"; did you mean {' or '.join(f'{name}{suffix}' for name in names)}?" if names else ""
+
+
+def similar_options(name: str, options: Sequence[str]) -> list[str]:
+    """Return the options of a group that a misspelt one may have meant, the most similar first."""
+    return difflib.get_close_matches(name, options, n=SHOWN, cutoff=CUTOFF)
+
+
+def similar_names(key: str, keys: Sequence[str], groups: Sequence[str]) -> list[str]:
+    """Return the keys and groups that a misspelt key may have meant, at most SHOWN.
+
     A group is preferred to a key, as `model/shortcut` to `model.shortcut`, and the only candidate if the key has a
     slash. Equal last parts are preferred to similar ones, and keys of the same parent to keys elsewhere.
 
     Args:
         key: dotted path or group that does not exist.
-        value: its value; None leaves it out of the suggestion.
         keys: dotted paths of the configuration.
         groups: groups of options.
     """
@@ -47,10 +65,7 @@ def suggestion(key: str, value: str | None, keys: Sequence[str], groups: Sequenc
         or _similar(last, siblings, 0.6)
         or _similar(last, [*groups, *keys], CUTOFF)
     )
-    if not names:
-        return ""
-    suffix = "" if value is None else f"={value}"
-    return f"; did you mean {' or '.join(f'{name}{suffix}' for name in names[:SHOWN])}?"
+    return names[:SHOWN]
 
 
 def _last(path: str) -> str:

@@ -31,7 +31,9 @@ class ImageBatches(pl.LightningDataModule):
         device = self.trainer.strategy.root_device
         statistics = self.images.channel_statistics
         self.training = DeviceImages(self.images.train, self.source, statistics, device)
-        self.test = DeviceImages(self.images.test, self.source, statistics, device)
+        self.evaluated = {
+            name: DeviceImages(split, self.source, statistics, device) for name, split in self.images.evaluated.items()
+        }
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         """Materialize a sampled training batch, and return other batches unchanged."""
@@ -62,9 +64,14 @@ class ImageBatches(pl.LightningDataModule):
             world_size=trainer.world_size,
         )
 
-    def val_dataloader(self) -> EvaluationBatches:
-        """Return the batches of the test set."""
-        return self._evaluation(self.test)
+    @property
+    def test(self) -> DeviceImages:
+        """Images of the test set."""
+        return self.evaluated["test"]
+
+    def val_dataloader(self) -> list[EvaluationBatches]:
+        """Return the batches of the test set, and of the validation set if there is one."""
+        return [self._evaluation(pixels) for pixels in self.evaluated.values()]
 
     def evaluation_of_training_set(self) -> EvaluationBatches:
         """Return the batches of the whole training set, without augmentation."""

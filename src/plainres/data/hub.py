@@ -46,6 +46,7 @@ class HubImages:
             this may also be a name on the Hub.
         train_per_class: number of training images per class (default: all).
         test_per_class: number of test images per class (default: all).
+        validation_per_class: number of these training images of each class to hold out for validation (default: none).
         mean: channel means (C,) for normalisation, as fractions of 255 (default: those of the training images).
         std: channel standard deviations (C,) for normalisation, as fractions of 255 (default: as `mean`).
         stored: length in pixels to which the shorter side of each image is resized. Images may then have any size. If
@@ -80,6 +81,7 @@ class HubImages:
     test_share: float | None = None
     subset: str | None = None
     damaged: str = "refuse"
+    validation_per_class: int | None = None
     _given: tuple[int | None, Sequence[int] | None] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -93,7 +95,12 @@ class HubImages:
             raise InputError("only one of data.mean and data.std is set; set both or neither")
         self._find_missing()
         assert self.shape is not None
-        check_options(self, train_per_class=self.train_per_class, test_per_class=self.test_per_class)
+        check_options(
+            self,
+            train_per_class=self.train_per_class,
+            test_per_class=self.test_per_class,
+            validation_per_class=self.validation_per_class,
+        )
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != self.shape[0]:
                 raise InputError(
@@ -118,14 +125,15 @@ class HubImages:
         train, test = (Split(*copy.tensors(split, contents)) for split in ("train", "test"))
         train = Split(train.images, train.targets, contents.histogram_tensor)
         whole = self.train_per_class is None and self.test_per_class is None
-        return Images(
+        images = Images(
             train.first_per_class(self.train_per_class),
             test.first_per_class(self.test_per_class),
-            self.mean,
-            self.std,
+            mean=self.mean,
+            std=self.std,
             classes=contents.class_names,
             digest=contents.data_sha256 if whole else None,
         )
+        return images.with_validation(self.validation_per_class)
 
     def prepare(self) -> None:
         """Download and decode the data set unless there is an intact decoded copy.

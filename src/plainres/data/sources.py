@@ -6,7 +6,7 @@ tensors. Sources that download or decode images cache a decoded copy on disk, wh
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
@@ -45,15 +45,38 @@ class Split:
             if size < count:
                 raise InputError(f"class {target} has only {size} images, but {count} per class were requested")
             keep.append(torch.nonzero(self.targets == target).flatten()[:count])
-        index = torch.cat(keep).sort().values
+        return self[torch.cat(keep).sort().values]
+
+    def __getitem__(self, index: Tensor) -> "Split":
+        """Select the images at `index` (n,)."""
         return Split(self.images[index], self.targets[index])
+
+    def hold_out(self, per_class: int) -> tuple["Split", "Split"]:
+        """Split off `per_class` random images of each class, and return the remaining images and those.
+
+        Both keep the original order. The images are a function of the targets and of `per_class` only, so they are the
+        same for all runs on a data set.
+
+        Raises:
+            InputError: a class has `per_class` images or fewer, so that none would remain.
+        """
+        sizes = torch.bincount(self.targets)
+        if (smallest := int(sizes.min())) <= per_class:
+            raise InputError(
+                f"data.validation_per_class is {per_class}, but class {int(sizes.argmin())} has only {smallest} "
+                f"training images; set it to less than {smallest}"
+            )
+        shuffled = torch.randperm(len(self), generator=Generator().manual_seed(mix("validation")))
+        held_out = torch.zeros(len(self), dtype=torch.bool)
+        for target in range(len(sizes)):
+            held_out[shuffled[self.targets[shuffled] == target][:per_class]] = True
+        return self[~held_out], self[held_out]
 
     def sample(self, count: int | None) -> "Split":
         """Select the images of `stratified`, in their original order. None selects all images."""
         if count is None or count >= len(self):
             return self
-        index = stratified(self.targets, count)
-        return Split(self.images[index], self.targets[index])
+        return self[stratified(self.targets, count)]
 
 
 def stratified(targets: Tensor, count: int) -> Tensor:
@@ -89,10 +112,28 @@ class Images:
 
     train: Split
     test: Split
+    validation: Split | None = None  # training images that were held out
     mean: Sequence[float] | None = None  # None: computed from the training images
     std: Sequence[float] | None = None  # None: computed from the training images
     classes: Sequence[str] | None = None  # names of the classes; None: they have numbers only
     digest: str | None = None  # of exactly these images and targets; None: computed by `sha256`
+
+    @property
+    def evaluated(self) -> dict[str, Split]:
+        """Splits that are evaluated after each epoch: test, and validation if there is one."""
+        held_out = {} if self.validation is None else {"validation": self.validation}
+        return {"test": self.test, **held_out}
+
+    def with_validation(self, per_class: int | None) -> "Images":
+        """Hold out `per_class` training images of each class for validation. None holds out none.
+
+        Raises:
+            InputError: as `Split.hold_out`.
+        """
+        if per_class is None:
+            return self
+        train, validation = self.train.hold_out(per_class)
+        return replace(self, train=train, validation=validation, digest=None)
 
     @cached_property
     def channel_statistics(self) -> tuple[Tensor, Tensor]:
@@ -128,7 +169,7 @@ class Images:
         if self.digest is not None:
             return self.digest
         digest = hashlib.sha256()
-        for split in (self.train, self.test):
+        for split in filter(None, (self.train, self.test, self.validation)):
             for array in (split.images, split.targets):
                 digest.update(str(tuple(array.shape)).encode())
                 digest.update(array.contiguous().numpy().data)
@@ -193,13 +234,14 @@ class Digits:
 
     pad: int
     flip: bool
+    validation_per_class: int | None = None
 
     shape: ClassVar = (1, 8, 8)
     classes: ClassVar = 10
     train_images: ClassVar = 1500
 
     def __post_init__(self) -> None:
-        check_options(self)
+        check_options(self, validation_per_class=self.validation_per_class)
 
     def prepare(self) -> None:
         """Do nothing, since the images are part of scikit-learn."""
@@ -213,7 +255,8 @@ class Digits:
         targets = torch.from_numpy(bunch.target.astype(np.int64))
         order = torch.randperm(len(targets), generator=Generator().manual_seed(0))
         train, test = order[: self.train_images], order[self.train_images :]
-        return Images(Split(images[train], targets[train]), Split(images[test], targets[test]))
+        images_of = Split(images, targets)
+        return Images(images_of[train], images_of[test]).with_validation(self.validation_per_class)
 
 
 @dataclass(frozen=True)
@@ -226,9 +269,10 @@ class Synthetic:
     test: int
     pad: int
     flip: bool
+    validation_per_class: int | None = None
 
     def __post_init__(self) -> None:
-        check_options(self, train=self.train, test=self.test)
+        check_options(self, train=self.train, test=self.test, validation_per_class=self.validation_per_class)
 
     def prepare(self) -> None:
         """Do nothing, since the images are generated by `load`."""
@@ -242,4 +286,4 @@ class Synthetic:
             images = torch.randint(256, (count, height, width, channels), generator=generator, dtype=torch.uint8)
             return Split(images, torch.randint(self.classes, (count,), generator=generator))
 
-        return Images(draw(self.train), draw(self.test))
+        return Images(draw(self.train), draw(self.test)).with_validation(self.validation_per_class)

@@ -21,6 +21,7 @@ from plainres.config.schema import Config
 from plainres.console import say
 from plainres.errors import InputError, LockedError, RunFailedError, StoppedError
 from plainres.launch.hints import hints
+from plainres.launch.preflight import check_data
 from plainres.processes.signals import StopSignals
 from plainres.processes.world import World
 from plainres.runs.record import Run
@@ -47,6 +48,7 @@ def train(run: Run | Config) -> Run:
     """
     run = run if isinstance(run, Run) else Run.of(run)
     if run.finished and run.result:
+        check_data([run])
         return run
     if (reason := run.failure) and not run.config.sweep.retry_failed:
         raise RunFailedError(f"{run.folder} has failed: {reason}; set sweep.retry_failed=true to retry it")
@@ -82,6 +84,7 @@ def launch(run: Run) -> None:
         from plainres.config.instantiate import source_of
 
         source_of(run.config).prepare()  # here rather than in every worker
+        check_data([run])
         run.prepare()
         train_in_processes(run)
 
@@ -98,7 +101,7 @@ def train_in_processes(run: Run) -> None:
     """
     environment = {k: v for k, v in os.environ.items() if k not in STALE and not k.startswith(STALE_PREFIXES)}
     environment["OMP_NUM_THREADS"] = str(run.config.trainer.threads)
-    with tempfile.TemporaryDirectory() as scratch, StopSignals() as signals:
+    with tempfile.TemporaryDirectory() as scratch, StopSignals(started=True) as signals:
         outcome = Path(scratch) / "outcome.json"
         command = [sys.executable, "-m", "plainres.launch.agent", str(run.folder), str(outcome)]
         # the agent exits when its standard input closes, also if this process is killed; in its own session it does

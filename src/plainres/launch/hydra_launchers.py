@@ -19,11 +19,13 @@ from plainres.config.instantiate import check
 from plainres.console import quantity, say
 from plainres.errors import LockedError, StoppedError, first_line
 from plainres.launch.active import mark_active
+from plainres.launch.hints import hints
 from plainres.launch.messages import print_outcome, print_summary, report_upload_problem
-from plainres.launch.preflight import check_priority, urgency
+from plainres.launch.preflight import check_data, check_priority, urgency
 from plainres.launch.sweep import select_runs, train_quietly
+from plainres.processes.signals import StopSignals
 from plainres.processes.world import requeue
-from plainres.runs.record import Run
+from plainres.runs.record import Run, data_of
 
 POLL_SECONDS = 0.5  # between two polls of the folders of the runs
 EXITED_EARLY = "its job exited early: cancelled, killed or out of memory; run the same command again to resume"
@@ -39,19 +41,25 @@ def sweep_with(jobs: Jobs) -> int:
     Raises:
         InputError: a configuration is invalid, or the launcher cannot start a job; no run has been trained.
     """
+    started = time.monotonic()
     overrides = {Run.of(config).folder: each for config, each in zip(jobs.configs, jobs.overrides, strict=True)}
     runs = [Run.of(config) for config in jobs.configs]
     unfinished, failed = select_runs(runs)
+    for hint in hints(unfinished):
+        say(hint)
     elsewhere = [run for run in unfinished if run.locked]
     missing = sorted((run for run in unfinished if run not in elsewhere), key=urgency)
     check_priority(missing)
+    # the jobs compare the images themselves, since these may be at hand only on other machines
+    moved = [run for run in runs if run.finished and data_of(Run.read(run.folder).config) != data_of(run.config)]
+    check_data(moved)
     for run in missing:
         check(run.config, devices=False)  # the jobs may run on other machines
     for run in missing:
         run.prepare()
         (run.folder / "failed.json").unlink(missing_ok=True)
     monitor = _Monitor([*missing, *elsewhere])
-    with mark_active(missing), monitor.polling():
+    with StopSignals(started=True), mark_active(missing), monitor.polling():
         if missing:
             jobs_folder = missing[0].folder.parent / JOBS
             os.environ["PLAINRES_SCRATCH"] = str(jobs_folder.absolute())
@@ -64,7 +72,7 @@ def sweep_with(jobs: Jobs) -> int:
             while run.locked:
                 time.sleep(POLL_SECONDS)
             monitor.conclude(run, "its training process exited early; run the same command again to resume")
-    return print_summary(runs, missing, failed + monitor.failed)
+    return print_summary(runs, missing, failed + monitor.failed, time.monotonic() - started)
 
 
 def _launch(jobs: Jobs, runs: Sequence[Run], overrides: Sequence[Sequence[str]], monitor: "_Monitor") -> None:
@@ -89,7 +97,7 @@ class _Monitor:
         self.runs, self.reported = runs, set[Path]()
         self.failed: list[tuple[Run, str]] = []
         self.not_uploaded: list[Run] = []
-        self.started = time.monotonic()
+        self.started: dict[Path, float] = {}  # time at which each run was first seen in training
         self.lock = threading.Lock()
 
     @contextmanager
@@ -113,6 +121,8 @@ class _Monitor:
         """Report the runs that have finished or failed since the last poll."""
         with self.lock:
             for run in self.runs:
+                if run.folder not in self.started and run.owner_file.exists():
+                    self.started[run.folder] = time.monotonic()
                 if run.folder not in self.reported and (run.finished or run.failure):
                     self._report(run, None if run.finished else run.failure)
 
@@ -130,11 +140,13 @@ class _Monitor:
         if reason is not None:
             self.failed.append((run, reason))
         count, total = len(self.reported), len(self.runs)
+        started = self.started.get(run.folder)  # None if it took less than POLL_SECONDS
         print_outcome(
-            f"[{count:>{len(str(total))}}/{total}]",
+            count,
+            total,
             run,
             reason,
-            elapsed=f"after {time.monotonic() - self.started:.0f} s",
+            seconds=None if started is None else time.monotonic() - started,
             remaining=[f"{total - count} left" if count < total else "done"],
             name_columns=max(len(each.name) for each in self.runs),
         )

@@ -3,38 +3,66 @@
 import os
 import shlex
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 
-from plainres.console import first_that_fits, say, terminal_columns
+from plainres.console import duration, first_that_fits, say, shortened, terminal_columns
 from plainres.runs.record import Run
+
+FAILURE_COLUMNS = 120  # of a line about a failure that is not printed to a terminal; the summary has the whole reason
 
 
 def print_outcome(
-    position: str, run: Run, reason: str | None, *, elapsed: str, remaining: Sequence[str], name_columns: int
+    done: int,
+    total: int,
+    run: Run,
+    reason: str | None,
+    *,
+    seconds: float | None,
+    remaining: Sequence[str],
+    name_columns: int,
 ) -> None:
     """Print one line about a run that finished or failed, shortened to the width of the terminal.
 
+    The training error is that of the final weights, evaluated on the whole training set.
+
     Args:
-        position: the number of the run among all runs of the sweep.
+        done: the number of runs of the sweep that have finished or failed.
+        total: the number of runs of the sweep.
         run: the run.
         reason: why it failed, None if it finished.
-        elapsed: the duration of the run.
+        seconds: the duration of the run, None if it is unknown.
         remaining: the rest of the sweep, in versions from the most to the least detailed.
         name_columns: the width of the column of names.
     """
     name, short = run.name, without_hash(run.name)
+    short_columns = name_columns - len(name) + len(short)
+    position = f"[{done:>{len(str(total))}}/{total}]"
+    long, brief = (f"{position} {text}" for text in (f"{name:<{name_columns}}", f"{short:<{short_columns}}"))
+    elapsed = f"{'' if seconds is None else duration(seconds):>6}"
     if reason is not None:
-        text = f"FAILED: {reason}"
-        versions = [f"{position} {name:<{name_columns}} {text}  {elapsed}   {remaining[0]}"]
-        versions.append(f"{position} {short} {text}")  # the summary repeats the reason in full
-    else:
-        train, test = f"{run.result['train_error_eval']:6.2f} %", f"{run.result['test_error']:6.2f} %"
-        text, brief = f"train error {train}  test error {test}", f"train {train}  test {test}"
-        short_columns = name_columns - len(name) + len(short)
-        versions = [f"{position} {name:<{name_columns}} {text}  {elapsed}   {left}" for left in remaining]
-        versions += [f"{position} {name:<{name_columns}} {brief}  {elapsed}   {left}" for left in remaining[-1:]]
-        versions += [f"{position} {short:<{short_columns}} {brief}  {elapsed}   {left}" for left in remaining[-1:]]
-        versions += [f"{position} {short:<{short_columns}} {brief}  {elapsed}", f"{position} {short} {brief}"]
+        versions = [f"{row}  {elapsed}  FAILED: {reason}" for row in (long, brief)]
+        columns = terminal_columns()
+        say(shortened(versions[0], FAILURE_COLUMNS) if columns is None else first_that_fits(versions, columns))
+        return
+    text = f"train (eval) {run.result['train_error_eval']:6.2f} %  test {run.result['test_error']:6.2f} %"
+    versions = [f"{long}  {elapsed}  {text}  {left}" for left in remaining]
+    versions += [f"{long}  {elapsed}  {text}", f"{brief}  {elapsed}  {text}  {remaining[-1]}"]
+    versions += [f"{brief}  {elapsed}  {text}", f"{short}  {text}"]
     say(first_that_fits(versions, terminal_columns()))
+
+
+def remaining_time(left: int, seconds: float, now: datetime) -> list[str]:
+    """Describe the rest of a sweep, in versions from the most to the least detailed.
+
+    Args:
+        left: the number of runs that have not finished.
+        seconds: the estimated time until the last one finishes.
+        now: the current time.
+    """
+    end = now + timedelta(seconds=seconds)
+    clock = f"{end:%H:%M}" if end.date() == now.date() else f"{end:%a %H:%M}"
+    about = f"{left} left, about {duration(seconds)}"
+    return [f"{about}, ends around {clock}", about, f"{left} left"]
 
 
 def without_hash(name: str) -> str:
@@ -53,17 +81,28 @@ def report_upload_problem(run: Run, affected: list[Run]) -> None:
         affected.append(run)
 
 
-def print_summary(runs: Sequence[Run], trained: Sequence[Run], failed: Sequence[tuple[Run, str]]) -> int:
-    """Print where the results are, which commands come next, and which runs failed.
+def print_summary(
+    runs: Sequence[Run], trained: Sequence[Run], failed: Sequence[tuple[Run, str]], seconds: float
+) -> int:
+    """Print which runs failed, how many finished, where the results are, and which commands come next.
 
     Args:
         runs: all runs of the sweep.
         trained: the runs that this command trained.
         failed: the failed runs, each with its reason.
+        seconds: the duration of the sweep.
 
     Returns:
         The number of failed runs.
     """
+    for run, reason in failed:
+        say(f"failed: {run.name}: {reason}{f' (see {run.log})' if run.log.exists() else ''}")
+    if any(run.failure for run, _ in failed):
+        say("add sweep.retry_failed=true to train failed runs again")
+    if trained:
+        finished = sum(run.finished for run in trained)
+        counts = [f"{finished} finished"] + [f"{len(trained) - finished} failed"] * (finished < len(trained))
+        say(f"done in {duration(seconds)}: {', '.join(counts)}")
     folders = sorted({str(run.folder.parent) for run in runs})
     if any(run.finished for run in runs):
         say(f"results are in {', '.join(folders)}; compare them with `plainres report {shlex.join(folders)}`")
@@ -71,6 +110,4 @@ def print_summary(runs: Sequence[Run], trained: Sequence[Run], failed: Sequence[
     if any(logger.wandb and logger.mode == "offline" for logger in loggers):
         common = shlex.quote(os.path.commonpath(folders))
         say(f"W&B: logged offline in the runs' folders; `plainres wandb-sync {common}` uploads them for viewing")
-    for run, reason in failed:
-        say(f"failed: {run.name}: {reason}{f' (see {run.log})' if run.log.exists() else ''}")
     return len(failed)

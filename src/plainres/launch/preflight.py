@@ -10,15 +10,37 @@ from plainres.runs.identity import matches, settings
 from plainres.runs.record import Run
 
 
-def preflight(runs: Sequence[Run]) -> tuple[list[float], int]:
+def check_data(runs: Sequence[Run]) -> None:
+    """Compare the images at hand with those that the runs were trained on, as far as these have started.
+
+    Raises:
+        InputError: the images of a run differ from those that it was trained on, or cannot be read.
+    """
+    digests: dict[str, str] = {}
+    for run in runs:
+        if run.data_sha256 is None:
+            continue
+        data = repr(run.config.data)
+        if data not in digests:
+            from plainres.config.instantiate import source_of
+
+            digests[data] = source_of(run.config).load().sha256()
+        run.check_data(digests[data])
+
+
+def preflight(runs: Sequence[Run], finished: Sequence[Run] = ()) -> tuple[list[float], int]:
     """Build every network and prepare all data, so that mistakes surface before the first run trains.
+
+    Args:
+        runs: the runs to train.
+        finished: other runs, whose images are compared with their records as well.
 
     Returns:
         costs: the multiply-adds of each run's training, an estimate of its relative duration.
         gpus: the number of GPUs.
 
     Raises:
-        InputError: a configuration is invalid.
+        InputError: a configuration is invalid, or as `check_data`.
         OSError: the data cannot be written, for instance because the disk is full.
     """
     import torch
@@ -45,6 +67,7 @@ def preflight(runs: Sequence[Run]) -> tuple[list[float], int]:
                 f"set it to at most {images[data]}"
             )
         costs.append(float(multiply_adds[network] * batch_size * config.optim.length(images[data] // batch_size)))
+    check_data([*runs, *finished])
     return costs, torch.cuda.device_count()
 
 

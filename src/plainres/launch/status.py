@@ -6,15 +6,19 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from plainres.console import aligned, duration, quantity
+from plainres.console import aligned, duration, quantity, shortened, terminal_columns
 from plainres.errors import InputError
 from plainres.launch.active import is_active
 from plainres.runs.record import Run, State, folders_of
 
-HEAD = ("run", "state", "step", "train error (running)", "test error", "images/s", "time left")
+# columns of the table; the training error is the running one, also that of a finished run
+HEAD = ("run", "state", "step", "train (running)", "test", "images/s", "time left")
+RUN, STATE, STEP, TRAIN, TEST, SPEED, LEFT = HEAD
+DROPPED_FIRST = (SPEED, TRAIN, STEP)  # columns without which the table may fit into the terminal
 UNREADABLE = "unreadable"  # a folder whose config.yaml is damaged
 WAITING = "waiting"  # a missing run while a sweep of its study is active
 STATES = (*(state.value for state in State), WAITING, UNREADABLE)
@@ -23,10 +27,20 @@ WATCH_SECONDS = 2
 QUIET_SECONDS = 30  # longer than the gap between two runs of a sweep
 
 
+@dataclass(frozen=True)
+class _Row:
+    """A run's row of the table."""
+
+    name: str
+    state: str  # one of STATES
+    cells: Mapping[str, str]  # by column; the others are empty
+    note: str = ""  # the reason of a failure, or the damage to the record
+
+
 def status(folder: Path) -> str:
     """Return a table of the runs in a study's folder, or of the studies in a folder of studies.
 
-    Damaged runs are listed with the reason.
+    The table drops columns to fit into the terminal. Below it are the reasons of failures and of damaged records.
 
     Args:
         folder: the folder of a study, such as runs/digits, or of all studies, such as runs.
@@ -60,14 +74,37 @@ def _snapshot(folder: Path) -> tuple[str, list[str]]:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give the folder of a study, such as runs/digits")
     if rows := _rows(folder):
-        lines = aligned([HEAD, *([name, label, *cells] for name, _, label, *cells in rows)])
-        states = [state for _, state, *_ in rows]
-        return "\n".join([*lines, "", f"{folder}: {quantity(len(rows), 'run')} ({_counts(states)})"]), states
-    studies = {study: states for study in folders_of(folder) if (states := [state for _, state, *_ in _rows(study)])}
+        states = [row.state for row in rows]
+        notes = [f"{row.name}: {row.note}" for row in rows if row.note]
+        blocks = [
+            _table(rows, terminal_columns(sys.stdout)),
+            notes,
+            [f"{folder}: {quantity(len(rows), 'run')} ({_counts(states)})"],
+        ]
+        return "\n\n".join("\n".join(lines) for lines in blocks if lines), states
+    studies = {study: [row.state for row in rows] for study in folders_of(folder) if (rows := _rows(study))}
     if not studies:
         raise InputError(f"{folder} holds no runs; give the folder of a study, such as runs/digits")
     lines = aligned([[study.name, quantity(len(states), "run"), _counts(states)] for study, states in studies.items()])
     return "\n".join(lines), [state for states in studies.values() for state in states]
+
+
+def _table(rows: Sequence[_Row], width: int | None) -> list[str]:
+    """Return the lines of the table, without empty columns, and within the width of the terminal if that is possible.
+
+    The columns in DROPPED_FIRST are dropped one after the other, then the ends of the lines.
+    """
+    columns = [column for column in HEAD if any(row.cells.get(column) for row in rows)]
+
+    def lines() -> list[str]:
+        return aligned([columns, *([row.cells.get(column, "") for column in columns] for row in rows)])
+
+    for dropped in DROPPED_FIRST:
+        if width is None or max(map(len, lines())) <= width:
+            break
+        if dropped in columns:
+            columns.remove(dropped)
+    return lines() if width is None else [shortened(line, width) for line in lines()]
 
 
 def _counts(states: Iterable[str]) -> str:
@@ -75,54 +112,59 @@ def _counts(states: Iterable[str]) -> str:
     return ", ".join(f"{numbers[state]} {state}" for state in STATES if state in numbers)
 
 
-def _rows(folder: Path) -> list[Sequence[str]]:
-    """Return for each run of a study its name, its state, the label of its state and the other cells."""
+def _rows(folder: Path) -> list[_Row]:
+    """Return a row for each run of a study."""
     active = is_active(folder)
     return [_row(path, active=active) for path in folders_of(folder) if (path / "config.yaml").exists()]
 
 
-def _row(folder: Path, *, active: bool) -> Sequence[str]:
+def _row(folder: Path, *, active: bool) -> _Row:
     try:
         run = Run.read(folder)
     except InputError as error:
-        return folder.name, UNREADABLE, UNREADABLE, str(error).removeprefix(f"{folder}/")
+        note = str(error).removeprefix(f"{folder}/")
+        return _Row(folder.name, UNREADABLE, {RUN: folder.name, STATE: UNREADABLE}, note)
     try:
         state = run.state
     except InputError:
-        state = State.FAILED  # a damaged result.json, which the cells explain
+        cells = {RUN: folder.name, STATE: State.FAILED.value}
+        return _Row(folder.name, State.FAILED.value, cells, "result.json is damaged")
     name = WAITING if state is State.MISSING and active else state.value
     host = _other_host(run) if state is State.RUNNING else ""
-    return folder.name, name, f"{name} on {host}" if host else name, *_cells(run, state)
+    cells, damage = _cells(run, state)
+    cells |= {RUN: folder.name, STATE: f"{name} on {host}" if host else name}
+    return _Row(folder.name, name, cells, run.failure or "" if state is State.FAILED else damage)
 
 
 def _other_host(run: Run) -> str:
     """Return the machine that trains a run, empty if it is this one or unknown."""
     try:
-        host = str(json.loads((run.folder / "owner.json").read_text())["host"])
+        host = str(json.loads(run.owner_file.read_text())["host"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
     return "" if host == platform.node() else host
 
 
-def _cells(run: Run, state: State) -> tuple[str, ...]:
-    """Return step, errors, speed and time left of a run, or the reason of its failure."""
+def _cells(run: Run, state: State) -> tuple[dict[str, str], str]:
+    """Return step, errors, speed and time left of a run, and a note if its curve is damaged."""
     if state is State.FINISHED:
         result = run.result
-        errors = f"{result['train_error']:.2f} %", f"{result['test_error']:.2f} %"
-        return f"{result.get('steps', '')}", *errors, "", ""
-    if state is State.FAILED:
-        return (run.failure or "result.json is damaged",)
+        errors = {TRAIN: f"{result['train_error']:.2f} %", TEST: f"{result['test_error']:.2f} %"}
+        return {STEP: f"{result.get('steps', '')}", **errors}, ""
+    damage, errors = "", {}
     try:
-        curve = run.curve()
-        errors = [f"{curve[-1][column]:.2f} %" if curve else "" for column in ("train/error", "test/error")]
+        if curve := run.curve():
+            errors = {TRAIN: f"{curve[-1]['train/error']:.2f} %", TEST: f"{curve[-1]['test/error']:.2f} %"}
     except (OSError, KeyError, TypeError, ValueError, csv.Error):
-        errors = ["metrics.csv is damaged", ""]
+        damage = "metrics.csv is damaged"
     progress = _progress(run)
-    if state is State.RUNNING and progress:
-        step, steps, rate = progress["step"], progress["steps"], progress["steps_per_s"]
-        speed = f"{rate * run.config.optim.batch_size:,.0f}" if rate else ""
-        return f"{step:.0f} of {steps:.0f}", *errors, speed, duration((steps - step) / rate) if rate else ""
-    return str(run.step or ""), *errors, "", ""
+    if state is not State.RUNNING or not progress:
+        return {STEP: str(run.step or ""), **errors}, damage
+    step, steps, rate = progress["step"], progress["steps"], progress["steps_per_s"]
+    cells = {STEP: f"{step:.0f} of {steps:.0f}", **errors}
+    if rate:
+        cells |= {SPEED: f"{rate * run.config.optim.batch_size:,.0f}", LEFT: duration((steps - step) / rate)}
+    return cells, damage
 
 
 def _progress(run: Run) -> dict[str, float]:

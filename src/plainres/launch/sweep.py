@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -23,13 +23,13 @@ from typing import Any
 from tqdm import tqdm
 
 from plainres.config.schema import Config
-from plainres.console import duration, first_that_fits, quantity, say, terminal_columns
-from plainres.errors import LockedError, StoppedError, first_line
+from plainres.console import first_that_fits, quantity, say, terminal_columns
+from plainres.errors import LockedError, StoppedError, reason_of
 from plainres.launch.active import mark_active
 from plainres.launch.devices import launch
 from plainres.launch.hints import hints
-from plainres.launch.messages import print_outcome, print_summary, report_upload_problem, without_hash
-from plainres.launch.preflight import preflight, slots, urgency
+from plainres.launch.messages import print_outcome, print_summary, remaining_time, report_upload_problem, without_hash
+from plainres.launch.preflight import check_data, preflight, slots, urgency
 from plainres.processes.forkserver import attach_to_command, call_in_processes, forkserver
 from plainres.processes.signals import StopSignals
 from plainres.runs.record import Run, State
@@ -54,7 +54,7 @@ def select_runs(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, str]]]:
     say(f"{', '.join(sorted({str(run.folder.parent) for run in runs}))}: {quantity(len(states), 'run')}")
     details = {
         State.INTERRUPTED: lambda run: f"{run.name} at step {run.step}",
-        State.FAILED: lambda run: f"{run.name}: {run.failure}",
+        State.FAILED: lambda run: run.name,  # the summary has the reason
         State.RUNNING: lambda run: run.name,
     }
     for state, members in by_state.items():
@@ -63,8 +63,6 @@ def select_runs(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, str]]]:
             for run in members if state in details else []:
                 say(first_that_fits([f"          {details[state](run)}"], terminal_columns()))
     failed = [(run, str(run.failure)) for run in by_state[State.FAILED] if not run.config.sweep.retry_failed]
-    if failed:
-        say("  set sweep.retry_failed=true to retry failed runs")
     excluded = {run.folder for run, _ in failed} | {run.folder for run in by_state[State.FINISHED]}
     return [run for run, _ in states.values() if run.folder not in excluded], failed
 
@@ -82,20 +80,24 @@ def sweep(runs: Sequence[Run | Config]) -> int:
         InputError: a configuration is invalid; no run has been trained.
         StoppedError: a signal arrived; the active runs are saved.
     """
+    started = time.monotonic()
     all_runs = [run if isinstance(run, Run) else Run.of(run) for run in runs]
     selected, failed = select_runs(all_runs)
+    finished = [run for run in all_runs if run.finished]
     for hint in hints(selected):
         say(hint)
     if selected:
         wandb = PRELOADED_FOR_WANDB if any(run.config.logger.wandb for run in selected) else []
         context = forkserver([*PRELOADED, *wandb])
-        ((costs, gpus),) = call_in_processes(context, [(preflight, selected)])
+        ((costs, gpus),) = call_in_processes(context, [(preflight, selected, finished)])
         for run in selected:
             run.prepare()
-        with StopSignals() as signals, mark_active(selected):
+        with StopSignals(started=True) as signals, mark_active(selected):
             free = slots(selected, gpus, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
             failed += _Pool(context, selected, costs, free, signals).train()
-    return print_summary(all_runs, selected, failed)
+    else:
+        check_data(finished)
+    return print_summary(all_runs, selected, failed, time.monotonic() - started)
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,6 @@ class _Pool:
                 f"stopped: {left} of {quantity(self.count, 'run')} left; run the same command again to resume",
                 self.signals.received,
             )
-        say(f"all done in {duration(time.monotonic() - self.started)}")
         return self.failed
 
     def _start(self, count: int) -> None:
@@ -218,26 +219,25 @@ class _Pool:
         for cost, run in [pair for pair in self.elsewhere if not pair[1].locked]:
             self.elsewhere.remove((cost, run))
             if run.finished:
-                self._report(run, cost, None, 0)
+                self._report(run, cost, None, None)
             else:
                 self.waiting.append((cost, run))
 
-    def _report(self, run: Run, cost: float, reason: str | None, seconds: float) -> None:
+    def _report(self, run: Run, cost: float, reason: str | None, seconds: float | None) -> None:
         """Account for a run that finished or failed, and print its outcome."""
         self.outcomes[reason is None] += 1
-        done = self.outcomes.total()
         if reason is None:
             self.done += cost
         else:
             self.total -= cost
             self.failed.append((run, reason))
         report_upload_problem(run, self.not_uploaded)
-        position = f"[{done:>{len(str(self.count))}}/{self.count}]"
         print_outcome(
-            position,
+            self.outcomes.total(),
+            self.count,
             run,
             reason,
-            elapsed=f"{seconds:5.0f} s",
+            seconds=seconds,
             remaining=self._remaining(),
             name_columns=self.name_columns,
         )
@@ -254,9 +254,7 @@ class _Pool:
         if not done:
             return [f"{left} left"]
         seconds = (time.monotonic() - self.started) * (self.total - done) / done
-        end = datetime.now() + timedelta(seconds=seconds)
-        about = f"{left} left, about {duration(seconds)}"
-        return [f"{about}, until {end:%H:%M}", about, f"{left} left"]
+        return remaining_time(left, seconds, datetime.now())
 
     def _status(self) -> str:
         """Return the line that shows the active runs, shortened to the width of the terminal."""
@@ -324,7 +322,7 @@ def train_quietly(run: Run) -> str | None:
             raise
         except BaseException as error:  # SystemExit as well: it would otherwise end the process silently
             traceback.print_exc()
-            return f"{type(error).__name__}: {first_line(error)}"
+            return reason_of(error)
     return None
 
 

@@ -90,6 +90,8 @@ def call_in_processes(context: ForkServerContext, calls: Sequence[Call]) -> list
 
 def _send_result(sender: "Connection[Any, Any]", function: Callable[..., Any], *arguments: Any) -> None:
     attach_to_command()
+    # Python's default, as in a script: semaphores of other start methods outlive a process that is killed
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     try:
         result = function(*arguments)
     except (InputError, OSError, RunFailedError) as error:

@@ -3,11 +3,12 @@
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from plainres.errors import StoppedError
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+BEFORE_START = "stopped before any run had started; run the same command again to start"
 
 
 class StopSignals:
@@ -21,14 +22,16 @@ class StopSignals:
         early: install the handlers on entry; otherwise the caller installs them with `listen`. Pass False for a rank
             of a distributed run: while torch waits for the other ranks, Python handlers do not run, and the signal's
             default action must be able to kill the process.
+        started: whether a run is training already, for the message of StoppedError.
 
     Attributes:
         received: the number of the first signal received, 0 before that.
         deferring: whether a signal is recorded instead of raised.
+        started: whether a run has started to train. Before that, there is nothing to resume.
     """
 
-    def __init__(self, *, early: bool = True) -> None:
-        self.early = early
+    def __init__(self, *, early: bool = True, started: bool = False) -> None:
+        self.early, self.started = early, started
         self.received = 0
         self.deferring = False
         self._previous: dict[int, Any] = {}
@@ -60,4 +63,14 @@ class StopSignals:
         """
         again, self.received = self.received, self.received or number
         if not self.deferring or (again and number == signal.SIGINT):
-            raise StoppedError("stopped at once; run the same command again to resume", number)
+            self.stop(number)
+
+    def stop(self, number: int) -> NoReturn:
+        """Stop without saving, for the signal `number`.
+
+        Raises:
+            StoppedError: always.
+        """
+        raise StoppedError(
+            "stopped at once; run the same command again to resume" if self.started else BEFORE_START, number
+        )

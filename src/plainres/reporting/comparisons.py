@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from plainres.console import quantity
 from plainres.reporting.conditions import differing
 from plainres.reporting.families import SHORTCUT, Family
 from plainres.reporting.statistics import LEVEL, Difference, PageTest, holm, page_test, paired_difference, summarize
@@ -41,22 +42,25 @@ class Comparison:
     def cells(self) -> dict[str, str]:
         """Cells of its row in a table, by `COLUMNS`."""
         difference = self.difference
-        unpaired = ", ".join(map(str, difference.unpaired))
+        unpaired = _listed(difference.unpaired)
         cells = (
             self.what,
             "" if difference.mean is None else f"{difference.mean:+z.2f}",
             "[{:+.2f}, {:+.2f}]".format(*difference.interval) if difference.interval else "",
             *(_p(value) for value in (difference.p, self.p_holm, difference.p_signs)),
-            count(len(difference.by_seed), "seed") + (f" (unpaired: {unpaired})" if unpaired else ""),
+            quantity(len(difference.by_seed), "seed") + (f" (unpaired: {unpaired})" if unpaired else ""),
             self.verdict,
         )
         return dict(zip(COLUMNS, cells, strict=True))
 
     @property
     def seeds(self) -> str:
-        """Line with the difference of each seed."""
+        """Sentences with the difference of each seed, and the seeds that only one side has."""
         each = ", ".join(f"{difference:+z.2f} (s{seed})" for seed, difference in self.difference.by_seed.items())
-        return f"{self.cells['seeds']}: {each}" if each else self.cells["seeds"]
+        sentences = [f"By seed: {each}."] if each else []
+        if unpaired := self.difference.unpaired:
+            sentences.append(f"Unpaired, not used: {_listed(unpaired)}.")
+        return " ".join(sentences)
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ def comparisons(families: Sequence[Family], reference: Mapping[str, Any]) -> dic
     for other in [family for family in families if family not in references]:
         unlike = {base.label: _unlike(base.setting, other.setting, reference) for base in references}
         for base in [base for base in references if not unlike[base.label]] or references:
-            name = base.setting[SHORTCUT] if SHORTCUT in reference else "the reference"
+            name = base.setting[SHORTCUT] if SHORTCUT in reference else base.label
             claims = f"{name} is worse", f"{name} is better"
             depths = sorted(base.runs.keys() | other.runs.keys())
             groups[f"Training error, {base.label} minus {other.label}"] = _compared(
@@ -113,6 +117,14 @@ def comparisons(families: Sequence[Family], reference: Mapping[str, Any]) -> dic
                 ]
             )
     return groups
+
+
+def nothing_to_compare(families: Sequence[Family], reference: Mapping[str, Any]) -> str:
+    """Say which runs are missing for a first comparison: each family has one depth, and one side has no family."""
+    side = f"with {' '.join(f'{key}={value}' for key, value in reference.items())}, the baseline of this report"
+    if any(family.is_like(reference) for family in families):
+        side = "with " + " or ".join(f"another {key} than {value}" for key, value in reference.items())
+    return f"Nothing to compare yet: add runs with another model.depth, or {side}, to this study."
 
 
 def trends(families: Iterable[Family]) -> list[Trend]:
@@ -132,7 +144,7 @@ def trends(families: Iterable[Family]) -> list[Trend]:
     results = []
     for (family, test, objection), p in zip(tested, corrected, strict=True):
         if test is None:
-            verdict = "fewer than two seeds have every depth: no test"
+            verdict = "fewer than two seeds have every depth: no test; add seeds"
         elif objection or p is None:
             verdict = objection
         elif p < LEVEL:
@@ -142,11 +154,6 @@ def trends(families: Iterable[Family]) -> list[Trend]:
             verdict = "not shown to grow with depth"
         results.append(Trend(family.label, test, p, verdict))
     return results
-
-
-def count(n: int, noun: str) -> str:
-    """Format a number with its noun in singular or plural."""
-    return f"{n} {noun}{'s' * (n != 1)}"
 
 
 def budgets(runs: Iterable[Run]) -> list[str]:
@@ -199,6 +206,10 @@ def _unlike(a: Mapping[str, str], b: Mapping[str, str], reference: Iterable[str]
     """Return the settings in which two families differ, except those that define the reference."""
     different = {key for key in a.keys() | b.keys() if a.get(key) != b.get(key)}
     return {setting[key] for setting in (a, b) for key in different - set(reference) if key in setting}
+
+
+def _listed(seeds: Iterable[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def _p(value: float | None) -> str:

@@ -25,6 +25,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from plainres.config.schema import Config
+from plainres.console import quantity
 from plainres.reporting.observations import PROBES, Families, Observed, Panel, layer_values, observations
 from plainres.reporting.statistics import Summary, summarize
 from plainres.runs.record import Run
@@ -161,7 +162,7 @@ def curves(families: Families, title: str = "", width: float | None = None) -> F
     ]
     if any(panel.collections for panel in panels):
         styles.append(SPREAD)
-    _legend(figure, styles)
+    legend_below(figure, styles)
     return figure
 
 
@@ -183,14 +184,16 @@ def error_by_depth(families: Families, title: str = "", width: float | None = No
         means, sds = [summary.mean for summary in summaries], [summary.sd or 0 for summary in summaries]
         bars: dict[str, Any] = {"markersize": 0.7 * size, "capsize": 0.4 * size, "linewidth": 0.15 * size}
         handles.append(axes.errorbar(xs, means, yerr=sds, label=family, **style, **bars))
-        for x, values in zip(xs, errors, strict=True):
+        for x, values in ((x, values) for x, values in zip(xs, errors, strict=True) if len(values) > 1):
             dots: dict[str, Any] = {"marker": ".", "markersize": 0.5 * size, "mfc": "white", "mew": 0.8}
             axes.plot([x] * len(values), values, linestyle="", zorder=3, **style | dots)
     axes.set_xticks(depths)
     axes.set_xlabel("depth (weighted layers)")
     axes.set_ylabel("final training error (%)")
-    axes.set_title(_wrapped("Mean and s.d. over seeds; small circles: the seeds", wide - SCALE), **PLAIN)
-    _legend(figure, handles)
+    several = any(len(by_seed) > 1 for runs in families.values() for by_seed in runs.values())
+    shown = "Mean and s.d. over seeds; small circles: the seeds" if several else "One seed per family and depth"
+    axes.set_title(_wrapped(shown, wide - SCALE), **PLAIN)
+    legend_below(figure, handles)
     return figure
 
 
@@ -219,7 +222,7 @@ def _fitting(labels: Sequence[str], width: float, symbol: float = 4.5) -> int:
     return min(len(labels), max(1, int(width * 72 / (size * (symbol + 0.55 * max(map(len, labels)))))))
 
 
-def _legend(figure: Figure, handles: Sequence[Any]) -> None:
+def legend_below(figure: Figure, handles: Sequence[Any]) -> None:
     """Add a legend below all panels, and enlarge the figure by its height."""
     labels = [str(handle.get_label()) for handle in handles]
     columns = _fitting(labels, figure.get_figwidth())
@@ -263,7 +266,7 @@ def probe_figure(
         handles[str(SPREAD.get_label())] = SPREAD
     for label, handle in handles.items():
         handle.set_label(label)
-    _legend(figure, list(handles.values()))
+    legend_below(figure, list(handles.values()))
     return figure
 
 
@@ -292,17 +295,24 @@ def _draw(axes: Axes, panel: Panel, observed: Mapping[str, Mapping[int, Sequence
             _band(axes, numbers, summaries, style["color"])
             open_below |= panel.log and any((one.sd or 0) >= one.mean > 0 for one in summaries)
             if low:
-                edge: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False, "linestyle": ""}
-                axes.plot(list(low), [0] * len(low), **style | edge, mfc="white", zorder=3)
+                mark_below(axes, list(low), **style)
                 below += low.values()
-    notes: list[str] = []
-    if below:
-        bound = "0" if not any(below) else "0 or less"
-        notes.append(f"{len(below)} value{'s' * (len(below) > 1)} of {bound}: hollow, at the lower edge")
+    notes = [note_below(below)] if below else []
     if open_below:
         notes.append("a band that leaves the panel below reaches 0 or less")
     axes.set_xlabel("\n".join([axes.get_xlabel(), *notes]))
     return handles
+
+
+def mark_below(axes: Axes, xs: Sequence[float], **style: Any) -> None:
+    """Mark the values of a logarithmic panel that have no logarithm, hollow and at its lower edge."""
+    edge: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False, "linestyle": ""}
+    axes.plot(xs, [0] * len(xs), **style | edge, mfc="white", zorder=3)
+
+
+def note_below(values: Sequence[float]) -> str:
+    """Explain the marks of `mark_below` for these values."""
+    return f"{quantity(len(values), 'value')} of {'0 or less' if any(values) else '0'}: hollow, at the lower edge"
 
 
 def _band(axes: Axes, xs: Sequence[float], summaries: Iterable[Summary], colour: tuple[float, ...]) -> None:

@@ -5,7 +5,6 @@ Of a run's files, it reads only config.yaml, metrics.csv, result.json and the fi
 
 import base64
 import os
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
@@ -14,35 +13,42 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from plainres.console import aligned
+from plainres.console import aligned, narrowed, wrapped
 from plainres.errors import InputError
 from plainres.files import csv_text, write_atomically
 from plainres.reporting import evidence, table
-from plainres.reporting.comparisons import COLUMNS, DEEPER, Comparison
+from plainres.reporting.comparisons import COLUMNS, DEEPER, Comparison, nothing_to_compare
 from plainres.reporting.families import SHORTCUT, Family, reference
 from plainres.reporting.figures import COLOURS, save_figures, study_title
-from plainres.reporting.statistics import CONFIDENCE, COVERAGE, LEVEL
+from plainres.reporting.statistics import CONFIDENCE, COVERAGE, LEVEL, SIGNS_FROM
 from plainres.reporting.study import Study, read_study
 from plainres.runs.record import REPORT, Run
 
 POINTS, ALL_POINTS = 1000, 60_000  # maximum in the page, per curve and over all curves, which limits it to 2 MB
 DIGITS = 3  # decimal places of errors in percent in the page: one image in 100,000
-LINE = 110  # maximum line length of the text for a terminal
+TERMINAL, PROSE = 80, 110  # default width of the text, and maximum line length of its prose
 CHOSEN = "* selected on the test set; for comparison only, never the result."
-ASSUMPTIONS = (
-    f"[...]: Student's {100 * CONFIDENCE:.0f} % interval of the mean difference, paired over seeds. It assumes that "
-    "the differences are draws from one normal distribution. If some runs fail, it covers the true mean less often: "
+EXPLAINED = {  # the columns of comparisons that need an explanation
+    "95 % interval": f"[...]: Student's {100 * CONFIDENCE:.0f} % interval of the mean difference, paired over seeds. "
+    "It assumes that the differences are draws from one normal distribution. If training sometimes fails, it covers "
+    "the true mean less often: "
     + ", ".join(f"in {100 * share:.0f} % of studies of {n} seeds if {100 * p:.0f} % fail" for p, n, share in COVERAGE)
-    + ". p: p-value of the same test. Holm: p corrected for all comparisons under one heading; a claim requires less "
-    f"than {LEVEL:.2f}. sign-flip: p-value of the exact test that assumes no distribution, for 5 or more seeds; with n "
-    "seeds it is at least 2/2^n."
-)
-TREND = "Page's one-sided test that training error grows over all depths, with seeds as blocks"
-NOTHING = "Nothing to compare: a comparison needs two depths of one family, or the reference and another family."
+    + ".",
+    "p": "p: p-value of Student's t-test.",
+    "Holm": f"Holm: p corrected for all comparisons under one heading; a claim requires less than {LEVEL:.2f}.",
+    "sign-flip": f"sign-flip: p-value of an exact test that assumes no distribution, from {SIGNS_FROM} seeds on. With "
+    f"n seeds it cannot be below 2/2^n: with {SIGNS_FROM} seeds {2 / 2**SIGNS_FROM:.3f}, so never below {LEVEL:.2f}; "
+    f"with {SIGNS_FROM + 1} seeds {2 / 2 ** (SIGNS_FROM + 1):.3f}.",
+}
+TREND = "Page's one-sided test for a training error that grows with depth, with seeds as blocks"
+INDENT = "  "  # of the rows of a table in the text
+EXPENDABLE = ("sign-flip", "p")  # columns of comparisons on a narrow terminal
 FORMATS = {"markdown": table.markdown, "latex": table.latex}  # formats of the table without the rest of the report
 
 
-def write_report(*folders: Path | str, title: str | None = None, width: float | None = None) -> str:
+def write_report(
+    *folders: Path | str, title: str | None = None, width: float | None = None, columns: int = TERMINAL
+) -> str:
     """Write a report on one or several studies, and return its text.
 
     The report of one study is in report/ within its folder. The report of studies A and B is in A+B/report, next to A.
@@ -53,6 +59,7 @@ def write_report(*folders: Path | str, title: str | None = None, width: float | 
         folders: folders of studies, or of their evidence.
         title: the title of the figures; None uses the names of the study and its data sets.
         width: the width of the figures in inches; None uses the width that their panels need.
+        columns: the width of the text, as of a terminal.
 
     Raises:
         InputError: no run is finished, or the report cannot be written.
@@ -82,43 +89,83 @@ def write_report(*folders: Path | str, title: str | None = None, width: float | 
         write_atomically(report / "index.html", _page(study, kept, drawn, title))
     except OSError as error:
         raise InputError(f"cannot write the report {report}: {error.strerror}") from error
-    return f"{text(study)}\n\nReport: {report / 'index.html'}\n"
+    return f"{text(study, columns)}\n\nReport: {report / 'index.html'}"
 
 
-def text(study: Study) -> str:
-    """Format the table and the verdicts for a terminal of 110 columns."""
-    rows = iter(aligned(table.shown(study.families), right=range(len(table.HEAD)), indent="  ", width=LINE))
-    lines = [f"Report on {study.home}", *textwrap.wrap(study.summary, LINE)]
-    lines += ["", "Final errors in %: mean (sample s.d.) over seeds", next(rows)]
+def text(study: Study, columns: int = TERMINAL) -> str:
+    """Format the table and the verdicts for a terminal; a narrow one leaves out columns, which the text names."""
+    prose = min(columns, PROSE)
+    errors, dropped = narrowed(table.shown(study.families), table.EXPENDABLE, columns - len(INDENT))
+    rows = iter(aligned(errors, right=range(len(table.HEAD)), indent=INDENT))
+    lines = [f"Report on {study.home}", *wrapped(study.summary, prose)]
+    lines += ["", table.caption(study.families), next(rows)]
     for family in study.families:
-        lines += [family.label, *(next(rows) for _ in family.runs)]
-    for note in (table.running(study.families), CHOSEN, _published_note(study), study.fairness):
-        lines += ["", *textwrap.wrap(note, LINE)] if note else []
-    lines += _comparisons(study.comparisons) if study.comparisons else [NOTHING]
+        lines += [*wrapped(family.label, prose), *(next(rows) for _ in family.runs)]
+    notes = [table.running(study.families)]
+    notes += [CHOSEN] if table.CHOSEN not in dropped else []
+    notes += [_published_note(study)] if table.PUBLISHED not in dropped else []
+    lines += ["", *(line for note in (*notes, _left_out(dropped, "table.csv")) for line in wrapped(note, prose))]
+    lines += ["", *wrapped(study.fairness, prose)]
+    if study.comparisons:
+        lines += _comparisons(study, columns)
+    else:
+        lines += ["", *wrapped(nothing_to_compare(study.families, _reference(study)), prose)]
     if study.trends:
         cells = [(trend.label, trend.text, trend.verdict) for trend in study.trends]
-        lines += ["", TREND, *aligned(cells, indent="  ", width=LINE)]
-    for heading, rest in (("Missing runs", study.unfinished + study.absent), ("Not used", study.unused)):
+        lines += ["", *wrapped(TREND, prose), *aligned(cells, indent=INDENT, width=prose)]
+    for heading, rest in (("Unfinished runs", study.unfinished + study.absent), ("Not used", study.unused)):
         if rest:
-            lines += ["", f"{heading} ({len(rest)})", *aligned(rest, indent="  ", width=LINE)]
+            lines += ["", f"{heading} ({len(rest)})", *aligned(rest, indent=INDENT, width=prose)]
     return "\n".join(lines)
 
 
-def _comparisons(groups: Mapping[str, Sequence[Comparison]]) -> list[str]:
-    """Format the comparisons, each followed by its verdict and seeds, below an explanation of the columns."""
-    flat = [comparison for group in groups.values() for comparison in group]
+def _comparisons(study: Study, columns: int) -> list[str]:
+    """Format the comparisons, each followed by its verdict and seeds, below an explanation of the columns.
+
+    A description that is too long to stand beside the numbers stands above them.
+    """
+    prose, deep = min(columns, PROSE), 3 * INDENT
+    flat = [comparison for group in study.comparisons.values() for comparison in group]
     head = comparison_columns(flat)[:-2]  # the seeds and the verdict are on a separate line
-    body = [[comparison.cells[column] for column in head] for comparison in flat]
-    head_line, *rest = aligned([head, *body], right=range(1, len(head)), indent="  ")
+    least = len(INDENT) + len(head[0]) + 2
+    body, dropped = narrowed(
+        [head[1:], *([comparison.cells[column] for column in head[1:]] for comparison in flat)],
+        EXPENDABLE,
+        columns - least,
+    )
+    head_line, *rest = aligned(body, right=range(len(head)))
+    room = columns - len(INDENT) - 2 - max(map(len, rest))
+    widest = max(len(what) for what in (head[0], *(each.what for each in flat)) if len(what) <= max(room, len(head[0])))
     cells = iter(zip(flat, rest, strict=True))
-    intervals = any(comparison.difference.interval for comparison in flat)
-    lines = [*(textwrap.wrap(ASSUMPTIONS, LINE) if intervals else []), "", head_line]
-    for heading, group in groups.items():
-        lines += ["", f"{heading} (percentage points)"]
-        for comparison, line in (next(cells) for _ in group):
-            details = f"{comparison.verdict}. {comparison.seeds}"
-            lines += [line, *textwrap.wrap(details, LINE, initial_indent=" " * 6, subsequent_indent=" " * 6)]
+    lines = []
+    for note in (_explanation(body[0]), _left_out(dropped, "index.html")):
+        lines += ["", *wrapped(note, prose)] if note else []
+    lines += ["", f"{INDENT}{head[0]:<{widest}}  {head_line}".rstrip()]
+    for heading, group in study.comparisons.items():
+        lines += ["", *wrapped(f"{heading} (percentage points)", prose)]
+        for comparison, numbers in (next(cells) for _ in group):
+            what = comparison.what
+            if len(what) > widest:
+                lines += wrapped(what, prose, INDENT + deep, first=INDENT)
+                what = ""
+            lines.append(f"{INDENT}{what:<{widest}}  {numbers}".rstrip())
+            lines += wrapped(f"{comparison.verdict}. {comparison.seeds}", prose, deep, first=deep)
     return lines
+
+
+def _left_out(columns: Sequence[str], file: str) -> str:
+    """Name the columns that the text leaves out, and the file that has them."""
+    return f"Left out for lack of room: {'; '.join(columns)} (see {file})." if columns else ""
+
+
+def _explanation(columns: Iterable[str]) -> str:
+    """Explain the columns of comparisons."""
+    return " ".join(EXPLAINED[column] for column in columns if column in EXPLAINED)
+
+
+def _reference(study: Study) -> dict[str, Any]:
+    """Return the settings of the families that the others are compared with."""
+    return reference(study.runs[0][1].config)
 
 
 def comparison_columns(comparisons: Iterable[Comparison]) -> list[str]:
@@ -147,6 +194,7 @@ def _page(study: Study, kept: Mapping[str, Run], drawn: Iterable[str], title: st
     shown = iter(rows)
     tables = [(family.label, [(next(shown), by_seed) for by_seed in family.runs.values()]) for family in study.families]
     others = {heading: group for heading, group in study.comparisons.items() if heading != DEEPER}
+    columns = comparison_columns(each for group in study.comparisons.values() for each in group)
     return template.render(
         study=study,
         name=study.name,
@@ -155,18 +203,20 @@ def _page(study: Study, kept: Mapping[str, Run], drawn: Iterable[str], title: st
         figures={name: _inlined(study.home / REPORT / name) for name in ("curves", "depth")},
         deeper={DEEPER: study.comparisons[DEEPER]} if DEEPER in study.comparisons else {},
         others=others,
-        of_shortcuts=SHORTCUT in reference(study.runs[0][1].config),
+        of_shortcuts=SHORTCUT in _reference(study),
+        nothing=nothing_to_compare(study.families, _reference(study)),
         pictures=_pictures(study),
         observed={probe: _inlined(study.home / REPORT / probe) for probe in drawn},
         head=head,
         tables=tables,
         published_note=_published_note(study),
         notes=(table.running(study.families), CHOSEN),
-        assumptions=ASSUMPTIONS,
-        columns=comparison_columns(each for group in study.comparisons.values() for each in group),
+        caption=table.caption(study.families),
+        several=table.of_several_seeds(study.families),
+        explanation=_explanation(columns),
+        columns=columns,
         trend=TREND,
         relative=lambda path: os.path.relpath(path, study.home / REPORT),
-        nothing=NOTHING,
     )
 
 

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtr, stdtrit  # Student's t; importing scipy.stats takes a second
 
+from plainres.console import quantity
+
 CONFIDENCE = 0.95
 LEVEL = 0.05  # significance level of tests; 1 - CONFIDENCE would be rounded
 RESOLUTION = 1e-4  # percentage points, one image in a million; smaller differences are rounding errors
 INTERVAL_FROM, SIGNS_FROM = 3, 5  # seeds
+ENOUGH = ",".join(map(str, range(INTERVAL_FROM)))  # seeds that suffice for an interval, as an override
 # Simulated coverage of the interval for the true mean difference: (probability of failure, seeds, coverage). A run's
 # difference is drawn from N(5, 2) points, or from N(70, 5) if the run fails. A test repeats the simulation.
 COVERAGE = ((0.1, 3, 0.42), (0.3, 3, 0.63), (0.3, 5, 0.83))
@@ -67,14 +70,12 @@ class Difference:
         """
         n = len(self.by_seed)
         if self.mean is None:
-            return "no seed in common: no comparison"
-        if n == 1:
-            return "one seed: no interval, no claim"
-        if self._equal:
+            return "no seed in common: no comparison; train both with the same seeds"
+        if n > 1 and self._equal:
             equal = abs(self.mean) < RESOLUTION
-            return "equal in every seed" if equal else "the same in every seed: no interval, no claim"
+            return "equal in every seed" if equal else "the same difference in every seed: no interval, no claim"
         if self.interval is None or p_holm is None:
-            return f"{n} seeds: too few for a claim"
+            return f"{quantity(n, 'seed')}: too few for a claim; add seeds, e.g. seed={ENOUGH}"
         low, high = self.interval
         claim = f"{higher if low > 0 else lower} by {abs(self.mean):.2f} points"
         if low <= 0 <= high:

@@ -5,19 +5,20 @@ import math
 import os
 import textwrap
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from plainres.console import quantity
 from plainres.errors import InputError
 from plainres.reporting import evidence
-from plainres.reporting.comparisons import Comparison, Trend, budgets, comparisons, count, trends
+from plainres.reporting.comparisons import Comparison, Trend, budgets, comparisons, trends
 from plainres.reporting.conditions import differing
 from plainres.reporting.families import Family, families, labelled, reference
 from plainres.reporting.table import ERRORS
 from plainres.runs.identity import identity, settings
-from plainres.runs.record import Run, folders_of
+from plainres.runs.record import Run, State, folders_of
 
 if TYPE_CHECKING:
     import pandas
@@ -33,7 +34,7 @@ class Study:
     families: list[Family]
     comparisons: dict[str, list[Comparison]]  # by heading
     trends: list[Trend]
-    unfinished: list[tuple[str, str]]  # folder and progress of each run without a result
+    unfinished: list[tuple[str, str]]  # folder, state and progress of each run without a result
     absent: list[tuple[str, str]]  # family and seed, and the depths without a folder
     unused: list[tuple[str, str]]  # folders that are unusable, in whole or in part, and the reason
 
@@ -72,7 +73,7 @@ class Study:
         depths = sorted({run.config.model["depth"] for _, run in self.runs})
         seeds = sorted({run.config.seed for _, run in self.runs})
         return (
-            f"{count(len(self.runs), 'finished run')} of {', '.join(family.label for family in self.families)}; "
+            f"{quantity(len(self.runs), 'finished run')}: {', '.join(family.label for family in self.families)}; "
             f"{_listed('depth', depths)}; {_listed('seed', seeds)}."
         )
 
@@ -81,11 +82,13 @@ class Study:
         """Sentences on whether the runs share a training budget, their data and their training conditions."""
         runs = [run for _, run in self.runs]
         distinct = budgets(runs)
-        sentences = f"All runs are at an equal training budget: {distinct[0]}."
+        sentences = (
+            f"{'Training budget' if len(runs) == 1 else 'All runs have the same training budget'}: {distinct[0]}."
+        )
         if len(distinct) > 1:
             sentences = (
                 f"Training budgets differ ({', or '.join(distinct)}). Comparisons across budgets are marked and claim "
-                "nothing; all other comparisons are at an equal training budget."
+                "nothing; the others compare equal budgets."
             )
         digests: defaultdict[str, set[str]] = defaultdict(set)
         for run in runs:
@@ -127,13 +130,11 @@ def read_study(*names: Path | str) -> Study:
     folders = [Path(name) for name in names]
     home = folders[0] if len(folders) == 1 else folders[0].parent / "+".join(each.resolve().name for each in folders)
     runs, unused = _unique_runs([_runs_in(folder) for folder in folders], home)
-    labels = labelled(runs)
     finished: list[Run] = []
     unfinished: list[tuple[str, str]] = []
     for run in runs:
         if not run.finished:
-            reason = f"failed: {run.failure}" if run.failure else f"not finished: {_progress(run)}"
-            unfinished.append((_relative(home, run.folder), reason))
+            unfinished.append((_relative(home, run.folder), _progress(run)))
             continue
         try:
             _check(run)
@@ -153,6 +154,7 @@ def read_study(*names: Path | str) -> Study:
             f"report.reference has {', '.join(sorted(unknown))}, but no run of {location} does; give settings that the "
             "runs have"
         )
+    labels = labelled(finished)  # an unfinished run, which contributes nothing, does not rename them
     ordered = sorted(families(finished, labels), key=lambda family: (not family.is_like(baseline), family.label))
     return Study(
         home,
@@ -263,19 +265,33 @@ def _last_step(run: Run) -> float:
 
 
 def _progress(run: Run) -> str:
+    """Return the state of a run without a result, in the words of `plainres status`, and the reason or its step."""
+    state = run.state
+    if state is State.FAILED:
+        return f"{state.value}: {run.failure}"
     try:
-        steps = max(_last_step(run), run.step)
+        _last_step(run)
     except InputError as error:
-        return str(error)
-    return f"at step {steps:g}" if steps else "not started, or in its first epoch"
+        return f"{state.value}: {error}"
+    return f"{state.value} at step {run.step}" if run.step else state.value
 
 
-def _absent(runs: list[Run], labels: dict[str, tuple[str, dict[str, str]]]) -> list[tuple[str, str]]:
-    """Return the combinations of family, seed and depth for which the study has no folder."""
-    present = {(labels[run.name][0], run.config.seed, run.config.model["depth"]) for run in runs}
-    families, seeds, depths = (sorted({run[i] for run in present}) for i in range(3))
+def _absent(runs: Sequence[Run], labels: Mapping[str, tuple[str, dict[str, str]]]) -> list[tuple[str, str]]:
+    """Return the combinations of family, seed and depth for which the study has no folder.
+
+    Args:
+        runs: all runs. Unfinished ones may be of a family of their own.
+        labels: for each finished run's name, the label of its family and its settings.
+    """
+    of_all = {name: label for name, (label, _) in labelled(runs).items()}
+    of_finished = {of_all[name]: label for name, (label, _) in labels.items()}
+    present = {
+        (of_finished.get(of_all[run.name], of_all[run.name]), run.config.seed, run.config.model["depth"])
+        for run in runs
+    }
+    families, seeds, depths = (sorted(set(values)) for values in zip(*present, strict=True))
     return [
-        (f"{family}, seed {seed}", f"no run of depth {', '.join(map(str, missing))}")
+        (f"{family}, seed {seed}", f"missing: {_listed('depth', missing)}")
         for family in families
         for seed in seeds
         if (missing := [depth for depth in depths if (family, seed, depth) not in present])

@@ -11,11 +11,12 @@ from plainres.reporting.statistics import Summary, summarize
 from plainres.runs.record import Run
 
 ERRORS = ("train_error_eval", "train_error", "test_error", "best_test_error")  # percent
-PUBLISHED = "test, published"
+RUNNING, CHOSEN, PUBLISHED = "train, running", "test, best epoch*", "test, published"
 HEAD = (  # without the published errors if there are none
-    *("depth", "seeds", "train, eval mode", "train, running", "test", "test, best epoch*", PUBLISHED),
+    *("depth", "seeds", "train, eval mode", RUNNING, "test", CHOSEN, PUBLISHED),
     *("parameters", "multiply-adds"),
 )
+EXPENDABLE = ("multiply-adds", "parameters", CHOSEN, RUNNING, PUBLISHED)  # on a narrow terminal
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,17 @@ def rows(family: Family) -> list[Row]:
         errors = {error: summarize([run.result[error] for run in runs]) for error in ERRORS}
         family_rows.append(Row(depth, runs, errors, published(runs[0].config)))
     return family_rows
+
+
+def of_several_seeds(families: Iterable[Family]) -> bool:
+    """Whether a row of the table has several seeds, and thereby a spread."""
+    return any(len(by_seed) > 1 for family in families for by_seed in family.runs.values())
+
+
+def caption(families: Iterable[Family]) -> str:
+    """Describe the cells of the table."""
+    cells = "mean (sample s.d.) over seeds" if of_several_seeds(families) else "one seed per row, so no s.d."
+    return f"Final errors in %: {cells}"
 
 
 def running(families: Iterable[Family]) -> str:

@@ -4,6 +4,7 @@ The folder of a run depends only on its configuration: `<runs>/<study>/<name>` (
 contains
 
     config.yaml    the resolved configuration
+    data.json      digest of the images and targets, from the first step
     metrics.csv    the curves, one row per epoch
     checkpoints/   step-<number>.ckpt
     log.txt        the output of a run of a sweep
@@ -34,6 +35,7 @@ from plainres.files import read_rows, write_atomically
 from plainres.runs.identity import complete, flat, run_name
 
 REPORT = "report"  # folder for the report, beside those of the runs
+DATA = "data.json"
 
 
 class State(Enum):
@@ -158,6 +160,11 @@ class Run:
         return read_rows(file) if file.exists() else []
 
     @property
+    def owner_file(self) -> Path:
+        """Path of the file that names the process that trains the run, and exists while it does."""
+        return self.folder / "owner.json"
+
+    @property
     def trouble_file(self) -> Path:
         """Path of a one-line file that explains why the last upload to W&B is incomplete."""
         return self.folder / "wandb" / "trouble"
@@ -238,7 +245,7 @@ class Run:
         Raises:
             LockedError: another process holds the lock.
         """
-        owner = self.folder / "owner.json"
+        owner = self.owner_file
         try:
             with FileLock(self.folder / "lock", timeout=1):  # `locked` holds the lock for an instant
                 write_atomically(owner, json.dumps({"host": platform.node(), "process": os.getpid()}) + "\n")
@@ -255,12 +262,40 @@ class Run:
                 process = "another process"
             raise LockedError(f"{self.folder} is being trained by {process}; wait for it or stop it first") from error
 
-    def prepare(self) -> None:
-        """Create the folder and write config.yaml.
+    @property
+    def data_sha256(self) -> str | None:
+        """Digest of the images and targets that the run is trained on, None before its first step."""
+        try:
+            return str(json.loads((self.folder / DATA).read_text())["sha256"])
+        except (OSError, ValueError, KeyError, TypeError):  # the result has it too
+            return self.result.get("data_sha256") if self.finished else None
+
+    def check_data(self, sha256: str) -> None:
+        """Compare images at hand with those that the run was trained on, if it has started.
+
+        Args:
+            sha256: the digest of the images and targets at hand.
 
         Raises:
-            InputError: the folder cannot be written, or contains a run of another configuration.
+            InputError: they differ.
         """
+        recorded = self.data_sha256
+        if recorded in (None, sha256):
+            return
+        before, now = (data_of(run.config) for run in (Run.read(self.folder), self))
+        raise InputError(
+            f"{self.folder} was trained on other images ({before}, digest {recorded[:8]}) than these ({now}, digest "
+            f"{sha256[:8]}); to train on these as well, add study=NAME"
+        )
+
+    def prepare(self, data_sha256: str | None = None) -> None:
+        """Create the folder and write config.yaml and, if the digest of the images is known, data.json.
+
+        Raises:
+            InputError: the folder cannot be written, or contains a run of another configuration or on other images.
+        """
+        if data_sha256 is not None:
+            self.check_data(data_sha256)
         if (self.folder / "config.yaml").is_file():
             old, new = (flat(complete(run.config)) for run in (Run.read(self.folder), self))
             differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
@@ -270,6 +305,8 @@ class Run:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
+            if data_sha256 is not None:
+                write_atomically(self.folder / DATA, json.dumps({"sha256": data_sha256}) + "\n")
         except OSError as error:
             raise InputError(
                 f"cannot write the run's folder {self.folder}: {error.strerror}; set runs=FOLDER"
@@ -278,6 +315,12 @@ class Run:
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json, which marks the run as finished."""
         write_atomically(self.folder / "result.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+
+
+def data_of(config: Config) -> str:
+    """Name the data set of a configuration for messages, with its folder if it has one."""
+    path = config.data.get("path")
+    return f"data={config.options['data']}" + (f" data.path={path}" if path else "")
 
 
 def folders_of(runs: Path) -> Iterator[Path]:

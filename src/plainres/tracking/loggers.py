@@ -17,7 +17,7 @@ from plainres.console import say
 from plainres.errors import first_line
 from plainres.files import write_atomically
 
-COLUMNS: tuple[str, ...] = ("epoch", "step", "lr", "train/loss", "train/error", "test/loss", "test/error")
+VALUES = ("loss", "error")  # curves of each set of images
 
 
 class RunLogger(Logger):
@@ -52,11 +52,17 @@ class CsvLogger(RunLogger):
 
     When a run resumes, the file is rewritten from the rows in its checkpoint, so that rows of an interrupted attempt
     are never duplicated. Each row is appended in a single write.
+
+    Args:
+        file: the file.
+        evaluated: the sets of images that are evaluated after each epoch.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, evaluated: Sequence[str]) -> None:
         super().__init__()
         self.file = file
+        curves = [f"{images}/{value}" for images in ("train", *evaluated) for value in VALUES]
+        self.columns = ("epoch", "step", "lr", *curves)
 
     @property
     def name(self) -> str:
@@ -65,19 +71,18 @@ class CsvLogger(RunLogger):
 
     def begin(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Write the header and the previous rows."""
-        header = dict(zip(COLUMNS, COLUMNS, strict=True))
-        write_atomically(self.file, _lines([header, *rows]))
+        header = dict(zip(self.columns, self.columns, strict=True))
+        write_atomically(self.file, self._lines([header, *rows]))
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append one row."""
         with self.file.open("a") as file:
-            file.write(_lines([{**metrics, "step": step}]))
+            file.write(self._lines([{**metrics, "step": step}]))
 
-
-def _lines(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    csv.DictWriter(text, COLUMNS, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+    def _lines(self, rows: Sequence[Mapping[str, Any]]) -> str:
+        text = io.StringIO()
+        csv.DictWriter(text, self.columns, lineterminator="\n").writerows(rows)
+        return text.getvalue()
 
 
 class TensorBoardLogger(RunLogger):

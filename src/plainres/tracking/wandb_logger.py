@@ -20,13 +20,14 @@ from plainres.errors import first_line
 from plainres.files import write_atomically
 from plainres.runs.identity import complete
 from plainres.runs.record import Run
-from plainres.tracking.loggers import RunLogger
+from plainres.tracking.loggers import VALUES, RunLogger
 from plainres.tracking.wandb_files import STEP, attempts
 
 INIT_TIMEOUT = 10  # seconds, for the server to answer before a run
 FINISH_TIMEOUT = 20  # seconds, for the remaining upload after a run
 COUNT_TIMEOUT = 5  # seconds, for the server to count the rows it received
-LOWEST = ("train/loss", "train/error", "test/loss", "test/error")  # summarised by their minimum and last value
+SETS = ("train", "test", "validation")  # of images; the last only if some are held out
+LOWEST = tuple(f"{images}/{value}" for images in SETS for value in VALUES)  # summarised by their minimum and last value
 LATEST = ("epoch", "lr")  # summarised by their last value
 RESULTS = ("train_error_eval", "test_error", "parameters", "multiply_adds", "weights_sha256")  # of result.json
 
@@ -233,7 +234,8 @@ class WandbLogger(RunLogger):
         wandb_run, self.wandb_run = self.wandb_run, None
         if wandb_run is None:
             return
-        for name in LOWEST if self.rows else ():  # the client itself summarises only the current attempt
+        logged = self.rows[0] if self.rows else {}
+        for name in filter(logged.__contains__, LOWEST):  # the client itself summarises only the current attempt
             values = [row[name] for row in self.rows]
             wandb_run.summary[name] = {"min": min(values), "last": values[-1]}
         if self.run.finished:

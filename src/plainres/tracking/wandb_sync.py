@@ -50,7 +50,13 @@ def sync(folder: Path, timeout: float) -> Iterator[tuple[str, bool]]:
 
 
 class _UnauthorizedError(InputError):
-    """W&B has rejected the API key, or there is none."""
+    """W&B has rejected the API key, or there is none; `reason` is the client's message."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"W&B: {reason.rstrip('.')}; the data are safe in the runs' folders, and the same command uploads them "
+            "after `wandb login`"
+        )
 
 
 class _UploadError(Exception):
@@ -93,7 +99,7 @@ def _send_run(folder: Path, timeout: float) -> str:
         except Exception as error:
             tear_down()
             if isinstance(error, (UsageError, AuthenticationError)):
-                raise _UnauthorizedError(f"W&B: {first_line(error)}") from error
+                raise _UnauthorizedError(first_line(error)) from error
             if isinstance(error, CommError) and any(word in str(error) for word in ("timed out", "deadline exceeded")):
                 raise TimeoutError from error
             raise
@@ -134,6 +140,6 @@ def _send(attempt: Attempt, timeout: float) -> str:
         errors = [line for line in lines if line.startswith(("Error: ", "ERROR ")) and "error logs" not in line]
         reason = [*errors, *lines[-1:], "wandb sync gave no reason"][0].removeprefix("Error: ").removeprefix("ERROR ")
         if "API key" in reason:
-            raise _UnauthorizedError(f"W&B: {reason}")
+            raise _UnauthorizedError(reason)
         raise _UploadError(reason)
     return next((line.rpartition(" at ")[2] for line in lines if "View run" in line), "W&B")

@@ -118,6 +118,10 @@ class Checkpoints(Checkpoint):
         self.signals.deferring = True
         self.signals.listen()
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note that the run has started, for the message of a stop."""
+        self.signals.started = True
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let signals stop the process immediately, since the run has been saved."""
         self.signals.deferring = False
@@ -149,10 +153,10 @@ class Checkpoints(Checkpoint):
         if save and not diverged:  # a step's loss is computed before its update, so the weights can diverge first
             *_, diverged = self._agree(0, False, not classifier.finite_weights)
         if diverged:
-            good = f"step-{self.saved_step:09d}.ckpt" if self.saved_step else "none"
+            good = f"; the last good checkpoint is step-{self.saved_step:09d}.ckpt" if self.saved_step else ""
             raise RunFailedError(
                 f"the run has diverged: the training loss or a weight is NaN or infinite after step {step}, with a "
-                f"learning rate of {classifier.lr:g}; last good checkpoint: {good}"
+                f"learning rate of {classifier.lr:g}{good}; lower optim.lr, or warm up with optim.warmup_lr"
             )
         if save:
             self._save(trainer)

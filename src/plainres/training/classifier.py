@@ -1,6 +1,7 @@
 """LightningModule that trains a classifier: loss, error, optimizer and learning-rate schedule."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,7 +17,6 @@ from plainres.data.batches import Batch, SampledBatch
 from plainres.randomness import noises
 
 COUNTED = ("loss", "wrong", "images", "warmup_wrong")  # the last: misclassified images in the current warm-up window
-EVALUATED = ("test", "train_eval")  # contents of the evaluation loaders, in order
 WARMUP_WINDOW = 100  # steps over which the warm-up measures the training error
 
 
@@ -76,8 +76,8 @@ class Classifier(pl.LightningModule):
     """LightningModule that trains a network by a recipe and logs one row of curves after each epoch.
 
     A row is {epoch (1-based), lr (of the last step), train/loss, train/error, test/loss, test/error}, logged at the
-    number of completed steps. Errors are in percent. Training values are running means over the images of the epoch's
-    steps, each computed before the step's update.
+    number of completed steps; with a validation set also {validation/loss, validation/error}. Errors are in percent.
+    Training values are running means over the images of the epoch's steps, each computed before the step's update.
 
     A partial last epoch would average too few steps. Its row therefore averages that epoch and the one before it
     (`averaged_steps`); the previous row still averages its own epoch only.
@@ -87,11 +87,19 @@ class Classifier(pl.LightningModule):
         recipe: batch size, length, optimizer and schedule.
         steps: the length of the run in optimizer steps.
         steps_per_epoch: the number of training batches in an epoch.
+        evaluated: the names of the sets of images in the evaluation loaders, in order.
         capturable: whether steps are captured in a CUDA graph, which requires a tensor as learning rate.
     """
 
     def __init__(
-        self, network: nn.Module, recipe: Recipe, steps: int, steps_per_epoch: int, *, capturable: bool = False
+        self,
+        network: nn.Module,
+        recipe: Recipe,
+        steps: int,
+        steps_per_epoch: int,
+        *,
+        evaluated: Sequence[str] = ("test", "train_eval"),
+        capturable: bool = False,
     ) -> None:
         super().__init__()
         self.capturable = capturable
@@ -102,7 +110,7 @@ class Classifier(pl.LightningModule):
         # Not buffers, because DDP would overwrite those of every rank with rank 0's.
         self.counted = torch.zeros(len(COUNTED), dtype=torch.float64)  # sums of this rank since the epoch started
         self.position = torch.zeros(2, dtype=torch.int64)  # step, and index of this rank's first image in the batch
-        self.evaluations = nn.ModuleList(LossAndError() for _ in EVALUATED)
+        self.evaluations = nn.ModuleDict({name: LossAndError() for name in evaluated})
         self.evaluated: dict[str, float] = {}  # losses and errors of the last evaluation
         self.rows: list[dict[str, float]] = []  # all rows logged so far
         self.lr = 0.0  # of the last step
@@ -190,9 +198,9 @@ class Classifier(pl.LightningModule):
                 dist.broadcast(buffer, 0)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add a batch to the metrics of its loader: 0 is the test set, 1 the training set."""
+        """Add a batch to the metrics of its loader."""
         images, targets = batch
-        measure = self.evaluations[dataloader_idx]
+        measure = list(self.evaluations.values())[dataloader_idx]
         assert isinstance(measure, LossAndError)
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         if len(targets):  # a rank's share is empty if there are fewer images than ranks
@@ -203,7 +211,7 @@ class Classifier(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Store the losses and errors of the evaluated sets."""
         self.evaluated = {}
-        for name, measure in zip(EVALUATED, self.evaluations, strict=True):
+        for name, measure in self.evaluations.items():
             assert isinstance(measure, LossAndError)
             if measure.update_called:
                 self.evaluated |= measure.values(name)

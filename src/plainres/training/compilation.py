@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from plainres.config.schema import AUTO, Config
 from plainres.data.batches import SampledBatch
 from plainres.data.datamodule import ImageBatches
-from plainres.errors import InputError, StoppedError, first_line
+from plainres.errors import InputError, first_line
 from plainres.processes.signals import StopSignals
 from plainres.training.classifier import Classifier, full_precision
 
@@ -90,7 +90,7 @@ class Compilation(Callback):
 
     def _stop_on_signal(self) -> None:
         if self.signals.received:
-            raise StoppedError("stopped at once; run the same command again to resume", self.signals.received)
+            self.signals.stop(self.signals.received)
 
 
 def _say(trainer: pl.Trainer, text: str) -> None:

@@ -84,16 +84,26 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
     capturable = config.trainer.cuda_graph
     attempt = conditions(config.trainer, world.size)
     compilation = Compilation(config.trainer.compile, pays(config, description.multiply_adds, steps), signals, attempt)
-    classifier = Classifier(network, config.optim, steps, data.steps_per_epoch, capturable=capturable)
+    classifier = Classifier(
+        network,
+        config.optim,
+        steps,
+        data.steps_per_epoch,
+        evaluated=[*data.images.evaluated, "train_eval"],
+        capturable=capturable,
+    )
+    data_sha256 = data.images.sha256()
     if world.rank == 0:
-        run.prepare()
+        run.prepare(data_sha256)
     with ExitStack() as stack:
         if world.rank == 0:
             stack.enter_context(run.lock())
         saved = run.newest()
         if world.rank == 0:
             (run.folder / "failed.json").unlink(missing_ok=True)
-        loggers = stack.enter_context(open_loggers(run, saved.rows)) if world.rank == 0 else []
+        loggers: list[RunLogger] = []
+        if world.rank == 0:
+            loggers = stack.enter_context(open_loggers(run, saved.rows, list(data.images.evaluated)))
         checkpoints = Checkpoints(run, config.checkpoint, signals, saved, attempt)
         configured = probes_of(config)
         probes = [Probes(configured, run.folder / "probes", steps)] if configured else []
@@ -128,7 +138,7 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
             trainer._signal_connector.register_signal_handlers = lambda: None
             trainer.fit_loop.epoch_loop = EpochLoop(trainer, cuda_graph if capturable else None)
             trainer.fit(classifier, datamodule=data, ckpt_path=saved.path, weights_only=True)
-            loaders = [data.val_dataloader(), data.evaluation_of_training_set()]
+            loaders = [*data.val_dataloader(), data.evaluation_of_training_set()]
             trainer.validate(classifier, loaders, verbose=False)
         if world.rank == 0:
             run.finish(_result(run, classifier, data, description, checkpoints) | attempt)
@@ -137,9 +147,9 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
 
 
 @contextmanager
-def open_loggers(run: Run, rows: Sequence[Mapping[str, float]]) -> Iterator[list[RunLogger]]:
+def open_loggers(run: Run, rows: Sequence[Mapping[str, float]], evaluated: Sequence[str]) -> Iterator[list[RunLogger]]:
     """Open a run's loggers, which continue from `rows`, and close them with the exit code of the run."""
-    loggers: list[RunLogger] = [CsvLogger(run.folder / "metrics.csv")]
+    loggers: list[RunLogger] = [CsvLogger(run.folder / "metrics.csv", evaluated)]
     if run.config.logger.wandb:
         from plainres.tracking.wandb_logger import WandbLogger
 
@@ -171,13 +181,27 @@ def _environment(world: World) -> ClusterEnvironment:
 
 
 def _result(
-    run: Run, classifier: Classifier, data: ImageBatches, description: Description, checkpoints: Checkpoints
+    run: Run,
+    classifier: Classifier,
+    data: ImageBatches,
+    description: Description,
+    checkpoints: Checkpoints,
 ) -> dict[str, Any]:
     """Return the contents of result.json; errors are in percent."""
     config, evaluated = run.config, classifier.evaluated
     mean, std = data.images.channel_statistics
     rows = classifier.rows
     best = min(rows, key=lambda row: row["test/error"])
+    validation = {}
+    if data.images.validation is not None:
+        chosen = min(rows, key=lambda row: row["validation/error"])  # the earliest of equals
+        validation = {
+            "validation_error": evaluated["validation/error"],
+            "validation_loss": evaluated["validation/loss"],
+            "best_validation_error": chosen["validation/error"],
+            "best_validation_error_epoch": int(chosen["epoch"]),
+            "test_error_at_best_validation": chosen["test/error"],  # an epoch chosen without the test set
+        }
     return {
         "name": run.name,
         "study": config.study,
@@ -194,13 +218,14 @@ def _result(
         "test_loss": evaluated["test/loss"],
         "best_test_error": best["test/error"],  # selected on the test set; only for comparison with papers that do so
         "best_test_error_epoch": int(best["epoch"]),
+        **validation,
         "epochs": len(rows),
         "steps": classifier.steps,
         "batch_size": config.optim.batch_size,
         "parameters": description.parameters,
         "multiply_adds": description.multiply_adds,
         "weights_sha256": weights_sha256(classifier.network),
-        "data_sha256": data.images.sha256(),
+        "data_sha256": run.data_sha256,
         "channel_mean": mean.tolist(),  # for normalising images, in units of pixel values
         "channel_std": std.tolist(),
         "wall_time_s": round(checkpoints.elapsed_s, 3),
