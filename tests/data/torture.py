@@ -312,7 +312,7 @@ DAMAGES = [
         SPLIT | {"train/a/5.png": b"", "train/b/5.png": b"x"},
         **TWO,
         options={"damaged": "skip"},
-        notes=r"2 damaged images were left out .* the first is train/a/5.png is empty",
+        notes=r"2 damaged images left out .* the first is train/a/5.png is empty",
     ),
     folders(
         "a-class-that-loses-all-its-images",
@@ -362,6 +362,13 @@ SIZES = [
         train=[WIDE, WIDE[::-1]],
         labels=[0, 1],
         options={"stored": 6, "shape": [3, 6, 6]},
+    ),
+    folders(
+        "the-shape-of-whole-images-is-found",
+        {f"{split}/{name}/{split}.png": WIDE + index for split in ("train", "test") for index, name in enumerate("ab")},
+        train=[WIDE, WIDE + 1],
+        labels=[0, 1],
+        options={"stored": 6},
     ),
     folders(
         "one-pixel",
@@ -623,7 +630,7 @@ TABLES = [
         options={"damaged": "skip", "classes": 1},
         train=[RGB],
         labels=[0],
-        notes="2 damaged images were left out .* row 1 of train-00000-of-00001.parquet has no label",
+        notes="2 damaged images left out .* row 1 of train-00000-of-00001.parquet has no label",
     ),
     table(
         "parquet-null-label-refused",

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from plainres.console import say
+from plainres.console import quantity, say
 from plainres.data.copies import VERSION, Contents, Copy, lock_of, remove_unfinished, unfinished_folder
 from plainres.data.download import NAME, find_on_hub
 from plainres.data.encoded import Layout
@@ -108,7 +108,7 @@ class HubImages:
                 )
         if self.shape[0] not in (1, 3):
             raise InputError(f"data.shape is {list(self.shape)}; images have 1 channel (grey) or 3 (RGB)")
-        if self.stored is not None and self.stored < max(self.shape[1:]):
+        if self.stored is not None and self._given[1] is not None and self.stored < max(self.shape[1:]):
             raise InputError(
                 f"data.stored is {self.stored}; it must be at least {max(self.shape[1:])}, as in data.shape"
             )
@@ -279,7 +279,7 @@ def _summary(label: str, contents: Contents, chosen: Chosen) -> list[str]:
     ]
     if contents.damaged:
         lines.append(
-            f"{label}: {len(contents.damaged)} damaged images were left out (data.damaged=skip), the first is "
+            f"{label}: {quantity(len(contents.damaged), 'damaged image')} left out (data.damaged=skip), the first is "
             f"{contents.damaged[0]}"
         )
     return lines
