@@ -20,10 +20,14 @@ from plainres.randomness import mix
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, H, W, C), uint8, and targets (N,), int64, in [0, classes)."""
+    """Images (N, H, W, C), uint8, and targets (N,), int64, in [0, classes).
+
+    `histograms` (C, 256), int64, is the number of pixels with each value in all images, if it is known.
+    """
 
     images: Tensor
     targets: Tensor
+    histograms: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -100,13 +104,19 @@ def sample_size(count: int, total: int) -> str:
 
 @dataclass(frozen=True)
 class Images:
-    """Splits of a data set, and the channel statistics (C,) for normalisation, as fractions of 255."""
+    """Splits of a data set, and the channel statistics (C,) for normalisation, as fractions of 255.
+
+    Images that were decoded into a copy on disk may be larger than the memory. What describes all of them, their
+    histograms and their digest, is therefore recorded in the copy.
+    """
 
     train: Split
     test: Split
     validation: Split | None = None  # training images that were held out
     mean: Sequence[float] | None = None  # None: computed from the training images
     std: Sequence[float] | None = None  # None: computed from the training images
+    classes: Sequence[str] | None = None  # names of the classes; None: they have numbers only
+    digest: str | None = None  # of exactly these images and targets; None: computed by `sha256`
 
     @property
     def evaluated(self) -> dict[str, Split]:
@@ -123,7 +133,7 @@ class Images:
         if per_class is None:
             return self
         train, validation = self.train.hold_out(per_class)
-        return replace(self, train=train, validation=validation)
+        return replace(self, train=train, validation=validation, digest=None)
 
     @cached_property
     def channel_statistics(self) -> tuple[Tensor, Tensor]:
@@ -131,20 +141,33 @@ class Images:
 
         Those of the training images are computed from exact histograms, so they do not depend on the order of summation
         or on the number of threads.
+
+        Raises:
+            InputError: there are no training images.
         """
         if self.mean is not None and self.std is not None:
             return 255 * torch.tensor(self.mean), 255 * torch.tensor(self.std)
+        if not len(self.train):
+            raise InputError(
+                "there are no training images to compute the channel means from; set data.mean and data.std"
+            )
         levels = torch.arange(256, dtype=torch.float64)
         means, deviations = [], []
-        for channel in self.train.images.unbind(-1):
-            share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+        histograms = self.train.histograms
+        if histograms is None:
+            channels = self.train.images.unbind(-1)
+            histograms = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in channels])
+        for counts in histograms:
+            share = counts.double() / counts.sum()
             mean = (levels * share).sum()
             means.append(mean)
             deviations.append(((levels - mean).square() * share).sum().sqrt())
         return torch.stack(means).float(), torch.stack(deviations).float()
 
     def sha256(self) -> str:
-        """Compute a digest of all images and targets, which identifies the data of a run."""
+        """Return a digest of all images and targets, which identifies the data of a run."""
+        if self.digest is not None:
+            return self.digest
         digest = hashlib.sha256()
         for split in filter(None, (self.train, self.test, self.validation)):
             for array in (split.images, split.targets):
