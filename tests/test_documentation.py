@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import plainres
 from plainres.cli.main import main
 from support import forking
+from support.images import write_folders
 from support.places import PLAINRES, ROOT
 from support.wandb_server import WandbServer
 
@@ -104,6 +106,18 @@ COMMANDS: dict[str, Execution] = {
     "plainres train -m seed=0,1,2 hydra/launcher=joblib": not_run(
         ELSEWHERE.format("launch/test_hydra_launchers.py, with joblib")
     ),
+    # images of one's own
+    "plainres describe data=images data.path=flowers data.stored=32 model.depth=8": AS_IT_STANDS,
+    "plainres train -m data=images data.path=flowers data.stored=32 model.depth=8,20 model/shortcut=plain,identity "
+    "seed=0,1,2 study=flowers": shortened("model.depth=8 model.width=4 optim.epochs=1 optim.batch_size=8 seed=0"),
+    "plainres report runs/flowers": AS_IT_STANDS,
+    "plainres train data=images data.path=photographs data.test_share=0.25 data.damaged=skip": shortened(
+        "model.depth=8 model.width=4 optim.epochs=1 optim.batch_size=8"
+    ),
+    "plainres data list": AS_IT_STANDS,
+    "plainres data check": AS_IT_STANDS,
+    "plainres data remove --unfinished": AS_IT_STANDS,
+    "plainres data remove --older 90": AS_IT_STANDS,
     # loggers
     "plainres train model.depth=20 logger=wandb": SMALL,
     "plainres train experiment=digits logger=wandb": shortened(f"{ONE_SHORTCUT} study=offline"),
@@ -281,6 +295,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     evidence = shutil.ignore_patterns("report")
     shutil.copytree(ROOT / "experiments" / "digits", tmp_path / "experiments" / "digits", ignore=evidence)
     (tmp_path / "FOLDER").mkdir()
+    pixels = np.arange(40 * 60 * 3, dtype=np.uint8).reshape(40, 60, 3)
+    for name, images in {"flowers/train": 8, "flowers/test": 2, "photographs": 8}.items():
+        files = {f"{name}/{kind}/{index}.png": pixels + index for kind in ("daisy", "rose") for index in range(images)}
+        write_folders(tmp_path, files)
+    write_folders(tmp_path, {"photographs/rose/8.png": b"damaged"})
+    monkeypatch.setenv("PLAINRES_CACHE", str(tmp_path / "decoded"))
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)

@@ -38,9 +38,9 @@ def read_rows(file: Path) -> list[dict[str, str]]:
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the text of a CSV file with the given rows, at least one, which must have the same columns."""
+    """Return the text of a CSV file with the given rows, at least one; a cell that a row lacks is empty."""
     file = io.StringIO()
-    table = csv.DictWriter(file, rows[0], lineterminator="\n")
+    table = csv.DictWriter(file, {column: None for row in rows for column in row}, lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
     return file.getvalue()

@@ -144,6 +144,7 @@ def test_one_run_prints_its_folder_last_and_is_not_trained_again(tmp_path: Path)
     assert sorted(path.name for path in folder.iterdir()) == [
         "checkpoints",
         "config.yaml",
+        "data.json",
         "lock",
         "metrics.csv",
         "result.json",

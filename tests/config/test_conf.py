@@ -4,6 +4,7 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,9 +15,11 @@ from plainres.reporting.families import labelled, reference
 from plainres.reporting.published import published, table
 from plainres.runs.identity import matches, run_name
 from plainres.runs.record import Run
+from support.images import write_folders
 from support.places import ROOT
 
 CONF = ROOT / "conf"
+SPLITS = ("train", "test")
 SHIPPED = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.rglob("*.yaml"))
 EXPERIMENTS = [path.name for path in SHIPPED if path.parent.name == "experiment"]
 
@@ -30,9 +33,14 @@ def make(config: Config) -> None:
 
 
 @pytest.mark.parametrize("path", [path for path in SHIPPED if path.parent.name not in ("", "experiment")], ids=str)
-def test_an_option_is_composed_and_made(path: Path) -> None:
+def test_an_option_is_composed_and_made(path: Path, tmp_path: Path) -> None:
     chosen = f"[{path.name}]" if str(path.parent) == "probes" else path.name
-    jobs = compose_jobs([f"{path.parent}={chosen}"])
+    words = [f"{path.parent}={chosen}"]
+    if words == ["data=images"]:
+        pixels = np.zeros((8, 8, 3), dtype=np.uint8)
+        write_folders(tmp_path / "mine", {f"{split}/{name}/{split}.png": pixels for split in SPLITS for name in "ab"})
+        words += [f"data.path={tmp_path / 'mine'}", f"data.cache={tmp_path / 'cache'}"]
+    jobs = compose_jobs(words)
     (config,) = jobs.configs
     if str(path.parent) == "probes":
         assert list(probes_of(config)) == [path.name]

@@ -1,5 +1,7 @@
 """Tables of a study in LaTeX and Markdown, and reports on several studies."""
 
+import csv
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +10,7 @@ from pylatexenc.latexwalker import LatexEnvironmentNode, LatexMacroNode, LatexNo
 
 from plainres.cli.main import main
 from plainres.reporting import report, table
+from plainres.reporting.study import read_study
 from support.study import a_run, finish
 
 
@@ -121,3 +124,32 @@ def test_a_report_is_opened(study: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert "no browser" not in capsys.readouterr().err
     assert main(["report", str(study), "--open"]) == 0
     assert f"there is no browser to open {study / 'report' / 'index.html'} with" in capsys.readouterr().err
+
+
+def test_validation_errors_have_columns_where_images_are_held_out(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = {"validation_error": 7.25, "validation_loss": 0.2, "best_validation_error": 6.5}
+    held_out |= {"best_validation_error_epoch": 9, "test_error_at_best_validation": 8.75}
+    for folder in study.glob("plain-*"):
+        result = json.loads((folder / "result.json").read_text())
+        (folder / "result.json").write_text(json.dumps(result | held_out))
+        head, *rows = (folder / "metrics.csv").read_text().splitlines()
+        lines = [f"{head},validation/loss,validation/error", *(f"{row},0.5,12.5" for row in rows)]
+        (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
+    report.write_report(study)
+    folders = [study, study / "report"]  # the runs, and the evidence of them
+    for folder in folders:
+        families = read_study(folder).families
+        head, *rows = table.shown(families)
+        columns = [head.index(name) for name in ("validation", "test, best validation epoch")]
+        assert [[row[column] for column in columns] for row in rows] == [["7.25 (0.00)", "8.75 (0.00)"]] * 2 + [
+            ["", ""]
+        ] * 2
+        plain, other = (family.runs[8][0] for family in families)
+        assert plain.curve()[-1]["validation/error"] == 12.5
+        assert "validation/error" not in other.curve()[-1]
+    with (study / "report" / "table.csv").open() as file:
+        cells = [row["validation_error_mean"] for row in csv.DictReader(file)]
+    assert cells == ["7.25", "7.25", "", ""]
+    assert "validation error" in (study / "report" / "curves.svg").read_text()

@@ -1,7 +1,7 @@
 """Predictions of trained networks on a test set."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,11 @@ EVALUATION = ("data", "trainer", "precision")  # config groups that may differ f
 
 @dataclass(frozen=True)
 class Predictions:
-    """A network's logits (N, classes) float32 on a test set, and its targets (N,) int64."""
+    """A network's logits (N, classes) float32 on a test set, its targets (N,) int64, and the names of the classes."""
 
     logits: Tensor
     targets: Tensor
+    classes: Sequence[str] | None = None
 
     @property
     def losses(self) -> Tensor:
@@ -52,12 +53,13 @@ class Predictions:
             f"loss {self.losses.double().mean().item():.4f}",
             f"error {100 * self.wrong.double().mean().item():.2f} % of {len(self.targets):,} images",
             "",
-            "class  images  error in %",
+            f"class  images  error in %{'  name' if self.classes else ''}",
         ]
         for target, images in enumerate(torch.bincount(self.targets).tolist()):
             if images:
                 error = 100 * self.wrong[self.targets == target].double().mean().item()
-                lines.append(f"{target:5}  {images:6,}  {error:10.2f}")
+                name = f"  {self.classes[target]}" if self.classes else ""
+                lines.append(f"{target:5}  {images:6,}  {error:10.2f}{name}")
         return "\n".join(lines)
 
     def save(self, file: Path) -> None:
@@ -171,13 +173,15 @@ def load(run: Run | Path | str) -> ReadyNetwork:
     return ReadyNetwork(load_network(run), source_of(run.config), training_statistics(run, run.config))
 
 
-def load_network(run: Run | Path | str) -> nn.Module:
+def load_network(run: Run | Path | str, data: Mapping[str, Any] | None = None) -> nn.Module:
     """Load the network of a run with the weights of its newest checkpoint, in the dtype used for training.
 
     The network is in training mode and takes normalised images. `load` returns one that is ready to predict.
 
     Args:
         run: a run, or its folder.
+        data: the run's data set at another location (default: at that of its training). It is read only if the run's
+            configuration leaves the shape or the number of classes to the data.
 
     Raises:
         InputError: the run has no checkpoint, or it is finished and its checkpoint does not match its result.
@@ -193,7 +197,8 @@ def load_network(run: Run | Path | str) -> nn.Module:
     if not run.finished:
         print(f"{run.name} is not finished; using its weights after step {saved.step}", file=sys.stderr)
     # The checkpoint replaces the initial weights, whose file may no longer exist.
-    config = replace(run.config, model={**run.config.model, "weights": None, "head": None})
+    model = {**run.config.model, "weights": None, "head": None}
+    config = replace(run.config, model=model, data=data or run.config.data)
     network = build_network(config)
     if config.precision == "64-true":
         network.double()
@@ -218,15 +223,19 @@ def training_statistics(run: Run, config: Config) -> tuple[Tensor, Tensor]:
     """
     if run.finished and "channel_mean" in run.result:
         return torch.tensor(run.result["channel_mean"]), torch.tensor(run.result["channel_std"])
-    location = NOT_IDENTITY["data"] if config.options == run.config.options else ()
-    data = run.config.data | {key: config.data[key] for key in location if key in config.data}
     try:
-        return source_of(replace(run.config, data=data)).load().channel_statistics
+        return source_of(replace(run.config, data=_located(run, config))).load().channel_statistics
     except InputError as error:
         raise InputError(
             f"{run.folder} does not record its channel means, and the training images to compute them from cannot be "
             f"read: {error}"
         ) from error
+
+
+def _located(run: Run, config: Config) -> dict[str, Any]:
+    """Return the data options of a run with the location of `config`, if both have the same data set."""
+    location = NOT_IDENTITY["data"] if config.options == run.config.options else ()
+    return run.config.data | {key: config.data[key] for key in location if key in config.data}
 
 
 def predict(run: Run | Path | str, overrides: Sequence[str] = ()) -> Predictions:
@@ -243,7 +252,7 @@ def predict(run: Run | Path | str, overrides: Sequence[str] = ()) -> Predictions
     """
     run = run if isinstance(run, Run) else Run.read(Path(run))
     config = with_overrides(run.config, overrides)
-    network = load_network(run)
+    network = load_network(run, _located(run, config))
     if identity(config)["data"] == identity(run.config)["data"]:  # the run's own images, wherever they lie
         Run(config, run.folder).check_data(source_of(config).load().sha256())
     if sets_statistics(overrides):
@@ -334,4 +343,4 @@ def evaluate(network: nn.Module, config: Config, statistics: tuple[Tensor, Tenso
             f"the network has {all_logits.shape[1]} output classes, but the data set has {source.classes}; choose a "
             "data set with as many classes"
         )
-    return Predictions(all_logits, images.test.targets)
+    return Predictions(all_logits, images.test.targets, images.classes)

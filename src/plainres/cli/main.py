@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TextIO
 
 from plainres import __version__
-from plainres.cli import analysis, commands
+from plainres.cli import analysis, commands, data
 from plainres.errors import InputError, RunFailedError, StoppedError
 
 HELP = """\
@@ -33,6 +33,7 @@ and compares them.
   plainres landscape RUN ...     measure the loss along random directions
   plainres sharpness RUN ...     measure the top eigenvalue of the Hessian
   plainres wandb-sync FOLDER     upload to W&B what was logged offline
+  plainres data ACTION           manage the decoded copies of data sets
 
   plainres train experiment=digits && plainres report runs/digits
 
@@ -56,8 +57,9 @@ COMMANDS = {
     "landscape": analysis.landscape,
     "sharpness": analysis.sharpness,
     "wandb-sync": commands.wandb_sync,
+    "data": data.data,
 }
-WITHOUT_OVERRIDES = ("list", "status", "report", "wandb-sync", "export", "lesion", "landscape", "sharpness")
+WITHOUT_OVERRIDES = ("list", "status", "report", "wandb-sync", "data", "export", "lesion", "landscape", "sharpness")
 RESUMABLE = ("lesion", "landscape", "wandb-sync")
 MEANT = {  # names that other tools give to a command
     **dict.fromkeys(("run", "fit", "sweep"), "train"),
@@ -67,6 +69,7 @@ MEANT = {  # names that other tools give to a command
     **dict.fromkeys(("ls", "options", "experiments", "shortcuts"), "list"),
     **dict.fromkeys(("summary", "info", "show"), "describe"),
     **dict.fromkeys(("sync", "wandb"), "wandb-sync"),
+    **dict.fromkeys(("cache", "copies"), "data"),
 }
 
 

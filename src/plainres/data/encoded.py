@@ -134,9 +134,11 @@ class Rows:
         self.groups: list[tuple[int, int]] = []  # file and row group
         self.starts: list[int] = []  # first row of each row group in the split
         self.firsts: list[int] = []  # first row of each file in the split
+        self.versions: list[int] = []  # times of modification, since row groups are kept
         rows = 0
         for number, file in enumerate(files):
             self.firsts.append(rows)
+            self.versions.append((folder / file).stat().st_mtime_ns)
             metadata = pq.read_metadata(folder / file)
             for group in range(metadata.num_row_groups):
                 self.groups.append((number, group))
@@ -150,8 +152,8 @@ class Rows:
         """Return the encoded file in a row."""
         position = bisect_right(self.starts, index) - 1
         file, group = self.groups[position]
-        value = _images_of(str(self.folder / self.files[file]), group, self.column)[index - self.starts[position]]
-        content = value.as_py()
+        images = _images_of(str(self.folder / self.files[file]), self.versions[file], group, self.column)
+        content = images[index - self.starts[position]].as_py()
         if isinstance(content, Mapping):
             content = content["bytes"]
         if content is None:
@@ -168,17 +170,17 @@ _READING = threading.Lock()  # so that threads do not read the same row group se
 
 
 @lru_cache(maxsize=2)
-def _row_group(file: str, group: int, column: str) -> Any:
+def _row_group(file: str, version: int, group: int, column: str) -> Any:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(file) as opened:
         return opened.read_row_group(group, [column]).column(column).combine_chunks()
 
 
-def _images_of(file: str, group: int, column: str) -> Any:
+def _images_of(file: str, version: int, group: int, column: str) -> Any:
     try:
         with _READING:
-            return _row_group(file, group, column)
+            return _row_group(file, version, group, column)
     except (OSError, ValueError) as error:  # pyarrow's errors derive from these
         raise DamagedImageError(f"cannot be read: {str(error).splitlines()[0]}") from error
 

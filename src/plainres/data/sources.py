@@ -36,8 +36,8 @@ class AnySplit(ABC):
         """Select the images of `stratified`, in their original order. None selects all images."""
 
     @abstractmethod
-    def pixels_for_statistics(self) -> Tensor:
-        """Return the images (n, H, W, C), uint8, from which channel statistics are computed."""
+    def channel_histograms(self) -> Tensor:
+        """Return the number of pixels with each value (C, 256), int64, from which channel statistics are computed."""
 
     @abstractmethod
     def arrays(self) -> Iterable[Tensor]:
@@ -85,10 +85,14 @@ AnySplitT = TypeVar("AnySplitT", bound=AnySplit)
 
 @dataclass(frozen=True)
 class Split(AnySplit):
-    """Images (N, H, W, C), uint8, and targets (N,), int64, in [0, classes)."""
+    """Images (N, H, W, C), uint8, and targets (N,), int64, in [0, classes).
+
+    `histograms` (C, 256), int64, is the number of pixels with each value in all images, if it is known.
+    """
 
     images: Tensor
     targets: Tensor
+    histograms: Tensor | None = None
 
     def __getitem__(self, index: Tensor) -> "Split":
         """Select the images at `index` (n,), or those where a mask (N,) is true."""
@@ -100,9 +104,9 @@ class Split(AnySplit):
             return self
         return self[stratified(self.targets, count)]
 
-    def pixels_for_statistics(self) -> Tensor:
-        """Return all images, from which channel statistics are computed."""
-        return self.images
+    def channel_histograms(self) -> Tensor:
+        """Return the number of pixels with each value (C, 256), int64, in all images."""
+        return channel_histograms(self.images) if self.histograms is None else self.histograms
 
     def arrays(self) -> tuple[Tensor, Tensor]:
         """Return the arrays that identify the images."""
@@ -127,6 +131,11 @@ def stratified(targets: Tensor, count: int) -> Tensor:
     return torch.cat([images[:share] for images, share in zip(by_class, shares.tolist(), strict=True)]).sort().values
 
 
+def channel_histograms(images: Tensor) -> Tensor:
+    """Return the number of pixels with each value (C, 256), int64, in images (N, H, W, C), uint8."""
+    return torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(-1)])
+
+
 def sample_size(count: int, total: int) -> str:
     """Format the size of a sample of `count` out of `total` images: '500 of 1500', or '1500' for all of them."""
     return f"{count}" if count == total else f"{count} of {total}"
@@ -134,13 +143,19 @@ def sample_size(count: int, total: int) -> str:
 
 @dataclass(frozen=True)
 class Images(Generic[AnySplitT]):
-    """Splits of a data set, and the channel statistics (C,) for normalisation, as fractions of 255."""
+    """Splits of a data set, and the channel statistics (C,) for normalisation, as fractions of 255.
+
+    Images that were decoded into a copy on disk may be larger than the memory. What describes all of them, their
+    histograms and their digest, is therefore recorded in the copy.
+    """
 
     train: AnySplitT
     test: AnySplitT
     validation: AnySplitT | None = None  # training images that were held out
     mean: Sequence[float] | None = None  # None: computed from the training images
     std: Sequence[float] | None = None  # None: computed from the training images
+    classes: Sequence[str] | None = None  # names of the classes; None: they have numbers only
+    digest: str | None = None  # of exactly these images and targets; None: computed by `sha256`
 
     @property
     def evaluated(self) -> dict[str, AnySplitT]:
@@ -157,7 +172,7 @@ class Images(Generic[AnySplitT]):
         if per_class is None:
             return self
         train, validation = self.train.hold_out(per_class)
-        return replace(self, train=train, validation=validation)
+        return replace(self, train=train, validation=validation, digest=None)
 
     @cached_property
     def channel_statistics(self) -> tuple[Tensor, Tensor]:
@@ -165,23 +180,32 @@ class Images(Generic[AnySplitT]):
 
         Those of the training images are computed from exact histograms, so they do not depend on the order of summation
         or on the number of threads.
+
+        Raises:
+            InputError: there are no training images.
         """
         if self.mean is not None and self.std is not None:
             return 255 * torch.tensor(self.mean), 255 * torch.tensor(self.std)
+        if not len(self.train):
+            raise InputError(
+                "there are no training images to compute the channel means from; set data.mean and data.std"
+            )
         levels = torch.arange(256, dtype=torch.float64)
         means, deviations = [], []
-        for channel in self.train.pixels_for_statistics().unbind(-1):
-            share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+        for counts in self.train.channel_histograms():
+            share = counts.double() / counts.sum()
             mean = (levels * share).sum()
             means.append(mean)
             deviations.append(((levels - mean).square() * share).sum().sqrt())
         return torch.stack(means).float(), torch.stack(deviations).float()
 
     def sha256(self) -> str:
-        """Compute a digest that identifies the data of a run: of all images and targets.
+        """Return a digest of all images and targets, which identifies the data of a run.
 
         Of streamed images, which are too many to read, only a sample by class is part of it.
         """
+        if self.digest is not None:
+            return self.digest
         digest = hashlib.sha256()
         for split in filter(None, (self.train, self.test, self.validation)):
             for array in split.arrays():

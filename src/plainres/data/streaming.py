@@ -27,7 +27,7 @@ from torch import Tensor
 from plainres.data.batches import Batch, DeviceImages, Pixels, SampledBatch, StreamedBatch, TrainingBatch
 from plainres.data.decoding import decode
 from plainres.data.encoded import DamagedImageError, Encoded, Subset
-from plainres.data.sources import AnySplit, Source, Split, stratified
+from plainres.data.sources import AnySplit, Source, Split, channel_histograms, stratified
 from plainres.data.views import RANDOM_NUMBERS, View, Views
 from plainres.errors import InputError
 from plainres.processes.forkserver import attach_to_command, forkserver
@@ -75,9 +75,12 @@ class StreamedSplit(AnySplit):
         index = stratified(self.targets, count)
         return Split(self.middle_crops(index), self.targets[index])
 
-    def pixels_for_statistics(self) -> Tensor:
-        """Return the middle crops of STATISTICS_SAMPLE images by class, or of all images if there are fewer."""
-        return self.middle_crops(stratified(self.targets, STATISTICS_SAMPLE))
+    def channel_histograms(self) -> Tensor:
+        """Return the number of pixels with each value (C, 256) in middle crops.
+
+        They are of STATISTICS_SAMPLE images by class, or of all images if there are fewer.
+        """
+        return channel_histograms(self.middle_crops(stratified(self.targets, STATISTICS_SAMPLE)))
 
     def arrays(self) -> Iterator[Tensor]:
         """Yield the arrays that identify the images: all targets, and the files of DIGEST_SAMPLE images by class."""

@@ -36,6 +36,10 @@ COLUMNS = (  # of results.csv
     *("sync_batch_norm", "precision", "attempts", "git_commit", "source_sha256", "weights_sha256", "data_sha256"),
     "versions",
 )
+VALIDATED = (  # further columns, if there are runs with a validation set
+    *("validation_error", "validation_loss", "best_validation_error", "best_validation_error_epoch"),
+    "test_error_at_best_validation",
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def read(folder: Path) -> list[Run]:
             config = _config(configs["common"], own)
             record = {key: _value(text) for key, text in results[name].items()}
             record["versions"] = dict(each.split(" ", 1) for each in str(record["versions"] or "").split("; ") if each)
-            rows = [{key: float(text) for key, text in row.items()} for row in curves[name]]
+            rows = [{key: float(text) for key, text in row.items() if text} for row in curves[name]]
             observed = {probe: of_run[name] for probe, of_run in probes.items() if name in of_run}
             run = KeptRun(config, folder / name, record, rows, observed)
             if run.name != name:
@@ -151,7 +155,9 @@ def results(runs: Iterable[tuple[str, Run]]) -> list[dict[str, Any]]:
         versions = "; ".join(f"{name} {version}" for name, version in run.result.get("versions", {}).items())
         record = run.result | {"folder": run.name, "family": label, "versions": versions}
         record |= {"precision": run.config.precision, "attempts": json.dumps(run.result.get("attempts"))}
-        rows.append({column: record.get(column) for column in COLUMNS})
+        rows.append({column: record.get(column) for column in (*COLUMNS, *VALIDATED)})
+    if not any(row["validation_error"] is not None for row in rows):
+        rows = [{column: row[column] for column in COLUMNS} for row in rows]
     return rows
 
 

@@ -117,10 +117,15 @@ def family_style(family: int) -> dict[str, Any]:
     return {"color": COLOURS[family % len(COLOURS)], "marker": MARKERS[(family + shift) % len(MARKERS)]}
 
 
+# curves of an error: column of metrics.csv, line style, line width in units of the font size
+ERROR_CURVES = (("train/error", "--", 0.1), ("test/error", "-", 0.2), ("validation/error", ":", 0.1))
+
+
 def curves(families: Families, title: str = "", width: float | None = None) -> Figure:
     """Draw running training error (dashed) and test error (bold) as means over seeds, with the s.d. shaded.
 
-    There is one panel per family, which extends to the family's longest run.
+    The validation error, if there is one, is dotted. There is one panel per family, which extends to the family's
+    longest run.
     """
     columns = _columns(min(len(families), 3), width)
     rows = -(-len(families) // columns)
@@ -137,7 +142,9 @@ def curves(families: Families, title: str = "", width: float | None = None) -> F
     for i, (panel, (family, runs)) in enumerate(zip(panels, families.items(), strict=False)):
         for depth, by_seed in runs.items():
             shade = _shade(family_style(i)["color"], depths.index(depth), len(depths))
-            for column, style, thickness in (("train/error", "--", 0.1), ("test/error", "-", 0.2)):
+            for column, style, thickness in ERROR_CURVES:
+                if not all(column in run.curve()[-1] for run in by_seed.values()):
+                    continue
                 steps, summaries = _summarized(by_seed.values(), column)
                 errors = [summary.mean for summary in summaries]
                 label = f"{depth} layers" if style == "-" else None
@@ -160,6 +167,8 @@ def curves(families: Families, title: str = "", width: float | None = None) -> F
         Line2D([], [], color="#444444", linestyle="--", linewidth=1, label="training error"),
         Line2D([], [], color="#444444", linewidth=2, label="test error"),
     ]
+    if any(line.get_linestyle() == ":" for panel in panels for line in panel.lines):
+        styles.append(Line2D([], [], color="#444444", linestyle=":", linewidth=1, label="validation error"))
     if any(panel.collections for panel in panels):
         styles.append(SPREAD)
     legend_below(figure, styles)

@@ -16,7 +16,7 @@ from plainres.reporting import evidence
 from plainres.reporting.comparisons import Comparison, Trend, budgets, comparisons, trends
 from plainres.reporting.conditions import differing
 from plainres.reporting.families import Family, families, labelled, reference
-from plainres.reporting.table import ERRORS
+from plainres.reporting.table import ERRORS, VALIDATED
 from plainres.runs.identity import identity, settings
 from plainres.runs.record import Run, State, folders_of
 
@@ -230,7 +230,8 @@ def _check(run: Run) -> None:
     result = run.result
     try:
         *recorded, _ = [result[key] for key in ("shortcut", "depth", "seed", "data_sha256")]
-        non_finite = [key for key in (*ERRORS, *SIZES) if not math.isfinite(result[key])]
+        expected = [key for key in (*ERRORS, *SIZES) if key not in VALIDATED or result.get(key) is not None]
+        non_finite = [key for key in expected if not math.isfinite(result[key])]
     except (KeyError, TypeError) as error:
         raise InputError(f"result.json is damaged ({error!r}); delete it and train the run again") from error
     if non_finite:

@@ -10,13 +10,19 @@ from plainres.reporting.published import Published, published
 from plainres.reporting.statistics import Summary, summarize
 from plainres.runs.record import Run
 
-ERRORS = ("train_error_eval", "train_error", "test_error", "best_test_error")  # percent
 RUNNING, CHOSEN, PUBLISHED = "train, running", "test, best epoch*", "test, published"
-HEAD = (  # without the published errors if there are none
-    *("depth", "seeds", "train, eval mode", RUNNING, "test", CHOSEN, PUBLISHED),
-    *("parameters", "multiply-adds"),
-)
-EXPENDABLE = ("multiply-adds", "parameters", CHOSEN, RUNNING, PUBLISHED)  # on a narrow terminal
+EARLY = "test, best validation epoch"
+ERRORS = {  # in percent, with their headings
+    "train_error_eval": "train, eval mode",
+    "train_error": RUNNING,
+    "validation_error": "validation",
+    "test_error": "test",
+    "test_error_at_best_validation": EARLY,
+    "best_test_error": CHOSEN,
+}
+VALIDATED = ("validation_error", "test_error_at_best_validation")  # only of runs with a validation set
+HEAD = ("depth", "seeds", *ERRORS.values(), PUBLISHED, "parameters", "multiply-adds")  # without empty columns
+EXPENDABLE = ("multiply-adds", "parameters", CHOSEN, EARLY, RUNNING, PUBLISHED)  # on a narrow terminal
 
 
 @dataclass(frozen=True)
@@ -25,13 +31,20 @@ class Row:
 
     depth: int
     runs: list[Run]
-    errors: dict[str, Summary]  # in the order of ERRORS
+    errors: dict[str, Summary | None]  # in the order of ERRORS; None where a run has no such error
     published: Published | None  # published result of an equal run
 
     @property
     def seeds(self) -> str:
         """Number of seeds, marked if the runs' training conditions differ."""
         return f"{len(self.runs)}{' mixed' if differing(self.runs) else ''}"
+
+    @property
+    def train_error(self) -> float:
+        """Mean final training error, in percent."""
+        summary = self.errors["train_error_eval"]
+        assert summary is not None  # every finished run has it
+        return summary.mean
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -45,9 +58,14 @@ def rows(family: Family) -> list[Row]:
     family_rows = []
     for depth, by_seed in family.runs.items():
         runs = [*by_seed.values()]
-        errors = {error: summarize([run.result[error] for run in runs]) for error in ERRORS}
+        errors = {error: _summary([run.result.get(error) for run in runs]) for error in ERRORS}
         family_rows.append(Row(depth, runs, errors, published(runs[0].config)))
     return family_rows
+
+
+def _summary(values: Sequence[float | None]) -> Summary | None:
+    known = [value for value in values if value is not None]
+    return summarize(known) if len(known) == len(values) else None
 
 
 def of_several_seeds(families: Iterable[Family]) -> bool:
@@ -83,27 +101,32 @@ def shown(families: Sequence[Family]) -> list[list[str]]:
     """Return the cells of the table for readers: HEAD and one row per family and depth, without empty columns."""
     table = [list(HEAD)]
     for row in [row for family in families for row in rows(family)]:
-        errors = [
-            f"{summary.mean:.2f}" + ("" if summary.sd is None else f" ({summary.sd:.2f})")
-            for summary in row.errors.values()
-        ]
+        errors = [_cell(summary, "({})") for summary in row.errors.values()]
         published_error = row.published.cell if row.published else ""
         table.append([str(row.depth), row.seeds, *errors, published_error, *(f"{size:,}" for size in row.sizes)])
-    if not sources(families):
-        for cells in table:
-            del cells[HEAD.index(PUBLISHED)]
-    return table
+    empty = {column for column in range(len(HEAD)) if not any(cells[column] for cells in table[1:])}
+    return [[cell for column, cell in enumerate(cells) if column not in empty] for cells in table]
+
+
+def _cell(summary: Summary | None, spread: str) -> str:
+    """Format a mean and, if there are several seeds, the standard deviation as `spread` does."""
+    if summary is None:
+        return ""
+    return f"{summary.mean:.2f}" + ("" if summary.sd is None else f" {spread.format(f'{summary.sd:.2f}')}")
 
 
 def records(families: Sequence[Family]) -> list[dict[str, Any]]:
     """Return the rows of table.csv, one per family and depth; errors are in percent."""
     table = []
+    validated = any(row.errors["validation_error"] for family in families for row in rows(family))
     for family in families:
         for row in rows(family):
             cells: dict[str, Any] = {"family": family.label, "depth": row.depth, "seeds": len(row.runs)}
             cells["conditions_differ"] = "; ".join(differing(row.runs))
             for error, summary in row.errors.items():
-                cells |= {f"{error}_mean": summary.mean, f"{error}_sd": summary.sd}
+                if validated or error not in VALIDATED:
+                    values = (summary.mean, summary.sd) if summary else (None, None)
+                    cells |= dict(zip((f"{error}_mean", f"{error}_sd"), values, strict=True))
             if sources(families):
                 cells["test_error_published"] = row.published.test_error if row.published else None
                 cells["published_with"] = row.published.unlike if row.published else None
@@ -133,10 +156,7 @@ def _for_papers(families: Sequence[Family], sign: str) -> list[list[str]]:
     table = [["family", "depth", "seeds", "train", "test", "parameters"]]
     for family in families:
         for row in rows(family):
-            errors = [
-                f"{summary.mean:.2f}" + ("" if summary.sd is None else f" {sign} {summary.sd:.2f}")
-                for summary in (row.errors["train_error_eval"], row.errors["test_error"])
-            ]
+            errors = [_cell(row.errors[error], f"{sign} {{}}") for error in ("train_error_eval", "test_error")]
             table.append([family.label, str(row.depth), row.seeds, *errors, f"{row.sizes[0]:,}"])
     return table
 

@@ -81,7 +81,7 @@ def _panels(study: Study, report: Path) -> dict[str, Any]:
             panels[_key(part, column)] = line_series(steps, errors, list(lines), _title(part, title), "iteration")
     panels["depth"] = line_series(
         [[row.depth for row in rows(family)] for family in study.families],
-        [[row.errors["train_error_eval"].mean for row in rows(family)] for family in study.families],
+        [[row.train_error for row in rows(family)] for family in study.families],
         [family.label for family in study.families],
         "Final training error (%)",
         "depth",

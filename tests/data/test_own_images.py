@@ -1,0 +1,186 @@
+"""Images of one's own, from the command line: trained on, evaluated, named by class; and data sets of the Hub."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+from plainres.cli.main import main
+from plainres.data.decoding import decode
+from plainres.data.hub import HubImages
+from plainres.errors import InputError
+from support.images import encode, images_in, rows_of, write_folders, write_table
+
+GENERATOR = np.random.default_rng(0)
+FLOWERS = {
+    f"{split}/{name}/{split}{index}.png": GENERATOR.integers(
+        100 * number, 100 * number + 100, (8, 8, 3), dtype=np.uint8
+    )
+    for split, count in (("train", 12), ("test", 4))
+    for number, name in enumerate(("daisy", "rose"))
+    for index in range(count)
+}
+SHORT = ["model.depth=8", "model.width=4", "optim.epochs=1", "optim.batch_size=8"]
+
+
+@pytest.fixture
+def flowers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PLAINRES_CACHE", str(tmp_path / "cache"))
+    return write_folders(tmp_path / "flowers", FLOWERS)
+
+
+def test_a_folder_is_trained_on_and_evaluated(flowers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "data=images", "data.path=flowers", *SHORT]) == 0
+    captured = capsys.readouterr()
+    assert "flowers: 24 training and 8 test images, 3x8x8, 2 classes: 0 (daisy), 1 (rose)" in captured.err
+    (run,) = Path("runs").glob("*/*/")
+    assert (
+        json.loads((run / "result.json").read_text())["data_sha256"]
+        == images_in(flowers, Path("cache")).load().sha256()
+    )
+    assert main(["eval", str(run)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[4] == "class  images  error in %  name"
+    assert [line.split()[-1] for line in lines[5:7]] == ["daisy", "rose"]
+
+
+def test_a_network_is_described_for_images_that_are_found(flowers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["describe", "data=images", f"data.path={flowers}", "model.depth=8"]) == 0
+    assert "identity, depth 8, width 16, on images" in capsys.readouterr().out
+    assert len(list(Path("cache").glob("flowers-*/metadata.json"))) == 1
+
+
+def test_two_folders_have_two_names(flowers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("others").symlink_to(flowers)
+    for name in ("flowers", "others"):
+        assert main(["train", "data=images", f"data.path={name}", *SHORT, "--dry-run"]) == 0
+    assert (
+        len({line.split()[1] for line in capsys.readouterr().out.splitlines() if "waiting" in line or "runs/" in line})
+        == 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "data.path is not set; set it to a folder of images, or to a name on the Hugging Face Hub"),
+        (["data.path=/gone"], "data.path=/gone: there is no such folder"),
+        (["data.path=flowers", "data.damaged=maybe"], "data.damaged is 'maybe'; it must be refuse or skip"),
+        (["data.path=flowers", "data.test_share=1.5"], "data.test_share is 1.5; it must be between 0 and 1"),
+        (["data.path=notes.txt"], "data.path=notes.txt is not a folder and not an .npz file"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    overrides: list[str], message: str, flowers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("notes.txt").touch()
+    assert main(["describe", "data=images", *overrides]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"plainres: {message}"
+
+
+def test_a_seeded_test_split_is_stratified_and_stable(tmp_path: Path) -> None:
+    folder = write_folders(
+        tmp_path / "x",
+        {f"{name}/{index}.png": np.full((2, 2), index, np.uint8) for name in "ab" for index in range(20)},
+    )
+    images = images_in(folder, tmp_path / "cache", test_share=0.25).load()
+    assert torch.bincount(images.train.targets).tolist() == [15, 15]
+    assert torch.bincount(images.test.targets).tolist() == [5, 5]
+    values = [sorted(split.images[:, 0, 0, 0].tolist()) for split in (images.train, images.test)]
+    assert sorted(values[0] + values[1]) == sorted(2 * list(range(20)))
+    assert images.test.images[:, 0, 0, 0].tolist() == [11, 16, 2, 5, 9, 10, 13, 16, 18, 6]
+
+
+def test_a_test_split_alone_can_be_evaluated_but_not_trained_on(
+    flowers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "data=images", "data.path=flowers", *SHORT]) == 0
+    run = next(Path("runs").glob("*/*/"))
+    (flowers / "test").rename("held_out")
+    Path("alone").mkdir()
+    Path("held_out").rename("alone/test")
+    assert main(["eval", str(run), "data=images", "data.path=alone"]) == 0
+    assert "of 8 images" in capsys.readouterr().out
+    assert main(["train", "data=images", "data.path=alone", *SHORT]) == 2
+    assert "there are only 0 training images" in capsys.readouterr().err
+
+
+def test_all_pixels_of_a_decoded_photograph_follow_the_stated_rule() -> None:
+    pixels = GENERATOR.integers(0, 256, (40, 90, 3), dtype=np.uint8)
+    assert decode(encode(pixels), 3, 20).shape == (20, 20, 3)
+    assert decode(encode(pixels), 3, 20, whole=True).shape == (20, 45, 3)
+    assert decode(encode(pixels), 1, 20, whole=True).shape == (20, 45, 1)
+    np.testing.assert_array_equal(decode(encode(pixels), 3), pixels)
+
+
+class Hub:
+    """Hub with one data set, in a folder."""
+
+    def __init__(self, folder: Path, revisions: dict[str, list[str]]) -> None:
+        self.folder, self.revisions, self.downloaded = folder, revisions, []
+
+    def list_repo_files(self, name: str, *, repo_type: str, revision: str) -> list[str]:
+        assert (name, repo_type) == ("someone/flowers", "dataset")
+        if revision not in self.revisions:
+            raise RevisionNotFoundError("404", response=_Response())  # pyright: ignore[reportArgumentType]
+        return self.revisions[revision]
+
+    def snapshot_download(self, name: str, *, allow_patterns: list[str], **_: Any) -> str:
+        self.downloaded += allow_patterns
+        return str(self.folder)
+
+
+class _Response:
+    headers: dict[str, str] = {}  # noqa: RUF012
+    request = None
+
+
+def hub(monkeypatch: pytest.MonkeyPatch, folder: Path, revisions: dict[str, list[str]]) -> Hub:
+    made = Hub(folder, revisions)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", made.list_repo_files)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", made.snapshot_download)
+    return made
+
+
+FILES = [
+    "x/train-00000-of-00001.parquet",
+    "x/test-00000-of-00001.parquet",
+    "x/extra-00000-of-00001.parquet",
+    "README.md",
+]
+
+
+@pytest.mark.parametrize("revision", ["main", "refs/convert/parquet"])
+def test_only_the_splits_in_use_are_downloaded(revision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = [GENERATOR.integers(0, 256, (4, 4, 3), dtype=np.uint8) for _ in range(2)]
+    for file in FILES[:2]:
+        write_table(tmp_path / file, {"image": rows_of([encode(each) for each in pixels]), "label": pa.array([0, 1])})
+    made = hub(monkeypatch, tmp_path, {"main": ["README.md"]} | {revision: FILES})
+    for source in (
+        images_in("someone/flowers", tmp_path / "cache", name="someone/flowers"),
+        HubImages(cache=str(tmp_path / "cache2"), pad=0, flip=False, name="someone/flowers"),
+    ):
+        np.testing.assert_array_equal(source.load().train.images, np.stack(pixels))
+    assert made.downloaded == 2 * FILES[:2]
+
+
+def test_a_data_set_of_the_hub_without_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub(monkeypatch, tmp_path, {"main": ["images.zip"]})
+    with pytest.raises(InputError, match=r"has no Parquet files; download it and set data.path=FOLDER"):
+        images_in("someone/flowers", tmp_path / "cache")
+
+
+def test_a_name_that_the_hub_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any, **__: Any) -> None:
+        raise RepositoryNotFoundError("404 Client Error\n\nRepository Not Found", response=_Response())  # pyright: ignore
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", missing)
+    with pytest.raises(InputError, match=r"data.path=some/where: there is no such folder; cannot read some/where from"):
+        images_in("some/where", tmp_path / "cache")
