@@ -291,7 +291,8 @@ def test_missing_runs_of_an_unfinished_sweep_are_listed(folder: Path):
     assert "interrupted at step 92" in line(text, interrupted.name)
     assert line(text, waiting.name).split()[1:] == ["missing"]
     assert "missing: depth 20" in line(text, "identity, seed 1")
-    in_status = {name: state for name, state, *_ in map(str.split, status(folder).splitlines()[1:-2])}
+    table = status(folder).split("\n\n")[0].splitlines()[1:]
+    in_status = {name: state for name, state, *_ in map(str.split, table)}
     assert [in_status[run.name] for run in (interrupted, waiting, failed)] == ["interrupted", "missing", "failed"]
     assert interrupted.name in page
     assert waiting.name in page
