@@ -174,7 +174,7 @@ def _row_group(file: str, version: int, group: int, column: str) -> Any:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(file) as opened:
-        return opened.read_row_group(group, [column]).column(column).combine_chunks()
+        return opened.read_row_group(group, [column]).column(column)
 
 
 def _images_of(file: str, version: int, group: int, column: str) -> Any:
