@@ -211,7 +211,7 @@ def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
         ("data=cifar", "data=cifar: there is no such option; did you mean data=cifar10 or data=cifar100? There are "),
         ("experiment=digit", "experiment=digit: there is no such option; did you mean experiment=digits? There are "),
         ("-m data=digits,cifa", "data=cifa: there is no such option; did you mean data=cifar10? There are cifar10, "),
-        ("data=mnist", "data=mnist: there is no such option; there are cifar10, cifar100, digits, imagenet, synth"),
+        ("data=mnist", "data=mnist: there is no such option; there are cifar10, cifar100, digits, fashion_mnist, im"),
         ("model/block/order=post", "there are bn_after_addition, fixup, full_preactivation, no_relu_after_addition, "),
         ("model.block.kernels=[2]", "model.block.kernels is [2]; it must be a list of odd kernel sizes"),
         ("model.block.kernels=3", "model.block.kernels is 3; it must be a list of odd kernel sizes"),

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from plainres.cli.main import main
-from plainres.data import copies
+from plainres.data import copies, hub
 from plainres.data.batches import DeviceImages, TrainingBatches
 from plainres.data.copies import METADATA, Contents, Copy, readable
 from plainres.errors import InputError
@@ -56,6 +56,19 @@ def resized(copy: Copy, split: str, count: int, size: list[int]) -> None:
     values: dict[str, Any] = json.loads((copy.folder / METADATA).read_text())
     values |= {"images": contents.images | {split: count}, "size": size, "files": files, "histograms": histograms}
     copy.write(Contents(**values))
+
+
+def test_a_large_copy_is_made_only_if_asked_for(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "LARGE", 16 * (6 * 5 * 3 + 8) - 1)
+    message = (
+        r"a decoded copy of .* takes 0.0 GiB; set data.stream=true .* while training, or data.stream=false to make"
+    )
+    with pytest.raises(InputError, match=message):
+        images_in(folder, cache)
+    assert list(copies.copies_in(cache)) == []
+    assert images_in(folder, cache, stream=False).shape == [3, 6, 5]
+    monkeypatch.setattr(hub, "LARGE", 16 * (6 * 5 * 3 + 8))
+    assert images_in(folder, cache).load().train.images.shape == (8, 6, 5, 3)
 
 
 def test_300_gb_are_mapped_and_trained_on(folder: Path, cache: Path) -> None:

@@ -9,7 +9,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import TextIO
 
@@ -80,10 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     of the output closed it.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if threading.current_thread() is threading.main_thread():  # Python installs handlers from it only
-        signal.signal(signal.SIGTERM, _terminate)
     try:
-        code = _run(given)
+        with _clean_termination():
+            code = _run(given)
         sys.stdout.flush()
         return code
     except BrokenPipeError as error:
@@ -110,9 +110,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    """Stop a command cleanly, with its child processes. Training installs handlers of its own, which save first."""
-    raise StoppedError("stopped", number)
+@contextmanager
+def _clean_termination() -> Iterator[None]:
+    """Turn SIGTERM into StoppedError, so that child processes end too. Training installs handlers that save first."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise StoppedError("stopped", number)
+
+    if threading.current_thread() is not threading.main_thread():  # Python installs handlers from it only
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _run(given: Sequence[str]) -> int:

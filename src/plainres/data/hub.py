@@ -23,6 +23,7 @@ from plainres.data.views import SCALE, Views
 from plainres.errors import InputError
 
 DAMAGED = ("refuse", "skip")
+LARGE = 4 * 2**30  # bytes of a decoded copy that is made only if asked for
 LISTED = 10  # classes that are listed by name
 
 
@@ -60,7 +61,7 @@ class HubImages:
         subset: subset of a data set that has several.
         damaged: `refuse` a data set with images that cannot be used, or `skip` these images.
         stream: decode the images while training, by `crop` and the other options of `plainres.data.views.Views`,
-            instead of once.
+            instead of once. None decodes them once, and refuses to if that takes more than LARGE bytes.
         crop: as for `Views`.
         scales: as for `Views`.
         colour: as for `Views`.
@@ -254,6 +255,7 @@ class HubImages:
             shape=self._given[1],
             stored=self.stored,
             skip=self.damaged == "skip",
+            limit=LARGE if self.stream is None else None,
             listing=self._decoded_folder.with_name(f"{self._decoded_folder.name}.damaged.txt"),
         )
         for line in _summary(self._label, contents, chosen):

@@ -31,6 +31,7 @@ def make_copy(
     shape: Sequence[int] | None,
     stored: int | None,
     skip: bool,
+    limit: int | None,
     listing: Path,
 ) -> Contents:
     """Decode a data set into a folder and describe it.
@@ -42,11 +43,12 @@ def make_copy(
         shape: channels, height and width of the network's input (default: those of the images).
         stored: length to which the shorter side of each image is resized (default: no resizing).
         skip: leave out damaged images, instead of refusing them.
+        limit: largest size of the copy in bytes (default: any).
         listing: file for the list of damaged images, if they are refused.
 
     Raises:
-        InputError: an image is damaged or does not have the expected size, a class lost all its training images, or the
-            disk is full.
+        InputError: an image is damaged or does not have the expected size, a class lost all its training images, the
+            copy exceeds the limit, or the disk is full.
     """
     damage, total = Damage(), sum(map(len, chosen.splits.values()))
     if shape is not None and stored is None:
@@ -58,6 +60,11 @@ def make_copy(
         geometry = geometry_of(sizes, shape, stored, origin)
     damage = Damage()  # with all that the survey found
     needed = total * (int(np.prod(geometry.size)) + 8)
+    if limit is not None and needed > limit:
+        raise InputError(
+            f"a decoded copy of {origin} takes {needed / 2**30:.1f} GiB; set data.stream=true to decode the images "
+            "while training, or data.stream=false to make the copy"
+        )
     check_space(folder.parent, needed)
     writers = {split: SplitWriter(folder, split, geometry, needed) for split in ("train", "test")}
     targets = {}

@@ -26,8 +26,9 @@ from plainres.tracking.wandb_files import STEP, attempts
 INIT_TIMEOUT = 10  # seconds, for the server to answer before a run
 FINISH_TIMEOUT = 20  # seconds, for the remaining upload after a run
 COUNT_TIMEOUT = 5  # seconds, for the server to count the rows it received
-SETS = ("train", "test", "validation")  # of images; the last only if some are held out
+SETS = ("train", "test")  # of images
 LOWEST = tuple(f"{images}/{value}" for images in SETS for value in VALUES)  # summarised by their minimum and last value
+VALIDATION = tuple(f"validation/{value}" for value in VALUES)  # likewise, of runs that hold out images
 LATEST = ("epoch", "lr")  # summarised by their last value
 RESULTS = ("train_error_eval", "test_error", "parameters", "multiply_adds", "weights_sha256")  # of result.json
 
@@ -198,7 +199,9 @@ class WandbLogger(RunLogger):
             tags=tags(config),
             config=wandb_config(self.run),
         )
-        for names, summary in ((LOWEST, "min,last"), (LATEST, "last")):
+        held_out = config.data.get("validation_per_class") is not None
+        lowest = (*LOWEST, *VALIDATION) if held_out else LOWEST
+        for names, summary in ((lowest, "min,last"), (LATEST, "last")):
             for name in names:
                 wandb_run.define_metric(name, step_metric=STEP, summary=summary)
         current = Path(wandb_run.dir).parent.name
@@ -235,7 +238,9 @@ class WandbLogger(RunLogger):
         if wandb_run is None:
             return
         logged = self.rows[0] if self.rows else {}
-        for name in filter(logged.__contains__, LOWEST):  # the client itself summarises only the current attempt
+        for name in filter(
+            logged.__contains__, (*LOWEST, *VALIDATION)
+        ):  # the client itself summarises only the current attempt
             values = [row[name] for row in self.rows]
             wandb_run.summary[name] = {"min": min(values), "last": values[-1]}
         if self.run.finished:
