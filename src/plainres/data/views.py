@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from plainres.data.decoding import resized_size
 from plainres.errors import InputError
 
 Size = tuple[int, int]  # height and width
@@ -110,7 +111,7 @@ class Views:
             least, most = self.scales or (self._in_proportion(256), self._in_proportion(480))
             shorter = least + int(scale * (most - least + 1))
             _, rows, columns = self.shape
-            resized = _resized(height, width, shorter)
+            resized = resized_size(height, width, shorter)
             top, left = (int(u * (a - b + 1)) for u, a, b in zip((down, right), resized, (rows, columns), strict=True))
             return self._crop((height, width), resized, (top, left), mirror)
         shapes = random[7:]
@@ -128,7 +129,7 @@ class Views:
     def test(self, height: int, width: int) -> list[View]:
         """Return the views of a test image of `height` x `width` pixels, the middle first."""
         _, rows, columns = self.shape
-        resized = _resized(height, width, self.test_scale or self._in_proportion(256))
+        resized = resized_size(height, width, self.test_scale or self._in_proportion(256))
         down, right = resized[0] - rows, resized[1] - columns
         places = [(down // 2, right // 2)]
         if self.test_crops == 1:
@@ -158,9 +159,3 @@ class Views:
         vertical, horizontal = (before / after for before, after in zip(size, resized, strict=True))
         top, left = place
         return View(left * horizontal, top * vertical, (left + columns) * horizontal, (top + rows) * vertical, mirror)
-
-
-def _resized(height: int, width: int, shorter: int) -> Size:
-    """Return height and width after the shorter side is resized to a length."""
-    least = min(height, width)
-    return round(height * shorter / least), round(width * shorter / least)
