@@ -1,9 +1,11 @@
 """Console output: progress bars, lines, tables and durations."""
 
+import io
 import os
 import sys
 import textwrap
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -52,6 +54,53 @@ def bar(description: str, unit: str, total: int | None = None, **options: Any) -
     """
     interval = 0.2 if sys.stderr.isatty() else 10  # seconds
     return _Bar(desc=description, unit=unit, total=total, mininterval=interval, dynamic_ncols=True, **options)
+
+
+class _Unfailing(io.FileIO):
+    """Output that loses what cannot be written."""
+
+    def write(self, data: Any, /) -> int:
+        """Write bytes, or lose them; return their number."""
+        with suppress(OSError):
+            return super().write(data) or len(data)
+        return len(data)
+
+
+@contextmanager
+def unfailing_output() -> Iterator[None]:
+    """Let nothing that is printed raise an exception.
+
+    What a reader that has exited, a lost terminal or a full disk does not take is lost, and a character that the
+    encoding lacks is replaced. Streams that are not files, as in a notebook, are left alone.
+    """
+    streams = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        with suppress(OSError, ValueError, AttributeError):
+            file = io.BufferedWriter(_Unfailing(stream.fileno(), "w", closefd=False))
+            with suppress(OSError):
+                stream.flush()
+            setattr(sys, name, io.TextIOWrapper(file, stream.encoding, errors="replace", line_buffering=True))
+    try:
+        yield
+    finally:
+        for name, stream in streams.items():
+            if getattr(sys, name) is not stream:
+                getattr(sys, name).flush()
+            setattr(sys, name, stream)
+
+
+def open_closed_streams() -> None:
+    """Open the null device for each standard stream that is closed.
+
+    Otherwise the next file that is opened would take its place, and receive what is printed.
+    """
+    for number, (name, mode) in enumerate({"stdin": "r", "stdout": "w", "stderr": "w"}.items()):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # open takes the lowest free number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
 
 
 def duration(seconds: float) -> str:

@@ -149,7 +149,7 @@ def _streams(*descriptors: int) -> list[_Stream]:
 def _run_command(
     command: list[str], folder: str, environment: dict[str, str], streams: list[int], new_session: bool
 ) -> NoReturn:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores SIGINT
+    _handle_signals_of_the_terminal()
     if new_session:
         os.setsid()
     _execute(command, folder, environment, streams, ())
@@ -163,7 +163,7 @@ def _call(
     function: Callable[..., Any],
     *arguments: Any,
 ) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _handle_signals_of_the_terminal()
     _reset_process([PLAINRES.name], folder, environment, streams, [sender.fileno()])
     try:
         result = None, function(*arguments)
@@ -173,6 +173,12 @@ def _call(
         result = type(error), error.args
     sender.send(result)
     _exit(0)
+
+
+def _handle_signals_of_the_terminal() -> None:
+    """Handle the signals that the server ignores as a fresh process does."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _is_ours(command: Sequence[str]) -> bool:
@@ -257,7 +263,8 @@ def _interpret(command: list[str]) -> None:
         exec(what, {"__name__": "__main__", "__builtins__": __builtins__})
     elif option == "-m":
         sys.argv = ["-m", *command[command.index("-m") + 2 :]]
-        sys.path.insert(0, str(Path.cwd()))
+        if "-P" not in command:
+            sys.path.insert(0, str(Path.cwd()))
         sys.modules.pop(what, None)
         runpy.run_module(what, run_name="__main__", alter_sys=True)
     else:

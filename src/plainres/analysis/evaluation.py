@@ -184,9 +184,11 @@ def load_network(run: Run | Path | str, data: Mapping[str, Any] | None = None) -
             configuration leaves the shape or the number of classes to the data.
 
     Raises:
-        InputError: the run has no checkpoint, or it is finished and its checkpoint does not match its result.
+        InputError: the run has no checkpoint, or it is finished and its checkpoint does not match its result; or one
+            of the user's own classes has changed since its training.
     """
     run = run if isinstance(run, Run) else Run.read(Path(run))
+    run.check_code()
     saved = run.newest()
     if saved.path is None:
         if run.finished:

@@ -10,13 +10,15 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import TextIO
 
 from plainres import __version__
 from plainres.cli import analysis, commands, data
+from plainres.console import open_closed_streams, unfailing_output
 from plainres.errors import InputError, RunFailedError, StoppedError
+from plainres.processes.environment import isolate
 
 HELP = """\
 plainres trains deep networks that differ only in their shortcut connections,
@@ -81,6 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     of the output closed it.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    open_closed_streams()
+    with unfailing_output() if given[:1] == ["train"] else nullcontext():  # printing must not end training
+        return _main(given)
+
+
+def _main(given: Sequence[str]) -> int:
     try:
         with _clean_termination():
             code = _run(given)
@@ -112,7 +120,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _clean_termination() -> Iterator[None]:
-    """Turn SIGTERM into StoppedError, so that child processes end too. Training installs handlers that save first."""
+    """Turn SIGTERM and SIGHUP into StoppedError, so that child processes end too.
+
+    Training installs handlers that save first. A signal that the process already ignores, as under nohup, remains
+    ignored.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise StoppedError("stopped", number)
@@ -120,11 +132,15 @@ def _clean_termination() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # Python installs handlers from it only
         yield
         return
-    previous = signal.signal(signal.SIGTERM, stop)
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in previous.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _run(given: Sequence[str]) -> int:
@@ -146,6 +162,8 @@ def _run(given: Sequence[str]) -> int:
         return _complete([command, *rest])
     if command not in COMMANDS:
         raise InputError(f"there is no command {command!r}; {_advice(command, rest)}")
+    isolate()
+    os.environ["MPLBACKEND"] = "agg"  # figures are written to files; Lightning imports matplotlib, too
     return COMMANDS[command](rest)
 
 

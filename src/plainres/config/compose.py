@@ -80,8 +80,10 @@ class _Collector(Launcher):
         context, common = self.jobs.context, self.jobs.composed
         assert context is not None
         assert common is not None
-        for overrides in job_overrides:
+        for number, overrides in enumerate(job_overrides, initial_job_idx):
             composed = context.config_loader.load_sweep_config(common, list(overrides))
+            with open_dict(composed):  # as the launchers of Hydra do
+                composed.hydra.job.num, composed.hydra.job.id = number, f"{composed.hydra.job.name}_{number}"
             HydraConfig.instance().set_config(composed)
             self.jobs.configs.append(typed(composed, chosen_options(), overrides))
             self.jobs.overrides.append(list(overrides))

@@ -18,6 +18,7 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from plainres.console import unfailing_output
 from plainres.files import write_atomically
 from plainres.processes.signals import STOPPING
 from plainres.runs.record import Run
@@ -34,7 +35,7 @@ def main(folder: Path, file: Path) -> None:
     config = launch_config(run.config.trainer.devices)
     outcome: dict[str, Any] = {"kind": "None", "message": ""}
     try:
-        elastic_launch(config, sys.executable)("-m", "plainres.launch.worker", str(folder))
+        elastic_launch(config, sys.executable)("-P", "-m", "plainres.launch.worker", str(folder))
     except SignalException:
         pass  # the command forwarded the signal and reports it
     except ChildFailedError as error:
@@ -54,7 +55,8 @@ def launch_config(processes: int) -> LaunchConfig:
         nproc_per_node=processes,
         run_id=uuid4().hex,
         rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",  # a free port
+        rdzv_endpoint="127.0.0.1:0",  # a free port
+        local_addr="127.0.0.1",  # by default the name of this machine, which may not resolve
         max_restarts=0,
         monitor_interval=0.1,
         signals_to_handle=",".join(number.name for number in STOPPING),  # forwarded to the workers
@@ -86,4 +88,5 @@ def _first_failure(failures: dict[int, ProcessFailure]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    with unfailing_output():
+        main(Path(sys.argv[1]), Path(sys.argv[2]))

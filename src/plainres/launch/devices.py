@@ -9,7 +9,6 @@ Under the user's own torchrun or srun, `plainres train` is already a worker of t
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -21,14 +20,11 @@ from plainres.config.schema import Config
 from plainres.console import say
 from plainres.errors import InputError, LockedError, RunFailedError, StoppedError
 from plainres.launch.hints import hints
-from plainres.launch.preflight import check_data
+from plainres.launch.preflight import check_unchanged
+from plainres.processes.environment import environment_of_workers, isolate
 from plainres.processes.signals import StopSignals
 from plainres.processes.world import World
 from plainres.runs.record import Run
-
-# variables of an enclosing process group, which the workers must not inherit
-STALE = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
-STALE_PREFIXES = ("TORCHELASTIC_", "PL_", "MASTER_PORT", "SLURM_")
 
 
 def train(run: Run | Config) -> Run:
@@ -46,9 +42,10 @@ def train(run: Run | Config) -> Run:
         RunFailedError: the run failed, now or earlier; `sweep.retry_failed=true` retries it.
         StoppedError: a signal arrived; the run is saved.
     """
+    isolate()
     run = run if isinstance(run, Run) else Run.of(run)
     if run.finished and run.result:
-        check_data([run])
+        check_unchanged([run])
         return run
     if (reason := run.failure) and not run.config.sweep.retry_failed:
         raise RunFailedError(f"{run.folder} has failed: {reason}; set sweep.retry_failed=true to retry it")
@@ -84,7 +81,7 @@ def launch(run: Run) -> None:
         from plainres.config.instantiate import source_of
 
         source_of(run.config).prepare()  # here rather than in every worker
-        check_data([run])
+        check_unchanged([run])
         run.prepare()
         train_in_processes(run)
 
@@ -99,11 +96,10 @@ def train_in_processes(run: Run) -> None:
         RunFailedError: a worker failed or was killed; it has printed its traceback.
         StoppedError: a signal arrived and was forwarded to the workers.
     """
-    environment = {k: v for k, v in os.environ.items() if k not in STALE and not k.startswith(STALE_PREFIXES)}
-    environment["OMP_NUM_THREADS"] = str(run.config.trainer.threads)
+    environment = environment_of_workers(run.config.trainer.threads)
     with tempfile.TemporaryDirectory() as scratch, StopSignals(started=True) as signals:
         outcome = Path(scratch) / "outcome.json"
-        command = [sys.executable, "-m", "plainres.launch.agent", str(run.folder), str(outcome)]
+        command = [sys.executable, "-P", "-m", "plainres.launch.agent", str(run.folder), str(outcome)]
         # the agent exits when its standard input closes, also if this process is killed; in its own session it does
         # not receive Ctrl-C, which this process forwards
         agent = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)

@@ -1,11 +1,14 @@
-"""Hints about settings of new runs that may be unintended."""
+"""Hints about settings of new runs that may be unintended, and about runs that resume with other code."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
 
 from plainres.config.schema import Recipe
 from plainres.errors import InputError
+from plainres.runs.code import git_commit, source_sha256
 from plainres.runs.identity import complete
 from plainres.runs.record import Run, State, folders_of
 
@@ -14,9 +17,29 @@ LENGTH = ("epochs", "steps")  # the options of `optim` that set the length of a 
 
 
 def hints(runs: Sequence[Run]) -> list[str]:
-    """Return one line per setting of the new runs among `runs` that may be unintended."""
+    """Return one line per setting of the new runs among `runs` that may be unintended, and per change of the code."""
     new = [run for run in runs if run.state is State.MISSING]
-    return [*_missing_warmup(new), *_changed_length(new)]
+    return [*_missing_warmup(new), *_changed_length(new), *_changed_code(runs)]
+
+
+def _changed_code(runs: Sequence[Run]) -> list[str]:
+    """Return a hint for each version of plainres that began interrupted runs and trains otherwise than this one."""
+    begun: dict[str, list[Run]] = {}
+    for run in runs:
+        code = run.code
+        if run.state is State.INTERRUPTED and code and code.get("source_sha256") != source_sha256():
+            begun.setdefault(_named(code), []).append(run)
+    now = _named({"plainres": version("plainres"), "git_commit": git_commit()})
+    return [
+        f"hint: {members[0].name}{f' (and {len(members) - 1} more)' if members[1:] else ''} began with {before}, whose "
+        f"training code differs from that of {now}; the report names both"
+        for before, members in begun.items()
+    ]
+
+
+def _named(code: Mapping[str, Any]) -> str:
+    commit = code.get("git_commit")
+    return f"plainres {code.get('plainres')}" + (f" at commit {commit[:8]}{commit[40:]}" if commit else "")
 
 
 def _missing_warmup(runs: Sequence[Run]) -> list[str]:

@@ -9,20 +9,23 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from plainres.config.compose import Jobs, chosen_options, typed
+from plainres.config.compose import Jobs
 from plainres.config.instantiate import check
 from plainres.console import quantity, say
-from plainres.errors import LockedError, StoppedError, first_line
+from plainres.errors import InputError, StoppedError, first_line
 from plainres.launch.active import mark_active
 from plainres.launch.hints import hints
 from plainres.launch.messages import print_outcome, print_summary, report_upload_problem
-from plainres.launch.preflight import check_data, check_priority, urgency
+from plainres.launch.preflight import check_alone, check_priority, check_unchanged, urgency
 from plainres.launch.sweep import select_runs, train_quietly
+from plainres.processes.environment import isolate
 from plainres.processes.signals import StopSignals
 from plainres.processes.world import requeue
 from plainres.runs.record import Run, data_of
@@ -41,6 +44,7 @@ def sweep_with(jobs: Jobs) -> int:
     Raises:
         InputError: a configuration is invalid, or the launcher cannot start a job; no run has been trained.
     """
+    check_alone()
     started = time.monotonic()
     overrides = {Run.of(config).folder: each for config, each in zip(jobs.configs, jobs.overrides, strict=True)}
     runs = [Run.of(config) for config in jobs.configs]
@@ -52,7 +56,9 @@ def sweep_with(jobs: Jobs) -> int:
     check_priority(missing)
     # the jobs compare the images themselves, since these may be at hand only on other machines
     moved = [run for run in runs if run.finished and data_of(Run.read(run.folder).config) != data_of(run.config)]
-    check_data(moved)
+    check_unchanged(moved)
+    for run in runs:
+        run.check_code()
     for run in missing:
         check(run.config, devices=False)  # the jobs may run on other machines
     for run in missing:
@@ -81,7 +87,10 @@ def _launch(jobs: Jobs, runs: Sequence[Run], overrides: Sequence[Sequence[str]],
     returned: list[Any] = []
     with _tolerating_cancelled_jobs():
         try:
-            returned = [job.return_value for job in jobs.launch(overrides, train_job)]
+            # a launcher composes again on the other machine; the run's folder holds what was composed here
+            task = partial(train_job, [str(run.folder.absolute()) for run in runs])
+            launched = [[*each, "hydra.job.chdir=false"] for each in overrides]  # paths are relative to this folder
+            returned = [job.return_value for job in jobs.launch(launched, task)]
         except (SystemExit, KeyboardInterrupt):
             raise
         except Exception as caught:
@@ -152,8 +161,12 @@ class _Monitor:
         )
 
 
-def train_job(composed: DictConfig) -> str | None:
+def train_job(folders: Sequence[str], composed: DictConfig) -> str | None:
     """Train the run of one job in the process that the launcher started for it.
+
+    Args:
+        folders: the folder of each job's run.
+        composed: the configuration that the launcher has composed again, of which only the job's number is used.
 
     Returns:
         The reason of a failure, None if the run finished.
@@ -161,12 +174,13 @@ def train_job(composed: DictConfig) -> str | None:
     Raises:
         StoppedError: a signal arrived. If it announced SLURM's time limit, the job is back in the queue.
     """
-    run = Run.of(typed(composed, chosen_options()))
+    run = Run.read(Path(folders[HydraConfig.get().job.num]))
     if run.finished:
         return None
     try:
+        isolate()
         return train_quietly(run)
-    except LockedError as error:
+    except InputError as error:
         return str(error)
     except StoppedError as stop:
         requeue(stop)

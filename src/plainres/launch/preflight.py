@@ -6,16 +6,30 @@ import joblib
 
 from plainres.config.schema import AUTO
 from plainres.errors import InputError
+from plainres.processes.world import World
 from plainres.runs.identity import matches, settings
 from plainres.runs.record import Run
 
 
-def check_data(runs: Sequence[Run]) -> None:
-    """Compare the images at hand with those that the runs were trained on, as far as these have started.
+def check_alone() -> None:
+    """Check that this process can start a sweep, which one process of a group cannot.
 
     Raises:
-        InputError: the images of a run differ from those that it was trained on, or cannot be read.
+        InputError: the process belongs to a group.
     """
+    world = World.current()
+    if world.size > 1:
+        raise InputError(f"a sweep starts in one process, but {world}")
+
+
+def check_unchanged(runs: Sequence[Run]) -> None:
+    """Compare images and classes at hand with those that the runs were trained with, as far as these have started.
+
+    Raises:
+        InputError: the images or a class of the user have changed, or the images cannot be read.
+    """
+    for run in runs:
+        run.check_code()
     digests: dict[str, str] = {}
     for run in runs:
         if run.data_sha256 is None:
@@ -40,7 +54,7 @@ def preflight(runs: Sequence[Run], finished: Sequence[Run] = ()) -> tuple[list[f
         gpus: the number of GPUs.
 
     Raises:
-        InputError: a configuration is invalid, or as `check_data`.
+        InputError: a configuration is invalid, or as `check_unchanged`.
         OSError: the data cannot be written, for instance because the disk is full.
     """
     import torch
@@ -67,7 +81,7 @@ def preflight(runs: Sequence[Run], finished: Sequence[Run] = ()) -> tuple[list[f
                 f"set it to at most {images[data]}"
             )
         costs.append(float(multiply_adds[network] * batch_size * config.optim.length(images[data] // batch_size)))
-    check_data([*runs, *finished])
+    check_unchanged([*runs, *finished])
     return costs, torch.cuda.device_count()
 
 

@@ -23,13 +23,14 @@ from typing import Any
 from tqdm import tqdm
 
 from plainres.config.schema import Config
-from plainres.console import first_that_fits, quantity, say, terminal_columns
+from plainres.console import first_that_fits, quantity, say, terminal_columns, unfailing_output
 from plainres.errors import LockedError, StoppedError, reason_of
 from plainres.launch.active import mark_active
 from plainres.launch.devices import launch
 from plainres.launch.hints import hints
 from plainres.launch.messages import print_outcome, print_summary, remaining_time, report_upload_problem, without_hash
-from plainres.launch.preflight import check_data, preflight, slots, urgency
+from plainres.launch.preflight import check_alone, check_unchanged, preflight, slots, urgency
+from plainres.processes.environment import isolate
 from plainres.processes.forkserver import attach_to_command, call_in_processes, forkserver
 from plainres.processes.signals import StopSignals
 from plainres.runs.record import Run, State
@@ -77,9 +78,11 @@ def sweep(runs: Sequence[Run | Config]) -> int:
         The number of failed runs.
 
     Raises:
-        InputError: a configuration is invalid; no run has been trained.
+        InputError: a configuration is invalid, or this process belongs to a group; no run has been trained.
         StoppedError: a signal arrived; the active runs are saved.
     """
+    isolate()
+    check_alone()
     started = time.monotonic()
     all_runs = [run if isinstance(run, Run) else Run.of(run) for run in runs]
     selected, failed = select_runs(all_runs)
@@ -96,7 +99,7 @@ def sweep(runs: Sequence[Run | Config]) -> int:
             free = slots(selected, gpus, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
             failed += _Pool(context, selected, costs, free, signals).train()
     else:
-        check_data(finished)
+        check_unchanged(finished)
     return print_summary(all_runs, selected, failed, time.monotonic() - started)
 
 
@@ -314,7 +317,7 @@ def train_quietly(run: Run) -> str | None:
         LockedError: another process is training the run.
         StoppedError: a signal arrived.
     """
-    with _redirected_to(run.log):
+    with unfailing_output(), _redirected_to(run.log):
         try:
             launch(run)
         except (LockedError, StoppedError) as error:

@@ -6,6 +6,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from plainres.console import unfailing_output
 from plainres.errors import InputError, LockedError, RunFailedError, StoppedError, first_line
 from plainres.processes.world import World, exit_with_parent
 from plainres.runs.record import Run
@@ -41,4 +42,5 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    with unfailing_output():
+        sys.exit(main(Path(sys.argv[1])))

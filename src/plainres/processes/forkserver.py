@@ -5,17 +5,23 @@ A forked process starts in milliseconds and exits with the command that owns the
 
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.util
 import os
 import signal
+import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from multiprocessing.forkserver import ensure_running
 from typing import Any
 
+from plainres.console import unfailing_output
 from plainres.errors import InputError, RunFailedError, first_line
+from plainres.processes.signals import FROM_TERMINAL
 
+LONGEST_FOLDER = 60  # characters of a temporary folder; a socket's path may have 107, on macOS 103
 Call = tuple[Callable[..., Any], *tuple[Any, ...]]  # an importable function and its arguments
 
 
@@ -29,19 +35,35 @@ def forkserver(preloaded: Sequence[str]) -> ForkServerContext:
     context.set_forkserver_preload(list(preloaded))
     # BLAS libraries read these at import; each run sets its number of torch threads itself
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    # The command alone handles Ctrl-C and forwards it; the server and the forked processes ignore it
-    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ensure_running()
-    signal.signal(signal.SIGINT, interrupt)
+    # The command alone handles the terminal's signals and forwards them; the server and its processes ignore them
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in FROM_TERMINAL}
+    with _short_temporary_folder():
+        ensure_running()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     return context
 
 
+@contextmanager
+def _short_temporary_folder() -> Iterator[None]:
+    """Make multiprocessing keep its sockets in /tmp if their paths would be too long elsewhere."""
+    usual = tempfile.gettempdir()
+    if len(os.fsencode(usual)) > LONGEST_FOLDER:
+        tempfile.tempdir = "/tmp"
+    try:
+        multiprocessing.util.get_temp_dir()  # which multiprocessing makes once and keeps
+        yield
+    finally:
+        tempfile.tempdir = usual
+
+
 def attach_to_command() -> None:
-    """Ignore Ctrl-C in this forked process, and exit when the command exits or is killed.
+    """Ignore the terminal's signals in this forked process, and exit when the command exits or is killed.
 
     Call this first in every function that runs in a forked process.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in FROM_TERMINAL:
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_with_command, daemon=True).start()
 
 
@@ -93,7 +115,8 @@ def _send_result(sender: "Connection[Any, Any]", function: Callable[..., Any], *
     # Python's default, as in a script: semaphores of other start methods outlive a process that is killed
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     try:
-        result = function(*arguments)
+        with unfailing_output():
+            result = function(*arguments)
     except (InputError, OSError, RunFailedError) as error:
         result = error
     except Exception as error:

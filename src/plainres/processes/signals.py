@@ -1,4 +1,8 @@
-"""Signals that stop a run: SIGTERM, SIGINT (Ctrl-C), and SIGUSR1, which SLURM sends shortly before the time limit."""
+"""Signals that stop a run.
+
+These are SIGTERM, SIGINT (Ctrl-C), SIGHUP from a closed terminal or a lost connection, and SIGUSR1, which SLURM sends
+shortly before the time limit.
+"""
 
 import signal
 import threading
@@ -7,7 +11,8 @@ from typing import Any, NoReturn
 
 from plainres.errors import StoppedError
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+FROM_TERMINAL = (signal.SIGINT, signal.SIGHUP)  # reach every process that a command has started in its terminal
 BEFORE_START = "stopped before any run had started; run the same command again to start"
 
 

@@ -9,7 +9,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from plainres.errors import StoppedError
+from plainres.errors import InputError, StoppedError
 
 PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
@@ -30,13 +30,37 @@ class World:
 
     @classmethod
     def current(cls) -> "World":
-        """Return the world that this process's environment describes."""
+        """Return the world that this process's environment describes.
+
+        Raises:
+            InputError: a variable of the launcher is missing, or is not a number.
+        """
         environment = os.environ
         if "TORCHELASTIC_RUN_ID" in environment:
-            return cls(int(environment["RANK"]), int(environment["WORLD_SIZE"]), "torchrun")
-        if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-            return cls(int(environment["SLURM_PROCID"]), int(environment["SLURM_STEP_NUM_TASKS"]), "srun")
+            return cls(_number("RANK", "torchrun"), _number("WORLD_SIZE", "torchrun"), "torchrun")
+        if "SLURM_STEP_NUM_TASKS" in environment and (size := _number("SLURM_STEP_NUM_TASKS", "srun")) > 1:
+            return cls(_number("SLURM_PROCID", "srun"), size, "srun")
         return cls()
+
+    def __str__(self) -> str:
+        """Describe the process group, and how to leave it."""
+        name = "TORCHELASTIC_RUN_ID" if self.launcher == "torchrun" else "SLURM_STEP_NUM_TASKS"
+        return (
+            f"this process is one of {self.size} that {self.launcher} has started, according to {name}; if it is not, "
+            f"prefix the command with `env -u {name}`"
+        )
+
+
+def _number(variable: str, launcher: str) -> int:
+    """Return the value of an environment variable that a launcher sets."""
+    value = os.environ.get(variable, "")
+    if not value.isdecimal():
+        marker = "TORCHELASTIC_RUN_ID" if launcher == "torchrun" else "SLURM_STEP_NUM_TASKS"
+        raise InputError(
+            f"the environment has {marker}, as if {launcher} had started this process, but {variable} is "
+            f"{value or 'missing'!r}; if it did not, prefix the command with `env -u {marker}`"
+        )
+    return int(value)
 
 
 def exit_with_parent(parent: int) -> None:
@@ -77,6 +101,9 @@ def requeue(stop: StoppedError) -> None:
         return
     array = environment.get("SLURM_ARRAY_JOB_ID")
     job = f"{array}_{environment['SLURM_ARRAY_TASK_ID']}" if array else environment["SLURM_JOB_ID"]
-    requeued = subprocess.run(["scontrol", "requeue", job], check=False).returncode == 0
+    try:
+        requeued = subprocess.run(["scontrol", "requeue", job], check=False).returncode == 0
+    except OSError:  # there is no scontrol on this machine
+        requeued = False
     outcome = "is back in the queue" if requeued else "could not be requeued; submit it again to resume"
     print(f"plainres: SLURM job {job} {outcome}", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 Rounding depends on the kind of device, the number of threads and devices, the versions of libraries, and compilation.
 Training amplifies rounding: another kind of CPU changed the training error of a plain net of 32 layers from 15 to 9 %.
-Another version of the code may compute something else.
+Another version of the code, or of a class of the user's own, may compute something else.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,8 @@ IMMATERIAL = ("python", "hydra-core", "scikit-learn", "plainres")
 def conditions(run: Run) -> dict[str, frozenset[str]]:
     """Return the conditions of a finished run, by name, with their values in all attempts."""
     attempts = [_of_attempt(run, run.result | attempt) for attempt in run.result.get("attempts") or [{}]]
-    return {name: frozenset(attempt[name] for attempt in attempts) for name in attempts[0]}
+    names = {name for attempt in attempts for name in attempt}
+    return {name: frozenset(attempt.get(name, "unknown") for attempt in attempts) for name in names}
 
 
 def differing(runs: Iterable[Run]) -> dict[str, list[str]]:
@@ -45,6 +46,7 @@ def _of_attempt(run: Run, record: Mapping[str, Any]) -> dict[str, str]:
             f"{name} {version}" for name, version in record.get("versions", {}).items() if name not in IMMATERIAL
         ),
         "code": _code(run, record),
+        **{name: f"source {digest[:8]}" for name, digest in record.get("classes", {}).items()},
     }
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib import style as styles
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
@@ -99,7 +100,7 @@ def save_figures(
 
 def save(draw: Callable[[], Figure], file: Path, width: float | None = None) -> None:
     """Draw a figure in the common style, and write it to <file>.svg and <file>.png."""
-    with mpl.rc_context(STYLE | (FIXED if width else {})):
+    with styles.context(STYLE | (FIXED if width else {}), after_reset=True):  # not the user's matplotlibrc
         figure = draw()
         figure.savefig(file.with_name(f"{file.name}.svg"), metadata=NO_STAMP)
         figure.savefig(file.with_name(f"{file.name}.png"))

@@ -1,10 +1,8 @@
-"""Provenance of a result: versions, commit, source code, device and weights."""
+"""Provenance of a result: versions, code, device and weights."""
 
-import ast
 import hashlib
 import platform
 import resource
-import subprocess
 import sys
 from contextlib import suppress
 from functools import cache
@@ -15,9 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from plainres.config.schema import Devices
-
-TRAINING_CODE = ("config/instantiate.py", "config/schema.py", "data", "models", "training", "randomness.py")
+from plainres.config.schema import Config
+from plainres.runs.code import git_commit, own_classes, source_sha256
 
 
 @cache
@@ -34,50 +31,19 @@ def versions() -> dict[str, str]:
     }
 
 
-def _git_commit() -> str | None:
-    """Return the commit of this code's checkout, with "-dirty" if files were changed, or None without a checkout."""
-    file = Path(__file__)
-    git = ["git", "-C", str(file.parent)]
-    try:
-        # an installed copy may be inside the checkout of another project
-        subprocess.run([*git, "ls-files", "--error-unmatch", file.name], capture_output=True, check=True)
-        describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--match="]
-        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return None
-
-
-def _source_sha256() -> str:
-    """Return a digest of the code that affects a result, without its comments and docstrings.
-
-    Two commits or changed checkouts with the same digest train alike. The digest is of syntax trees, so it also depends
-    on the version of Python.
-    """
-    digest = hashlib.sha256()
-    package = Path(__file__).parent.parent
-    for part in TRAINING_CODE:
-        for file in sorted([package / part] if part.endswith(".py") else (package / part).rglob("*.py")):
-            tree = ast.parse(file.read_bytes())
-            for node in ast.walk(tree):
-                documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-                if documented and ast.get_docstring(node, clean=False) is not None:
-                    del node.body[0]
-            digest.update(f"{file.relative_to(package).as_posix()}\n{ast.dump(tree)}\n".encode())
-    return digest.hexdigest()
-
-
 # computed at import, because the files may change while the imported code trains
-GIT_COMMIT = _git_commit()
-SOURCE_SHA256 = _source_sha256()
+GIT_COMMIT = git_commit()
+SOURCE_SHA256 = source_sha256()
 
 
-def conditions(trainer: Devices, devices: int) -> dict[str, Any]:
-    """Return the conditions of an attempt that may affect rounding, and thereby the result, beside the identity.
+def conditions(config: Config, devices: int) -> dict[str, Any]:
+    """Return the conditions of an attempt that may affect the result, beside the identity.
 
     Args:
-        trainer: hardware options of the run.
+        config: the configuration of the run.
         devices: number of processes, one for each device.
     """
+    trainer = config.trainer
     return {
         "device": device_name(trainer.accelerator),
         "devices": devices,
@@ -89,6 +55,7 @@ def conditions(trainer: Devices, devices: int) -> dict[str, Any]:
         "versions": versions(),
         "git_commit": GIT_COMMIT,
         "source_sha256": SOURCE_SHA256,
+        "classes": own_classes(config),
     }
 
 

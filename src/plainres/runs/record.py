@@ -5,6 +5,7 @@ contains
 
     config.yaml    the resolved configuration
     data.json      digest of the images and targets, from the first step
+    code.json      version of plainres and digests of the user's own classes, from the first step
     metrics.csv    the curves, one row per epoch
     checkpoints/   step-<number>.ckpt
     log.txt        the output of a run of a sweep
@@ -32,10 +33,12 @@ from omegaconf import OmegaConf
 from plainres.config.schema import Config
 from plainres.errors import InputError, LockedError, first_line
 from plainres.files import read_rows, write_atomically
+from plainres.runs.code import code_of, own_classes
 from plainres.runs.identity import complete, flat, run_name
 
 REPORT = "report"  # folder for the report, beside those of the runs
 DATA = "data.json"
+CODE = "code.json"
 
 
 class State(Enum):
@@ -288,14 +291,39 @@ class Run:
             f"{sha256[:8]}); to train on these as well, add study=NAME"
         )
 
-    def prepare(self, data_sha256: str | None = None) -> None:
-        """Create the folder and write config.yaml and, if the digest of the images is known, data.json.
+    @property
+    def code(self) -> dict[str, Any]:
+        """Code that the run began with (see `plainres.runs.code.code_of`), empty before its first step."""
+        try:
+            return dict(json.loads((self.folder / CODE).read_text()))
+        except (OSError, ValueError, TypeError):  # an older version did not record it
+            return {}
+
+    def check_code(self) -> None:
+        """Compare the user's own classes with those that the run was trained with, if it has started.
 
         Raises:
-            InputError: the folder cannot be written, or contains a run of another configuration or on other images.
+            InputError: the source of a class has changed.
+        """
+        now, before = own_classes(self.config), self.code.get("classes", {})
+        edited = sorted(name for name in now.keys() & before.keys() if now[name] != before[name])
+        if edited:
+            digests = ", ".join(f"{name} (digest {before[name][:8]}, now {now[name][:8]})" for name in edited)
+            raise InputError(
+                f"{self.folder} was trained with another source of {digests}; to train with this one as well, add "
+                "study=NAME, or else undo the edit"
+            )
+
+    def prepare(self, data_sha256: str | None = None) -> None:
+        """Create the folder and write config.yaml and, if the digest of the images is known, data.json and code.json.
+
+        Raises:
+            InputError: the folder cannot be written, or contains a run of another configuration, on other images or
+                with other classes.
         """
         if data_sha256 is not None:
             self.check_data(data_sha256)
+            self.check_code()
         if (self.folder / "config.yaml").is_file():
             old, new = (flat(complete(run.config)) for run in (Run.read(self.folder), self))
             differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
@@ -307,6 +335,8 @@ class Run:
             write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
             if data_sha256 is not None:
                 write_atomically(self.folder / DATA, json.dumps({"sha256": data_sha256}) + "\n")
+                if not self.code:
+                    write_atomically(self.folder / CODE, json.dumps(code_of(self.config), indent=2) + "\n")
         except OSError as error:
             raise InputError(
                 f"cannot write the run's folder {self.folder}: {error.strerror}; set runs=FOLDER"

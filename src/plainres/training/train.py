@@ -14,6 +14,7 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from plainres.config.instantiate import network_of, probes_of, source_of
 from plainres.data.datamodule import ImageBatches
@@ -70,6 +71,7 @@ def train(run: Run, observers: Sequence[pl.Callback] = ()) -> None:
 
 def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> None:
     config, world = run.config, World.current()
+    rank_zero_only.rank = world.rank  # Lightning guesses it from variables that may be left over  # pyright: ignore
     torch.set_num_threads(config.trainer.threads)
     for logger in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(logger).setLevel(logging.WARNING)
@@ -84,7 +86,7 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
     data = ImageBatches(source.load(), source, config.optim.batch_size, config.seed, workers)
     steps = config.optim.length(data.steps_per_epoch)
     capturable = config.trainer.cuda_graph
-    attempt = conditions(config.trainer, world.size)
+    attempt = conditions(config, world.size)
     compilation = Compilation(config.trainer.compile, pays(config, description.multiply_adds, steps), signals, attempt)
     classifier = Classifier(
         network,

@@ -1,0 +1,94 @@
+"""Environment variables that would change a run, which is a function of its configuration alone.
+
+Lightning takes arguments of its Trainer from variables, and torch and its libraries take precisions, instruction sets
+and compiler options. Variables of these families are removed before they are read. Those that concern speed, places,
+logs and diagnosis remain, as do numbers of threads, which each run sets itself.
+"""
+
+import os
+import socket
+import sys
+from collections.abc import Collection
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from plainres.console import say
+from plainres.errors import InputError
+from plainres.processes.world import World
+
+READ_WHEN_USED = ("PL_*", "LT_*")  # by Lightning
+READ_AT_IMPORT = (
+    *("AOT_*", "AOTI_*", "AOTINDUCTOR_*", "INDUCTOR_*", "PYTORCH_*", "TORCH_*", "TORCHDYNAMO_*", "TORCHINDUCTOR_*"),
+    *("ATEN_*", "CUBLAS_*", "CUDNN_*", "NVIDIA_TF32_OVERRIDE"),
+    *("DNNL_*", "GOMP_*", "KMP_*", "MKL_*", "OMP_*", "ONEDNN_*", "OPENBLAS_*"),
+)
+HARMLESS = (
+    *("*DEBUG*", "*_LOG", "*_LOG_*", "*_LOGS*", "*VERBOSE*", "*_SHOW_*", "*_TRACE*", "OMP_DISPLAY_*"),
+    *("*_ARCH_LIST", "*_BUILD_*", "*_CACHE_DIR", "*_DIR", "*_HOME", "*_INC_PATH", "*_PATH", "*_ROOT", "*_VERSION"),
+    *("*_NUM_THREADS", "*_COMPILE_THREADS", "*_ALLOC_CONF", "TORCHINDUCTOR_*CACHE*"),
+    *("GOMP_CPU_AFFINITY", "GOMP_SPINCOUNT", "KMP_AFFINITY", "KMP_BLOCKTIME", "KMP_DUPLICATE_LIB_OK"),
+    *("KMP_INIT_AT_FORK", "OMP_PLACES", "OMP_PROC_BIND", "OMP_WAIT_POLICY"),
+    *("TORCH_DIST*", "TORCH_FR_*", "TORCH_GLOO_*", "TORCH_NCCL_*", "PYTORCH_NVML_BASED_CUDA_CHECK"),
+    # set by torch's elastic agent for its workers
+    *("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "TORCH_ELASTIC_*"),
+)
+# variables of a process group
+GROUP = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
+GROUP_PREFIXES = ("TORCHELASTIC_", "MASTER_PORT", "SLURM_", "JSM_NAMESPACE_")
+
+
+def isolate() -> None:
+    """Remove the variables from this process's environment that would change a run, and name them on the screen.
+
+    In a process without a process group, the variables of one are leftovers and are removed as well, except those by
+    which SLURM names the job.
+
+    Raises:
+        InputError: torch has been imported before, and may have read one of them.
+    """
+    influences = influencing(os.environ)
+    early = [name for name in influences if not _in(name, READ_WHEN_USED)]
+    if early and "torch" in sys.modules:
+        raise InputError(
+            f"the environment has {', '.join(early)}, which torch may have read when it was imported, but a run must "
+            f"depend on its configuration only; start Python with `env -u {' -u '.join(early)}`"
+        )
+    for name in influences:
+        del os.environ[name]
+    if World.current().launcher is None:
+        for name in [name for name in os.environ if name in GROUP or name.startswith("JSM_NAMESPACE_")]:
+            del os.environ[name]
+    if influences:
+        say(f"ignored in the environment: {', '.join(influences)}; a run depends on its configuration only")
+
+
+def influencing(names: Collection[str]) -> list[str]:
+    """Return those of the names of variables that would change a run, sorted."""
+    return sorted(name for name in names if _in(name, READ_WHEN_USED + READ_AT_IMPORT) and not _in(name, HARMLESS))
+
+
+def environment_of_workers(threads: int) -> dict[str, str]:
+    """Return the environment of the workers of a run on several devices: this one, without its process group.
+
+    They import what this process imports: modules are found in the same folders, in the same order.
+
+    Args:
+        threads: CPU threads of each worker.
+    """
+    kept = {
+        name: value for name, value in os.environ.items() if name not in GROUP and not name.startswith(GROUP_PREFIXES)
+    }
+    return kept | {
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path),
+        "GLOO_SOCKET_IFNAME": _loopback(),
+    }
+
+
+def _loopback() -> str:
+    """Return the name of the loopback interface, on which the processes of one machine meet."""
+    return next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "")
+
+
+def _in(name: str, patterns: Collection[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
