@@ -1,6 +1,8 @@
 """Lines and progress bars on the screen."""
 
 import io
+import os
+import subprocess
 import sys
 from typing import Any
 
@@ -98,3 +100,40 @@ def test_a_bar_in_a_pipe_is_updated_rarely(monkeypatch: pytest.MonkeyPatch, *, t
     monkeypatch.setattr(sys, "stderr", stream)
     with console.bar("lesion", "network", 2) as bar:
         assert bar.mininterval == interval
+
+
+def test_output_that_cannot_be_written_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    stream = open(writer, "w", encoding="ascii")  # noqa: PTH123, SIM115
+    monkeypatch.setattr(sys, "stderr", stream)
+    with console.unfailing_output():
+        console.say("“one”")
+        assert os.read(reader, 100) == b"?one?\n"
+        os.close(reader)
+        console.say("two")
+        print("three", file=sys.stderr, flush=True)
+    assert sys.stderr is stream
+    stream.close()
+
+
+def test_a_full_disk_ends_no_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as stream:  # noqa: PTH123
+        monkeypatch.setattr(sys, "stdout", stream)
+        with console.unfailing_output():
+            print("x" * 10000, flush=True)
+
+
+def test_streams_that_are_not_files_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with console.unfailing_output():
+        console.say("a line")
+    assert stream.getvalue() == "a line\n"
+
+
+def test_closed_streams_are_opened_for_child_processes_too() -> None:
+    program = "import os, subprocess, sys; from plainres.console import open_closed_streams; open_closed_streams();"
+    program += "print('lost'); print('lost', file=sys.stderr); file = open('/dev/null'); assert file.fileno() > 2;"
+    program += "sys.exit(subprocess.run([sys.executable, '-c', 'import sys; sys.exit(sys.stderr is None)']).returncode)"
+    shell = f'"{sys.executable}" -c "$0" <&- >&- 2>&-'
+    assert subprocess.run(["sh", "-c", shell, program], check=False).returncode == 0

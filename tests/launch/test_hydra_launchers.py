@@ -230,3 +230,31 @@ def test_a_mistake_is_reported_in_one_line(
     assert message in output.splitlines()[-1]
     assert "Traceback" not in output
     assert not list(tmp_path.rglob("result.json"))
+
+
+def test_a_job_trains_the_run_that_was_composed_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the launcher would compose another one: with the time or the job in its name, or in another folder."""
+    monkeypatch.chdir(tmp_path)
+    options = [*SMALL, "optim.epochs=1", "seed=0,1", "study='${now:%f}-${hydra:job.num}'", "hydra.job.chdir=true"]
+    done = plainres("train", "-m", *options, "hydra/launcher=joblib", "runs=runs")
+    assert done.returncode == 0, done.stderr
+    runs = [Run.read(path.parent) for path in sorted(tmp_path.rglob("config.yaml"))]
+    assert [run.config.seed for run in runs if run.finished] == [0, 1]
+    assert [run.folder.parent.name.rpartition("-")[2] for run in runs] == ["0", "1"]
+    assert all(run.folder == tmp_path / "runs" / run.config.study / run.name for run in runs)
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_a_sweep_within_a_group_of_processes_is_refused_once(
+    launcher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert main(["train", "-m", *SMALL, "seed=0,1", f"hydra/launcher={launcher}"]) == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line == (
+        "plainres: a sweep starts in one process, but this process is one of 4 that srun has started, according to "
+        "SLURM_STEP_NUM_TASKS; if it is not, prefix the command with `env -u SLURM_STEP_NUM_TASKS`"
+    )
+    assert not list(tmp_path.rglob("failed.json"))

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -41,3 +44,18 @@ def test_each_call_runs_in_its_own_process_and_results_keep_their_order() -> Non
 def test_an_exception_in_a_call_is_raised_in_the_caller(kind: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call_in_processes(forkserver([]), [(identify, 1), (fail, kind)])
+
+
+def test_a_long_temporary_folder_is_not_used_for_sockets(tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 28)
+    folder.mkdir()
+    program = "from plainres.processes.forkserver import *; import tempfile;"
+    program += "print(call_in_processes(forkserver([]), [(len, 'abc')]), tempfile.gettempdir())"
+    shown = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout == f"[3] {folder}\n", shown.stderr

@@ -2,10 +2,13 @@
 
 import json
 import os
+import pty
 import random
+import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -124,7 +127,10 @@ def _started(
 
 @pytest.mark.parametrize(
     ("number", "devices"),
-    [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGUSR1, 1), (signal.SIGTERM, 2), (signal.SIGINT, 2)],
+    [
+        *((number, 1) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)),
+        *((number, 2) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)),
+    ],
 )
 def test_a_signal_saves_the_run_and_explains_how_to_resume(
     tmp_path: Path, number: signal.Signals, devices: int
@@ -141,6 +147,58 @@ def test_a_signal_saves_the_run_and_explains_how_to_resume(
         assert run().curve()[-1]["step"] <= step
         assert not run().locked
         assert not run().failure
+
+
+@pytest.mark.parametrize("options", [[], ["trainer.devices=2"], ["-m", "seed=0,1"]], ids=["alone", "two", "sweep"])
+def test_a_closed_terminal_saves_the_runs(tmp_path: Path, options: list[str]) -> None:
+    process, terminal = pty.fork()
+    if process == 0:  # in the child
+        os.chdir(tmp_path)
+        os.execv(PLAINRES, [PLAINRES, *LONG, "runs=runs", *options])
+    closed = threading.Event()
+    reader = threading.Thread(target=_read_until, args=(closed, terminal), daemon=True)
+    reader.start()
+    curves = 1 + (options[:1] == ["-m"] and len(os.sched_getaffinity(0)) > 1)
+    deadline = time.monotonic() + 120
+    while len(files := [file for file in tmp_path.glob("runs/*/*/metrics.csv") if _epochs(file) > 1]) < curves:
+        assert time.monotonic() < deadline, "no second epoch within 120 s"
+        time.sleep(0.05)
+    closed.set()
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
+    for file in files:
+        run = Run.read(file.parent)
+        assert run.step > 0
+        assert run.curve()[-1]["step"] <= run.step
+        assert not run.locked
+        assert not run.failure
+
+
+def _epochs(curve: Path) -> int:
+    return len(curve.read_text().splitlines()) - 1
+
+
+def _read_until(closed: threading.Event, terminal: int) -> None:
+    """Read what a terminal shows, then close it, at which the kernel sends SIGHUP to its processes."""
+    while not closed.is_set():
+        if select.select([terminal], [], [], 0.1)[0]:
+            os.read(terminal, 1 << 16)
+    os.close(terminal)
+
+
+def test_a_reader_that_leaves_stops_nothing(tmp_path: Path) -> None:
+    with _started(tmp_path) as (process, run):
+        assert process.stderr is not None
+        process.stderr.close()
+        before = run().curve()[-1]["epoch"]
+        deadline = time.monotonic() + 60
+        while run().curve()[-1]["epoch"] < before + 2:
+            assert process.poll() is None
+            assert time.monotonic() < deadline, "no further epochs within 60 s"
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=40) == 128 + signal.SIGTERM
+        assert run().step > 0
 
 
 def test_a_signal_to_one_of_two_ranks_stops_both(tmp_path: Path) -> None:

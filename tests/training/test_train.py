@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from datetime import timedelta
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import plainres.training.train
 from plainres.analysis.evaluation import evaluate
 from plainres.analysis.evaluation import load_network as trained_network
 from plainres.config.instantiate import check, network_of, source_of
@@ -392,3 +395,27 @@ def test_config_yaml_contains_plain_values_only(make_config: Make) -> None:
     text = (run.folder / "config.yaml").read_text()
     assert "!!" not in text
     assert json.dumps(run.config.model["shortcut"]["_target_"]).strip('"') in text
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("no.such.host", "are to meet at no.such.host, a name that does not resolve here"),
+        ("127.0.0.1", "lost or did not find each other within 0:00:02"),
+    ],
+)
+def test_processes_that_cannot_meet_say_so_within_the_limit(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch, address: str, message: str
+) -> None:
+    group = {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    for name, value in {**group, "GROUP_RANK": "1", "MASTER_ADDR": address, "MASTER_PORT": "9"}.items():
+        monkeypatch.setenv(name, value)
+    started = time.monotonic()
+    with pytest.raises(InputError, match=message):
+        forking.call(train_with_limit, make_config(optim={"batch_size": 32}, trainer={"num_nodes": 2}), 2)
+    assert time.monotonic() - started < 60
+
+
+def train_with_limit(config: Config, seconds: int) -> None:
+    plainres.training.train.MEETING = timedelta(seconds=seconds)
+    train(Run.of(config))

@@ -2,9 +2,11 @@
 
 import logging
 import math
+import socket
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,6 +17,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.strategies import DDPStrategy
 
 from plainres.config.instantiate import network_of, probes_of, source_of
 from plainres.data.datamodule import ImageBatches
@@ -32,6 +35,8 @@ from plainres.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from plainres.training.classifier import Classifier
 from plainres.training.compilation import Compilation, pays
 from plainres.training.epoch_loop import EpochLoop, cuda_graph
+
+MEETING = timedelta(minutes=10)  # longest wait of a process for the others
 
 
 def train(run: Run, observers: Sequence[pl.Callback] = ()) -> None:
@@ -54,6 +59,11 @@ def train(run: Run, observers: Sequence[pl.Callback] = ()) -> None:
     try:
         with StopSignals(early=World.current().size == 1) as signals:
             _train(run, signals, observers)
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        raise InputError(
+            f"the processes of this run lost or did not find each other within {MEETING} ({first_line(error)}); start "
+            "all of them, and set MASTER_ADDR to an address of the first machine that the others can reach"
+        ) from error
     except (InputError, OSError):
         raise
     except torch.OutOfMemoryError as error:  # not recorded, since other processes may have filled the GPU
@@ -71,6 +81,7 @@ def train(run: Run, observers: Sequence[pl.Callback] = ()) -> None:
 
 def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> None:
     config, world = run.config, World.current()
+    environment = _environment(world)
     rank_zero_only.rank = world.rank  # Lightning guesses it from variables that may be left over  # pyright: ignore
     torch.set_num_threads(config.trainer.threads)
     for logger in ("lightning.pytorch", "lightning.fabric"):
@@ -122,7 +133,7 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
                 accelerator=config.trainer.accelerator,
                 devices=config.trainer.devices,
                 num_nodes=config.trainer.num_nodes,
-                strategy="ddp" if world.size > 1 else "auto",
+                strategy=DDPStrategy(timeout=MEETING) if world.size > 1 else "auto",
                 precision=config.precision,  # pyright: ignore[reportArgumentType]
                 deterministic=config.trainer.deterministic,
                 benchmark=not config.trainer.deterministic,
@@ -131,7 +142,7 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
                 logger=loggers,
                 log_every_n_steps=data.steps_per_epoch,
                 callbacks=[*observers, compilation, progress, *probes, checkpoints],
-                plugins=[AtomicCheckpointIO(), _environment(world)],
+                plugins=[AtomicCheckpointIO(), environment],
                 default_root_dir=run.folder,
                 enable_progress_bar=False,
                 enable_model_summary=False,
@@ -179,10 +190,21 @@ def _environment(world: World) -> ClusterEnvironment:
     """Return the environment from which Lightning reads its rank and world size.
 
     Lightning's own detection is wrong for a run of a sweep.
+
+    Raises:
+        InputError: the address at which the processes meet does not resolve, for which torch would wait for minutes.
     """
-    if world.launcher == "torchrun":
-        return TorchElasticEnvironment()
-    return SLURMEnvironment(auto_requeue=False) if world.launcher == "srun" else LightningEnvironment()
+    if world.launcher is None:
+        return LightningEnvironment()
+    environment = TorchElasticEnvironment() if world.launcher == "torchrun" else SLURMEnvironment(auto_requeue=False)
+    try:
+        socket.getaddrinfo(environment.main_address, None)
+    except OSError as error:
+        raise InputError(
+            f"the processes of this run are to meet at {environment.main_address}, a name that does not resolve here "
+            f"({error.strerror}); set MASTER_ADDR to an address of the first machine that the others can reach"
+        ) from error
+    return environment
 
 
 def _result(
