@@ -238,9 +238,9 @@ def test_a_job_trains_the_run_that_was_composed_here(tmp_path: Path, monkeypatch
     options = [*SMALL, "optim.epochs=1", "seed=0,1", "study='${now:%f}-${hydra:job.num}'", "hydra.job.chdir=true"]
     done = plainres("train", "-m", *options, "hydra/launcher=joblib", "runs=runs")
     assert done.returncode == 0, done.stderr
-    runs = [Run.read(path.parent) for path in sorted(tmp_path.rglob("config.yaml"))]
-    assert [run.config.seed for run in runs if run.finished] == [0, 1]
-    assert [run.folder.parent.name.rpartition("-")[2] for run in runs] == ["0", "1"]
+    runs = [Run.read(path.parent) for path in tmp_path.rglob("config.yaml")]
+    jobs = {run.folder.parent.name.rpartition("-")[2]: run.config.seed for run in runs if run.finished}
+    assert jobs == {"0": 0, "1": 1}
     assert all(run.folder == tmp_path / "runs" / run.config.study / run.name for run in runs)
 
 

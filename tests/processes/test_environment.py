@@ -55,5 +55,5 @@ def test_workers_import_what_this_process_imports(monkeypatch: pytest.MonkeyPatc
     shown = subprocess.run(
         [sys.executable, "-P", "-c", program], env=environment_of_workers(1), capture_output=True, text=True, check=True
     )
-    folders = [folder or str(Path.cwd()) for folder in sys.path]
+    folders = list(dict.fromkeys(folder or str(Path.cwd()) for folder in sys.path))
     assert eval(shown.stdout)[: len(folders)] == folders

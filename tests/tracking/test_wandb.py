@@ -132,6 +132,46 @@ def test_a_run_has_name_group_tags_config_and_curves(whole: Run, tmp_path: Path)
     assert (attempt.exit_code, attempt.online, attempt.sent) == (0, False, False)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [{"tags": ["x" * 65]}, {"tags": [""]}, {"project": "mine/net"}, {"project": ""}, {"project": "x" * 129}],
+    ids=lambda values: next(iter(values)),
+)
+def test_what_w_and_b_would_reject_is_refused_before_the_first_step(values: dict[str, Any]) -> None:
+    (key,) = values
+    with pytest.raises(InputError, match=f"logger.{key} (has|is) .*; W&B allows 1 to "):
+        Loggers(wandb=True, **values)
+
+
+def test_variables_of_the_client_change_nothing(
+    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    variables = {"MODE": "bogus", "DISABLED": "true", "PROJECT": "another", "RUN_ID": "taken", "TAGS": "a,,b"}
+    for name, value in {**variables, "RESUME": "must", "NAME": "another", "DIR": "/nonexistent"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    run = logged(whole, tmp_path)
+    train(run)
+    (attempt,) = attempts_of(run)
+    assert (attempt.name, attempt.project, attempt.id) == (run.name, "plainres", wandb_logger.wandb_id(run.folder))
+    assert sorted(attempt.tags) == ["depth-8", "digits", "identity"]
+    assert points(attempt.rows) == curve(run)
+    assert "cannot be used" not in capfd.readouterr().err
+
+
+def test_a_finished_run_without_a_record_is_uploaded_from_its_own_files(
+    whole: Run, tmp_path: Path, server: WandbServer
+) -> None:
+    """Be it that the record was lost, or that the run was trained without W&B and is named explicitly."""
+    lost, without = elsewhere(whole, tmp_path / "lost", 7), elsewhere(whole, tmp_path / "without", 7)
+    for run in (lost, without):
+        shutil.copytree(whole.folder, run.folder)
+    lost = Run(replace(lost.config, logger=Loggers(wandb=True)), lost.folder)
+    lost.prepare()
+    assert [line.partition(":")[0] for line, sent in sync(tmp_path, 60) if sent] == [str(lost.folder)]
+    check_server(server, lost)
+    assert [sent for _, sent in sync(without.folder, 60)] == [True]
+
+
 def test_without_the_logger_the_client_is_not_imported(tmp_path: Path) -> None:
     code = "import sys; from plainres.cli.main import main; code = main(sys.argv[1:]); print('wandb' in sys.modules); "
     code += "sys.exit(code)"

@@ -22,6 +22,8 @@ MODEL_DEFAULTS: dict[str, Any] = {
     "weights": None,
     "head": None,
 }
+WANDB_TAG, WANDB_PROJECT = 64, 128  # characters that W&B allows
+WANDB_FORBIDDEN = set("/\\#?%:")  # in the name of a project
 WORDS = {
     int: "an integer",
     float: "a number",
@@ -162,6 +164,14 @@ class Loggers:
             raise InputError(f"logger.mode is {self.mode!r}; it must be offline or online")
         if self.mode == "online" and not self.wandb:
             raise InputError("logger.mode is online, but W&B is not chosen: add logger=wandb")
+        for tag in self.tags:
+            if not 1 <= len(tag) <= WANDB_TAG:
+                raise InputError(f"logger.tags has {tag!r}, of {len(tag)} characters; W&B allows 1 to {WANDB_TAG}")
+        if (forbidden := set(self.project) & WANDB_FORBIDDEN) or not 1 <= len(self.project) <= WANDB_PROJECT:
+            raise InputError(
+                f"logger.project is {self.project!r}; W&B allows 1 to {WANDB_PROJECT} characters without "
+                f"{' '.join(sorted(forbidden or WANDB_FORBIDDEN))}"
+            )
 
 
 @dataclass

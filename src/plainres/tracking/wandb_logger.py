@@ -9,12 +9,12 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from plainres.config.schema import Config
+from plainres.config.schema import WANDB_TAG, Config
 from plainres.console import say
 from plainres.errors import first_line
 from plainres.files import write_atomically
@@ -30,6 +30,26 @@ SETS = ("train", "test")  # of images
 LOWEST = tuple(f"{images}/{value}" for images in SETS for value in VALUES)  # summarised by their minimum and last value
 VALIDATION = tuple(f"validation/{value}" for value in VALUES)  # likewise, of runs that hold out images
 LATEST = ("epoch", "lr")  # summarised by their last value
+# variables of the client for what the configuration and the folder of a run determine
+CONFIGURED = tuple(
+    f"WANDB_{name}"
+    for name in (
+        *(
+            "CONSOLE",
+            "DIR",
+            "DISABLED",
+            "ENTITY",
+            "JOB_TYPE",
+            "MODE",
+            "NAME",
+            "NOTES",
+            "PROJECT",
+            "RESUME",
+            "RUN_GROUP",
+        ),
+        *("RUN_ID", "SILENT", "TAGS"),
+    )
+)
 RESULTS = ("train_error_eval", "test_error", "parameters", "multiply_adds", "weights_sha256")  # of result.json
 
 
@@ -88,13 +108,23 @@ def start(folder: Path, mode: str, timeout: float | None = None, **options: Any)
     import wandb
 
     stdin = sys.stdin
-    with Path(os.devnull).open() as empty:
+    with Path(os.devnull).open() as empty, _without_variables():
         sys.stdin = empty  # keeps the client from prompting for a key
         try:
             wandb.setup(wandb.Settings(silent=True))
             return wandb.init(**options, settings=wandb.Settings(**client_settings))
         finally:
             sys.stdin = stdin
+
+
+@contextmanager
+def _without_variables() -> Iterator[None]:
+    """Hide from the client the environment variables that would change what a configuration says, or are invalid."""
+    hidden = {name: os.environ.pop(name) for name in CONFIGURED if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def finish_online(wandb_run: Any, folder: Path, rows: int, exit_code: int = 0) -> None:
@@ -146,9 +176,8 @@ def wandb_config(run: Run) -> dict[str, Any]:
 
 def tags(config: Config) -> list[str]:
     """Return the tags of a run: shortcut, depth, data and `logger.tags`."""
-    return list(
-        dict.fromkeys([config.shortcut, f"depth-{config.model['depth']}", config.options["data"], *config.logger.tags])
-    )
+    own = [config.shortcut, f"depth-{config.model['depth']}", config.options["data"]]
+    return list(dict.fromkeys([*(tag[:WANDB_TAG] for tag in own), *config.logger.tags]))
 
 
 class WandbLogger(RunLogger):

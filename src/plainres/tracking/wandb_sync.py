@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from plainres.console import quantity
@@ -17,6 +18,8 @@ UP_TO_DATE = "already uploaded"
 def sync(folder: Path, timeout: float) -> Iterator[tuple[str, bool]]:
     """Upload all W&B runs in a folder and its subfolders.
 
+    A run whose W&B record is missing is uploaded from its own files, if it was to be logged, or is the folder itself.
+
     Args:
         folder: the folder of a run, of a study, or of all runs.
         timeout: seconds to wait for the server to answer, and again for the upload; the client itself never gives up.
@@ -27,7 +30,7 @@ def sync(folder: Path, timeout: float) -> Iterator[tuple[str, bool]]:
     Raises:
         InputError: the folder contains no W&B data, or W&B rejects the API key.
     """
-    owners = sorted({file.parents[1] for file in folder.rglob("wandb/id")})
+    owners = sorted({*(file.parents[1] for file in folder.rglob("wandb/id")), *_unlogged(folder)})
     if not owners:
         raise InputError(f"{folder} contains no W&B data; train with logger=wandb first")
     for number, owner in enumerate(owners):
@@ -47,6 +50,15 @@ def sync(folder: Path, timeout: float) -> Iterator[tuple[str, bool]]:
             yield f"{owner}: not uploaded: {first_line(error) or type(error).__name__}", False
         else:
             yield f"{owner}: {message}", True
+
+
+def _unlogged(folder: Path) -> Iterator[Path]:
+    """Yield the folders of finished runs that lack a W&B record, if they were to have one or are the folder itself."""
+    for file in folder.rglob("result.json"):
+        with suppress(InputError):
+            run = Run.read(file.parent)
+            if (run.config.logger.wandb or run.folder == folder) and not (run.folder / "wandb" / "id").exists():
+                yield run.folder
 
 
 class _UnauthorizedError(InputError):
