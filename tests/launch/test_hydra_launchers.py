@@ -78,7 +78,9 @@ def test_a_sweep_of_runs_on_several_devices(
     log = runs[5].log.relative_to(tmp_path)
     assert failed == f"failed: {runs[5].name}: ValueError: on purpose, in the second process (see {log})"
     assert re.fullmatch(r"done in \d+ s: 2 finished, 1 failed", counts)
-    assert len(re.findall(r"^\[\d/3\] identity\S+ +(?:\d+ s)?  (train \(eval\)|FAILED)", done.stderr, re.MULTILINE)) == 3
+    assert (
+        len(re.findall(r"^\[\d/3\] identity\S+ +(?:\d+ s)?  (train \(eval\)|FAILED)", done.stderr, re.MULTILINE)) == 3
+    )
     assert "Traceback" in runs[5].log.read_text()
     assert runs[5].failure == "ValueError: on purpose, in the second process"
     for rank in range(2):
