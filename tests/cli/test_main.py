@@ -79,6 +79,7 @@ def test_the_main_help_fits_into_80_columns() -> None:
         ("report", "plainres report needs FOLDER, as in `plainres report runs/digits`"),
         ("lesion", "plainres lesion needs RUN, as in `plainres lesion runs/digits/identity-"),
         ("export", "plainres export needs RUN and FILE, as in `plainres export runs/digits/identity-"),
+        ("data", "plainres data needs ACTION, as in `plainres data list`"),
         ("wandb-sync", "plainres wandb-sync needs FOLDER, as in `plainres wandb-sync runs/digits`"),
     ],
 )

@@ -196,13 +196,16 @@ def test_listing_checking_and_removing(folder: Path, cache: Path, capsys: pytest
     with (copy / "train_images.bin").open("r+b") as file:
         file.write(b"\0\1\2")
     assert main(["data", "check", copy.name, "--cache", str(cache)]) == 1
-    assert capsys.readouterr().out == f"{copy.name}: train_images.bin does not match its digest\n"
+    output = capsys.readouterr()
+    assert output.out == f"{copy.name}: train_images.bin does not match its digest\n"
+    assert output.err == f"plainres: damaged: {copy.name}; remove with `plainres data remove {copy.name}`\n"
     assert main(["data", "remove", "--unfinished", "--cache", str(cache)]) == 0
     assert [line.split(",")[0] for line in capsys.readouterr().out.splitlines()] == [
         "removed mine-0.tmp-12",
         "removed old-1",
     ]
     assert main(["data", "remove", "--older", "1", "--cache", str(cache)]) == 0
+    assert capsys.readouterr().out == "no copy to remove\n"
     assert copy.exists()
     os.utime(copy / "used", (0, 0))
     assert main(["data", "remove", "--older", "1", "--cache", str(cache)]) == 0

@@ -203,6 +203,7 @@ def test_stored_images_are_centre_squares(photographs: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"stored": 0}, "data.stored is 0; it must be at least 1"),
         ({"stored": 5}, "data.stored is 5; it must be at least 6, as in data.shape"),
         ({"mean": [0.5], "std": [0.5]}, "data.mean has length 1; it must have length 3, one value per channel"),
         ({"mean": [0.5, 0.5, 0.5]}, "only one of data.mean and data.std is set; set both or neither"),

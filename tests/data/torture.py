@@ -312,7 +312,7 @@ DAMAGES = [
         SPLIT | {"train/a/5.png": b"", "train/b/5.png": b"x"},
         **TWO,
         options={"damaged": "skip"},
-        notes=r"2 damaged images left out .* the first is train/a/5.png is empty",
+        notes=r"2 damaged images left out .* the first: train/a/5.png is empty",
     ),
     folders(
         "a-class-that-loses-all-its-images",
@@ -548,6 +548,11 @@ NAMES = [
         "flat-train-and-test",
         {"train/0.png": RGB, "test/0.png": RGB},
         message=r"test/ and train/ hold images, but no folders of classes",
+    ),
+    folders(
+        "flat-train-alone",
+        {"train/0.png": RGB},
+        message=r"train/ holds images, but no folders of classes",
     ),
     folders("no-splits", two(), message="is not divided into train and test; set data.test_share=0.2"),
     folders(

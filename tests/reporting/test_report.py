@@ -296,9 +296,8 @@ def test_missing_runs_of_an_unfinished_sweep_are_listed(folder: Path):
     assert [in_status[run.name] for run in (interrupted, waiting, failed)] == ["interrupted", "missing", "failed"]
     assert interrupted.name in page
     assert waiting.name in page
-    assert "1 seed: too few for a claim; add seeds, e.g. seed=0,1,2. By seed: +12.00 (s0). Unpaired, not used: 1." in (
-        line(text, "plain: 20 minus 8")
-    )
+    verdict = "1 seed: too few for a claim; add seeds, e.g. seed=0,1,2. By seed: +12.00 (s0)."
+    assert f"{verdict} Unpaired seeds, not used: 1." in line(text, "plain: 20 minus 8")
     assert "<summary>1 seed (unpaired: 1)</summary>" in page
 
 
@@ -362,7 +361,7 @@ def test_a_damaged_run_is_reported_and_not_used(few: Path, file: str, content: s
     (run.folder / file).write_text(content)
     text = report_text(few)
     assert message in line(text, run.name)
-    assert "By seed: +0.00 (s1), +0.00 (s2). Unpaired, not used: 0." in line(text, "  depth 8 ")
+    assert "By seed: +0.00 (s1), +0.00 (s2). Unpaired seeds, not used: 0." in line(text, "  depth 8 ")
 
 
 def test_a_nan_error_is_reported_as_damage(few: Path):

@@ -627,8 +627,11 @@ def test_a_failed_upload_is_reported(
     first, last = capfd.readouterr().err.splitlines()
     assert first == f"{run.folder}: not uploaded: no answer within 4 s"
     assert last == f"plainres: not everything in {tmp_path} was uploaded; run the same command again to retry"
+    (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="contains no W&B data"):
-        list(sync(tmp_path / "wandb", 1))
+        list(sync(tmp_path / "empty", 1))
+    with pytest.raises(InputError, match="missing is not a folder"):
+        list(sync(tmp_path / "missing", 1))
 
 
 @pytest.fixture

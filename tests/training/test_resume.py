@@ -50,6 +50,17 @@ def test_a_run_killed_at_random_moments_has_the_same_result(tmp_path: Path, ever
         assert [row["epoch"] for row in run.curve()] == [1, 2, 3]
 
 
+def test_a_killed_run_leaks_no_semaphore(tmp_path: Path) -> None:
+    run = digits(tmp_path, 1)
+    run.prepare()
+    program = "import sys; from pathlib import Path; from kills import Run, kill_in_one_process, when\n"
+    program += "run = Run.read(Path(sys.argv[1])); print(kill_in_one_process(run, when(lambda: 2 < run.step < 60)))"
+    command = [sys.executable, "-c", program, str(run.folder)]
+    killer = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, check=True)
+    assert killer.stdout == "1\n"
+    assert "semaphore" not in killer.stderr
+
+
 @pytest.mark.parametrize("shortcut", ["dropout", "stochastic_depth"])
 def test_a_shortcuts_random_numbers_are_the_same_after_resuming(tmp_path: Path, shortcut: str) -> None:
     whole = digits(tmp_path / "whole", 10**6, shortcut=shortcut)

@@ -32,7 +32,9 @@ def data(arguments: list[str]) -> int:
     """List, check or remove decoded copies."""
     parser = Arguments("data", DATA, example="list", usage="list|check|remove [NAME ...] [options]")
     parser.add_argument("action", choices=("list", "check", "remove"), help="what to do")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="copies to check or remove (check: default all)")
+    parser.add_argument(
+        "names", nargs="*", default=[], metavar="NAME", help="copies to check or remove (check: default all)"
+    )
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="folder of the copies")
     parser.add_argument(
         "--unfinished", action="store_true", help="remove copies that are unfinished, damaged or of an earlier version"
@@ -87,7 +89,7 @@ def _check(copies: Sequence["Copy"]) -> None:
         if problems and state not in ("unfinished", "older"):
             damaged.append(copy.folder.name)
     if damaged:
-        raise RunFailedError(f"damaged: {', '.join(damaged)}; remove them with plainres data remove")
+        raise RunFailedError(f"damaged: {', '.join(damaged)}; remove with `plainres data remove {' '.join(damaged)}`")
 
 
 def _remove(copies: Sequence["Copy"], *, named: bool, unfinished: bool, days: float | None) -> None:
@@ -102,11 +104,16 @@ def _remove(copies: Sequence["Copy"], *, named: bool, unfinished: bool, days: fl
         raise InputError(
             "plainres data remove needs names, --unfinished or --older DAYS; plainres data list shows names"
         )
-    for copy in copies:
-        chosen = named or (unfinished and state_of(copy)) or (days is not None and used_before(copy, days))
-        if chosen:
-            size = readable(copy.disk_bytes)
-            if remove(copy):
-                print(f"removed {copy.folder.name}, {size}")
-            else:
-                print(f"{copy.folder.name} is being written by another process", file=sys.stderr)
+    chosen = [
+        copy
+        for copy in copies
+        if named or (unfinished and state_of(copy)) or (days is not None and used_before(copy, days))
+    ]
+    for copy in chosen:
+        size = readable(copy.disk_bytes)
+        if remove(copy):
+            print(f"removed {copy.folder.name}, {size}")
+        else:
+            print(f"{copy.folder.name} is being written by another process", file=sys.stderr)
+    if not chosen:
+        print("no copy to remove")

@@ -139,8 +139,9 @@ def find_folders(folder: Path) -> Folders | None:
     if not any(_has_images(folder / name) for name in tops):
         return None
     if len(named) == len(tops):
+        verb = "holds" if len(named) == 1 else "hold"
         raise InputError(
-            f"{folder}: {' and '.join(f'{name}/' for name in named)} hold images, but no folders of classes; move "
+            f"{folder}: {' and '.join(f'{name}/' for name in named)} {verb} images, but no folders of classes; move "
             f"every image to {folder / named[0]}/<class>/"
         )
     return Folders(folder, [WHOLE])

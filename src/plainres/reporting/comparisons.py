@@ -59,7 +59,7 @@ class Comparison:
         each = ", ".join(f"{difference:+z.2f} (s{seed})" for seed, difference in self.difference.by_seed.items())
         sentences = [f"By seed: {each}."] if each else []
         if unpaired := self.difference.unpaired:
-            sentences.append(f"Unpaired, not used: {_listed(unpaired)}.")
+            sentences.append(f"Unpaired seeds, not used: {_listed(unpaired)}.")
         return " ".join(sentences)
 
 

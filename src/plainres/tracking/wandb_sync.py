@@ -28,8 +28,10 @@ def sync(folder: Path, timeout: float) -> Iterator[tuple[str, bool]]:
         For each W&B run a line to print, and whether it is uploaded.
 
     Raises:
-        InputError: the folder contains no W&B data, or W&B rejects the API key.
+        InputError: there is no such folder, it contains no W&B data, or W&B rejects the API key.
     """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; give the folder of a run, of a study, or of all runs")
     owners = sorted({*(file.parents[1] for file in folder.rglob("wandb/id")), *_unlogged(folder)})
     if not owners:
         raise InputError(f"{folder} contains no W&B data; train with logger=wandb first")
