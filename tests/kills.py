@@ -1,7 +1,7 @@
 """Kill runs at random moments, resume them, and check that their results are bit-identical to an undisturbed run.
 
-python tests/kills.py 100                  # runs in one process
-python tests/kills.py 20 --devices 2       # runs in two processes; kill one or both
+python tests/kills.py 100                  # runs in one process: SIGKILL, SIGTERM, SIGHUP, or a closed terminal
+python tests/kills.py 20 --devices 2       # runs in two processes: kill one or both, or send SIGHUP to the command
 """
 
 import argparse
@@ -13,8 +13,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import cycle, repeat
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ from plainres.launch.devices import launch
 from plainres.launch.sweep import PRELOADED, PRELOADED_FOR_WANDB
 from plainres.runs.record import Run
 
+CLOSED = "a closed terminal"
+ENDS = ("SIGKILL", "SIGTERM", "SIGHUP", CLOSED)  # of a process
+ALWAYS = repeat("SIGKILL")
 IGNORED = ("wall_time_s", "peak_memory_mib", "attempts")  # keys of a result that may differ
 
 
@@ -61,35 +65,63 @@ def elsewhere(run: Run, folder: Path, every_n_steps: int) -> Run:
     return Run.of(replace(run.config, runs=str(folder), checkpoint=checkpoint))
 
 
-def launch_with(run: Run, environment: dict[str, str]) -> None:
-    """Train a run with additional environment variables."""
+def launch_with(run: Run, environment: dict[str, str], terminal: str | None = None) -> None:
+    """Train a run with additional environment variables, and with a terminal if one is given."""
+    if terminal:
+        os.setsid()
+        try:
+            os.dup2(os.open(terminal, os.O_RDWR), 0)  # becomes the terminal of the new session
+        except OSError:  # closed already
+            sys.exit(128 + signal.SIGHUP)
     # Python's default, as in a script: tqdm's semaphore of another start method outlives a process that is killed
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     os.environ.update(environment)
     launch(run)
 
 
-def started(run: Run, environment: dict[str, str] | None = None) -> ForkServerProcess:
+def started(run: Run, environment: dict[str, str] | None = None, terminal: str | None = None) -> ForkServerProcess:
     """Start a process that trains a run."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*PRELOADED, *PRELOADED_FOR_WANDB])
-    process = context.Process(target=launch_with, args=(run, environment or {}))
+    process = context.Process(target=launch_with, args=(run, environment or {}, terminal))
     process.start()
     return process
 
 
-def kill_in_one_process(run: Run, moments: Iterator[float], environment: dict[str, str] | None = None) -> int:
-    """Train a run until it finishes, killing its process after each of `moments` (seconds); return their number."""
+def kill_in_one_process(
+    run: Run,
+    moments: Iterator[float],
+    environment: dict[str, str] | None = None,
+    ends: Iterator[str] = ALWAYS,
+) -> int:
+    """Train a run until it finishes, ending its process after each of `moments` (seconds); return their number.
+
+    Args:
+        run: the run.
+        moments: seconds from the start of each process to its end.
+        environment: additional environment variables.
+        ends: how each process ends: the name of a signal, or CLOSED.
+    """
     kills = 0
     while not run.finished:
-        process = started(run, environment)
+        end, (screen, terminal) = next(ends), os.openpty()
+        process = started(run, environment, os.ttyname(terminal) if end == CLOSED else None)
         process.join(next(moments, None))
+        codes = [0]
         if process.is_alive():
-            process.kill()
-            process.join()
             kills += 1
-        elif process.exitcode:
-            raise RunFailedError(f"{run.folder}: exit code {process.exitcode}")
+            number = signal.SIGHUP if end == CLOSED else signal.Signals[end]
+            codes += [-number, 128 + number]
+            if end != CLOSED:
+                os.kill(process.pid or 0, number)
+            else:
+                os.close(screen)
+        process.join()
+        os.close(terminal)
+        if end != CLOSED or len(codes) == 1:
+            os.close(screen)
+        if process.exitcode not in codes:
+            raise RunFailedError(f"{run.folder}: exit code {process.exitcode} after {end}")
     return kills
 
 
@@ -117,9 +149,13 @@ def processes_of(run: Run) -> dict[int, str]:
 
 
 def kill_processes(
-    run: Run, choose: random.Random, within_s: float, start: Callable[..., "subprocess.Popen[Any]"] = subprocess.Popen
+    run: Run,
+    choose: random.Random,
+    within_s: float,
+    start: Callable[..., "subprocess.Popen[Any]"] = subprocess.Popen,
+    ends: Sequence[str] = ("one", "all"),
 ) -> str:
-    """Start a run on several devices, and kill one or all of its processes; return which."""
+    """Start a run on several devices, and kill one or all of its processes, or send SIGHUP; return which."""
     program = "import sys; from pathlib import Path; from plainres.launch.devices import launch;"
     program += "from plainres.runs.record import Run; launch(Run.read(Path(sys.argv[1])))"
     run.prepare()
@@ -130,11 +166,12 @@ def kill_processes(
     time.sleep(choose.uniform(0, within_s))
     processes = processes_of(run)
     ranks = sorted(number for number, module in processes.items() if module == "plainres.launch.worker")
-    choice = choose.choice(["one", "all"]) if len(ranks) > 1 else "none"
-    victims = {"one": [choose.choice(ranks)] if ranks else [], "all": [*processes, starter.pid], "none": []}[choice]
+    choice = choose.choice(ends) if len(ranks) > 1 else "none"
+    one = [choose.choice(ranks)] if ranks else []
+    victims = {"one": one, "all": [*processes, starter.pid], "SIGHUP": [starter.pid], "none": []}[choice]
     for victim in victims:
         try:
-            os.kill(victim, signal.SIGKILL)
+            os.kill(victim, signal.SIGHUP if choice == "SIGHUP" else signal.SIGKILL)
         except ProcessLookupError:
             choice += ", exited before"
     starter.wait(timeout=60)
@@ -161,6 +198,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))  # removes the temporary folder
     choose = random.Random(options.seed)
+    ends = cycle(ENDS)
     torch.set_num_threads(1)
     # a process that outlives a stop may still write
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
@@ -173,9 +211,10 @@ def main() -> int:
             run = elsewhere(undisturbed, Path(scratch) / str(trials), every)
             if options.devices == 1:
                 moments = iter([choose.uniform(0, 1.2) for _ in range(min(4, options.kills - kills))])
-                count = kill_in_one_process(run, moments)
+                count = kill_in_one_process(run, moments, ends=ends)
             else:
-                count = int(kill_processes(run, choose, 1.5) in ("one", "all"))
+                devices = ("one", "all", "SIGHUP")
+                count = int(kill_processes(run, choose, 1.5, ends=devices) in devices)
                 launch(run) if not run.finished else None
             kills += count
             same = final_state(run) == expected

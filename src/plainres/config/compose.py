@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -34,6 +35,11 @@ from plainres.errors import InputError, first_line
 RESUME = "; run the same command again, without it, to resume"
 
 ConfigStore.instance().store(name="schema", node=Config)
+
+# conf/hydra/launcher/ray.yaml replaces the settings that Ray's plugin stores under the same name
+warnings.filterwarnings(
+    "ignore", message=".*is validated against ConfigStore schema with the same name", category=UserWarning
+)
 
 # Hydra composes every job of a sweep twice, to validate it and to launch it. The collector below does it once.
 Sweeper.validate_batch_is_legal = lambda self, batch: None

@@ -8,12 +8,13 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
 from plainres.config.compose import Jobs
@@ -85,7 +86,7 @@ def _launch(jobs: Jobs, runs: Sequence[Run], overrides: Sequence[Sequence[str]],
     """Launch all jobs, wait for them, and report the runs whose folders do not explain how their jobs exited."""
     error = ""
     returned: list[Any] = []
-    with _tolerating_cancelled_jobs():
+    with _tolerating_lost_jobs(jobs.launcher):
         try:
             # a launcher composes again on the other machine; the run's folder holds what was composed here
             task = partial(train_job, [str(run.folder.absolute()) for run in runs])
@@ -188,15 +189,20 @@ def train_job(folders: Sequence[str], composed: DictConfig) -> str | None:
 
 
 @contextmanager
-def _tolerating_cancelled_jobs() -> Iterator[None]:
-    """Make submitit return a cancelled job's reason, where it would raise and stop waiting for the other jobs."""
-    try:
-        import submitit
-        from hydra.core.utils import JobReturn, JobStatus
-        from submitit.core.utils import FailedJobError, UncompletedJobError
-    except ImportError:
+def _tolerating_lost_jobs(launcher: str) -> Iterator[None]:
+    """Return the reason of a lost job, where submitit and Ray would raise and stop waiting for the other jobs."""
+    with ExitStack() as stack:
+        for tolerating in (_submitit_tolerating, _ray_tolerating) if launcher != "joblib" else ():
+            with suppress(ImportError):
+                stack.enter_context(tolerating())
         yield
-        return
+
+
+@contextmanager
+def _submitit_tolerating() -> Iterator[None]:
+    import submitit
+    from submitit.core.utils import FailedJobError, UncompletedJobError
+
     job_class: Any = submitit.Job
     results = job_class.results
 
@@ -204,11 +210,40 @@ def _tolerating_cancelled_jobs() -> Iterator[None]:
         try:
             return results(job)
         except (FailedJobError, UncompletedJobError) as error:
-            reason = f"job {job.job_id} did not finish: {first_line(error)}; run the same command again to resume"
-            return [JobReturn(status=JobStatus.COMPLETED, _return_value=reason)]
+            return [_lost(f"job {job.job_id}", error)]
 
-    job_class.results = results_or_reason
+    with _replaced(job_class, "results", results_or_reason):
+        yield
+
+
+@contextmanager
+def _ray_tolerating() -> Iterator[None]:
+    import ray
+    from ray.exceptions import RayError
+
+    module: Any = ray
+    get = module.get
+
+    def get_or_reason(task: Any, **options: Any) -> Any:
+        try:
+            return get(task, **options)
+        except RayError as error:
+            return _lost("its Ray task", error)
+
+    with _replaced(module, "get", get_or_reason):
+        yield
+
+
+def _lost(job: str, error: Exception) -> JobReturn:
+    reason = f"{job} did not finish: {first_line(error)}; run the same command again to resume"
+    return JobReturn(status=JobStatus.COMPLETED, _return_value=reason)
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, function: Any) -> Iterator[None]:
+    original = getattr(owner, name)
+    setattr(owner, name, function)
     try:
         yield
     finally:
-        job_class.results = results
+        setattr(owner, name, original)
