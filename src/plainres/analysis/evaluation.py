@@ -18,7 +18,8 @@ from plainres.config.schema import Config
 from plainres.console import bar
 from plainres.data.batches import DeviceImages, EvaluationBatches
 from plainres.data.sources import Source, Split
-from plainres.data.streaming import pixels_on, worker_count
+from plainres.data.streamed_batches import pixels_on
+from plainres.data.workers import worker_count
 from plainres.errors import InputError, first_line
 from plainres.files import atomically
 from plainres.models.networks import over_crops

@@ -24,7 +24,7 @@ from plainres.config.instantiate import check, description_of, source_of
 from plainres.config.schema import AUTO, Config
 from plainres.console import bar, duration, say
 from plainres.data.datamodule import ImageBatches
-from plainres.data.streaming import StreamedSplit
+from plainres.data.streamed_split import StreamedSplit
 from plainres.errors import InputError, StoppedError
 from plainres.launch.preflight import slots
 from plainres.processes.forkserver import call_in_processes, forkserver

@@ -18,7 +18,7 @@ from plainres.data.folders import walk
 from plainres.data.layouts import Chosen, choose, class_name, find_layout
 from plainres.data.making import make_copy
 from plainres.data.sources import Images, Split, check_options
-from plainres.data.streaming import StreamedSplit
+from plainres.data.streamed_split import StreamedSplit
 from plainres.data.views import SCALE, Views
 from plainres.errors import InputError
 
