@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from plainres.cli.main import main
-from plainres.data import making
+from plainres.data import cached, making
 from plainres.data.hub import HubImages
 from plainres.errors import InputError
 from plainres.files import read_rows
@@ -66,7 +66,7 @@ def test_decoded_copy_is_written_once_and_shared(
 ) -> None:
     write_parquet(tmp_path / "images", pixels, labels)
     source(tmp_path).prepare()
-    monkeypatch.setattr(HubImages, "_decode", lambda *_: pytest.fail("decoded twice"))
+    monkeypatch.setattr(cached, "make_copy", lambda *_, **__: pytest.fail("decoded twice"))
     first = source(tmp_path).load()
     np.testing.assert_array_equal(first.train.images, pixels["train"])
     maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if "train_images.bin" in line]
@@ -249,6 +249,14 @@ def test_the_study_on_imagenet_trains_from_a_folder(
 def test_options_of_streamed_images(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         source(tmp_path, **changes)
+
+
+def test_streamed_images_are_listed_once(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"stream": True, "shape": [3, 16, 16], "classes": None, "test_split": "validation"}
+    images = source(tmp_path, path=str(photographs), **options)
+    assert images.classes == 2
+    assert len(images.load().train) == 16
+    assert capsys.readouterr().err == f"reading {photographs} ...\n"
 
 
 def test_unreachable_hub_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,6 +140,11 @@ def folders(name: str, files: Mapping[str, Any], **case: Any) -> Case:
     return Case(name, write, **case)
 
 
+def in_both(pixels: np.ndarray, *names: str) -> dict[str, np.ndarray]:
+    """Return the files of one image in each class of both splits; the pixels tell the classes apart."""
+    return {f"{split}/{name}/0.png": pixels + index for split in ("train", "test") for index, name in enumerate(names)}
+
+
 def empty(*names: str) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         for name in names:
@@ -365,24 +370,20 @@ SIZES = [
     ),
     folders(
         "the-shape-of-whole-images-is-found",
-        {f"{split}/{name}/{split}.png": WIDE + index for split in ("train", "test") for index, name in enumerate("ab")},
+        in_both(WIDE, "a", "b"),
         train=[WIDE, WIDE + 1],
         labels=[0, 1],
         options={"stored": 6},
     ),
     folders(
         "one-pixel",
-        {
-            f"{split}/{name}/0.png": RGB[:1, :1] + index
-            for split in ("train", "test")
-            for index, name in enumerate("ab")
-        },
+        in_both(RGB[:1, :1], "a", "b"),
         train=[RGB[:1, :1], RGB[:1, :1] + 1],
         labels=[0, 1],
     ),
     folders(
         "grey-images-have-one-channel",
-        {f"{split}/{name}/0.png": GREY + index for split in ("train", "test") for index, name in enumerate("ab")},
+        in_both(GREY, "a", "b"),
         train=[GREY[..., None], GREY[..., None] + 1],
         labels=[0, 1],
     ),
@@ -398,22 +399,14 @@ SIZES = [
 NAMES = [
     folders(
         "a-class-called-train",
-        {
-            f"{split}/{name}/{split}.png": RGB + index
-            for split in ("train", "test")
-            for index, name in enumerate(("test", "train"))
-        },
+        in_both(RGB, "test", "train"),
         train=[RGB, RGB + 1],
         labels=[0, 1],
         test_labels=[0, 1],
     ),
     folders(
         "a-class-called-bullet-train",
-        {
-            f"{split}/{name}/0.png": RGB + index
-            for split in ("train", "test")
-            for index, name in enumerate(("bullet_train", "test_car"))
-        },
+        in_both(RGB, "bullet_train", "test_car"),
         train=[RGB, RGB + 1],
         labels=[0, 1],
         test_labels=[0, 1],
