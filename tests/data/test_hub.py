@@ -7,6 +7,7 @@ from typing import Any
 
 import huggingface_hub
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -240,7 +241,10 @@ def test_the_study_on_imagenet_trains_from_a_folder(
     [
         ({"stream": True, "pad": 4}, "data.pad is 4, which needs a decoded copy; set it to 0, or data.stream=false"),
         ({"stream": True, "stored": 20}, "data.stored is 20, .*; set it to null, or data.stream=false"),
-        ({"stream": True, "damaged": "skip"}, "data.damaged is skip, .*; set it to refuse, or data.stream=false"),
+        (
+            {"stream": True, "damaged": "skip"},
+            "data.damaged is skip, .*; set it to refuse, or data.stream=false; plainres describe .* lists all damaged",
+        ),
         ({"stream": True, "shape": None}, "data.shape is not set; images that are decoded while training need"),
         ({"stream": True, "test_crops": 3}, "data.test_crops is 3; it must be 1 or 10"),
         ({"colour": 0.1}, "data.crop, scales, colour, test_scale and test_crops apply .*; set data.stream=true"),
@@ -257,6 +261,30 @@ def test_streamed_images_are_listed_once(photographs: Path, tmp_path: Path, caps
     assert images.classes == 2
     assert len(images.load().train) == 16
     assert capsys.readouterr().err == f"reading {photographs} ...\n"
+
+
+def test_streamed_rows_of_large_row_groups_are_reported(
+    tmp_path: Path, pixels: dict[str, np.ndarray], labels: dict[str, list[int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_parquet(tmp_path / "images", pixels, labels)
+    digest = source(tmp_path, stream=True).load().sha256()
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "someone/images: train-00000-of-00001.parquet has row groups of up to 1,201 images, and each image takes the "
+        "reading and the memory of its whole row group; write the files with row_group_size=10, or use a folder of "
+        "images"
+    ]
+    table = pq.read_table(tmp_path / "images/train-00000-of-00001.parquet")
+    pq.write_table(table, tmp_path / "images/train-00000-of-00001.parquet", row_group_size=10)
+    assert source(tmp_path, stream=True).load().sha256() == digest
+    assert capsys.readouterr().err == f"reading {tmp_path / 'images'} ...\n"
+
+
+def test_notes_on_streamed_images_are_printed(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source(tmp_path, path=str(photographs), stream=True, shape=[3, 16, 16], classes=2).load()
+    note = "someone/images: there is no split 'test'; 'validation' is used as the test images\n"
+    assert note in capsys.readouterr().err
 
 
 def test_unreachable_hub_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

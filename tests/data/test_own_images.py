@@ -1,6 +1,7 @@
 """Images of one's own, from the command line: trained on, evaluated, named by class; and data sets of the Hub."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,34 @@ def test_a_network_is_described_for_images_that_are_found(flowers: Path, capsys:
     assert main(["describe", "data=images", f"data.path={flowers}", "model.depth=8"]) == 0
     assert "identity, depth 8, width 16, on images" in capsys.readouterr().out
     assert len(list(Path("cache").glob("flowers-*/metadata.json"))) == 1
+
+
+def test_damaged_images_of_a_streamed_data_set_are_listed_as_its_message_says(
+    flowers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(5):
+        (flowers / f"train/rose/damaged{index}.png").write_bytes(b"")
+    options = ["data=images", "data.path=flowers", "data.shape=[3,8,8]", "data.stream=true", "data.damaged=skip"]
+    assert main(["describe", *options]) == 2
+    command = re.search("plainres (.*) lists all damaged images", capsys.readouterr().err)
+    assert command is not None
+    assert main(command[1].split()) == 2
+    (listing,) = Path("cache").glob("*.damaged.txt")
+    assert listing.read_text().splitlines() == [f"train/rose/damaged{index}.png is empty" for index in range(5)]
+
+
+def test_images_are_decoded_only_where_their_shape_is_needed(flowers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["data=images", "data.path=flowers"]
+    known = ["data.shape=[3,8,8]", "data.classes=2"]
+    for command in (
+        ["train", *options, *SHORT, "--cfg", "job"],
+        ["train", *options, *known, *SHORT, "--dry-run"],
+        ["describe", *options, *known, "model.depth=8"],
+    ):
+        assert main(command) == 0
+        assert not Path("cache").exists()
+    assert main(["train", *options, *SHORT, "--dry-run"]) == 0
+    assert list(Path("cache").glob("*/metadata.json"))
 
 
 def test_two_folders_have_two_names(flowers: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -330,7 +330,7 @@ def bench(configs: Sequence[Config], rounds: int, seconds: float) -> tuple[list[
         if isinstance(source.load().train, StreamedSplit):
             raise InputError(
                 "plainres bench measures images that are in memory, but these are decoded while training; use other "
-                "data, and see docs/speed.md for the speed of decoding"
+                "data, and measure decoding with experiments/throughput/streaming.py"
             )
         networks.append(resolve_compile(members[0]))
     say(announcement(networks, rounds, seconds))

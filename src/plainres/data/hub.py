@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from plainres.console import say
 from plainres.data.cached import CachedCopy
 from plainres.data.copies import Copy
 from plainres.data.dataset import Dataset
+from plainres.data.encoded import slow_at_random
 from plainres.data.layouts import Chosen
 from plainres.data.sources import AnySplitT, Images, Split, check_options
 from plainres.data.streamed_split import StreamedSplit
@@ -197,8 +199,12 @@ class HubImages:
 
     @cached_property
     def _chosen(self) -> Chosen:
-        """Images before decoding, which are listed once."""
-        return self._copy.dataset.read()
+        """Images before decoding, which are listed once. Prints what the user should know about them."""
+        dataset = self._copy.dataset
+        chosen = dataset.read()
+        for note in filter(None, [*chosen.notes, *map(slow_at_random, chosen.splits.values())]):
+            say(f"{dataset.label}: {note}")
+        return chosen
 
     def _check_streaming(self) -> None:
         """Check the options that only a decoded copy has, and the shape, which images of any size do not tell."""
@@ -208,9 +214,13 @@ class HubImages:
             ("damaged", self.damaged, "refuse"),
         ):
             if value != none:
+                hint = ""
+                if name == "damaged":
+                    command = f"plainres describe data=images data.path={self.path or 'FOLDER'} data.stored=32"
+                    hint = f"; {command} lists all damaged images"
                 raise InputError(
                     f"data.{name} is {value}, which needs a decoded copy; set it to "
-                    f"{'null' if none is None else none}, or data.stream=false"
+                    f"{'null' if none is None else none}, or data.stream=false{hint}"
                 )
         if self.shape is None:
             raise InputError(
