@@ -15,6 +15,7 @@ from PIL import Image
 from plainres.cli.main import main
 from plainres.data import cached, making
 from plainres.data.hub import HubImages
+from plainres.data.streamed_split import StreamedSplit
 from plainres.errors import InputError
 from plainres.files import read_rows
 from support.images import write_parquet
@@ -261,6 +262,21 @@ def test_streamed_images_are_listed_once(photographs: Path, tmp_path: Path, caps
     assert images.classes == 2
     assert len(images.load().train) == 16
     assert capsys.readouterr().err == f"reading {photographs} ...\n"
+
+
+def test_streamed_validation_images_are_held_out(photographs: Path, tmp_path: Path) -> None:
+    options = {"stream": True, "shape": [3, 16, 16], "classes": 2, "test_split": "validation", "test_crops": 10}
+    whole = source(tmp_path, path=str(photographs), **options).load()
+    images = source(tmp_path, path=str(photographs), validation_per_class=3, **options).load()
+    assert isinstance(images.train, StreamedSplit)
+    assert isinstance(images.validation, StreamedSplit)
+    train, held_out = (
+        {split.encoded.name(index) for index in range(len(split))} for split in (images.train, images.validation)
+    )
+    assert (len(train), len(held_out), len(train | held_out)) == (10, 6, 16)
+    assert images.validation.targets.bincount().tolist() == [3, 3]
+    assert images.validation.views.test_crops == 10
+    assert images.sha256() != whole.sha256()
 
 
 def test_streamed_rows_of_large_row_groups_are_reported(

@@ -1,6 +1,7 @@
 """Images of one's own, from the command line: trained on, evaluated, named by class; and data sets of the Hub."""
 
 import json
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ import pytest
 import torch
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
+from data import torture
+from plainres.analysis.evaluation import compose_one
 from plainres.cli.main import main
+from plainres.config.instantiate import source_of
 from plainres.data.decoding import decode
 from plainres.data.hub import HubImages
 from plainres.errors import InputError
@@ -147,6 +151,41 @@ def test_all_pixels_of_a_decoded_photograph_follow_the_stated_rule() -> None:
     assert decode(encode(pixels), 3, 20, whole=True).shape == (20, 45, 3)
     assert decode(encode(pixels), 1, 20, whole=True).shape == (20, 45, 1)
     np.testing.assert_array_equal(decode(encode(pixels), 3), pixels)
+
+
+DIGITS = np.arange(10).repeat(2).astype(np.uint8)
+
+
+def in_original_files(name: str) -> tuple[dict[str, bytes], np.ndarray]:
+    """Return the original files of a data set with two images of each class, and these images (N, H, W, C)."""
+    pixels = GENERATOR.integers(0, 256, (20, 28, 28, 1) if name == "fashion_mnist" else (20, 32, 32, 3), dtype=np.uint8)
+    if name == "svhn":
+        content = torture.mat(X=pixels.transpose(1, 2, 3, 0), y=np.where(DIGITS == 0, 10, DIGITS)[:, None])
+        return {f"{split}_32x32.mat": content for split in ("train", "test")}, pixels
+    if name == "fashion_mnist":
+        arrays = {"images-idx3-ubyte": pixels[..., 0], "labels-idx1-ubyte": DIGITS}
+        return {
+            f"{split}-{kind}": torture.idx(each) for split in ("train", "t10k") for kind, each in arrays.items()
+        }, pixels
+    batch = {b"data": pixels.transpose(0, 3, 1, 2).reshape(20, -1), b"labels": DIGITS.tolist()}
+    parts = [f"data_batch_{number}" for number in range(1, 6)]
+    files = {
+        part: pickle.dumps({key: value[i * 4 : i * 4 + 4] for key, value in batch.items()})
+        for i, part in enumerate(parts)
+    }
+    names = {b"label_names": [b"class %d" % number for number in range(10)]}
+    return files | {"test_batch": pickle.dumps(batch), "batches.meta": pickle.dumps(names)}, pixels
+
+
+@pytest.mark.parametrize("name", ["cifar10", "fashion_mnist", "svhn"])
+def test_a_named_data_set_is_read_from_its_original_files(name: str, tmp_path: Path) -> None:
+    files, pixels = in_original_files(name)
+    folder = write_folders(tmp_path / "original", files)
+    source = source_of(compose_one([f"data={name}", f"data.path={folder}", f"data.cache={tmp_path}/cache"]))
+    images = source.load()
+    for split in (images.train, images.test):
+        np.testing.assert_array_equal(split.images, pixels)
+        assert split.targets.tolist() == DIGITS.tolist()
 
 
 class Hub:
