@@ -28,7 +28,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from plainres.data.batches import TrainingBatches
-from plainres.data.streaming import StreamedImages, StreamedSplit
+from plainres.data.streamed_batches import StreamedImages
+from plainres.data.streamed_split import StreamedSplit
 from plainres.data.views import COMPONENTS, DEVIATIONS, Views
 
 BATCH = 64

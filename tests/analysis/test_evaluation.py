@@ -59,6 +59,23 @@ def test_eval_reproduces_the_result_of_a_run(run: Run, capsys: pytest.CaptureFix
         assert float(error) == pytest.approx(100 * sum(wrong_of_class) / len(wrong_of_class), abs=0.005)
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_images_are_loaded_once(finished: bool, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = predict(run).logits
+    if not finished:
+        (run.folder / "result.json").unlink()
+    loaded: list[Synthetic] = []
+    load_images = Synthetic.load
+
+    def load(source: Synthetic) -> Images:
+        loaded.append(source)
+        return load_images(source)
+
+    monkeypatch.setattr(Synthetic, "load", load)
+    assert torch.equal(predict(Run.read(run.folder)).logits, expected)
+    assert len(loaded) == 1
+
+
 def test_a_run_on_other_data(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["eval", str(run.folder), "data=digits"]) == 0

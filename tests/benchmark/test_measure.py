@@ -7,8 +7,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,7 @@ from plainres.runs.record import Run
 from plainres.training import compilation
 from plainres.training.train import train
 from support import forking
+from support.images import write_folders
 from support.places import PLAINRES, ROOT
 from support.training import Recorder
 
@@ -195,6 +198,19 @@ def test_the_announcement_counts_windows_and_setup(make_config: Make) -> None:
     assert announcement([compiled, side_by_side], 5, 3.0) == (
         "measuring 2 networks, about 3 min: 40 timing windows of 3 s, and setup; "
         "torch.compile may add a minute per network"
+    )
+
+
+def test_images_that_are_decoded_while_training_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {
+        f"{split}/{name}/0.png": np.full((8, 8), ord(name), np.uint8) for split in ("train", "test") for name in "ab"
+    }
+    folder = write_folders(tmp_path / "images", files)
+    options = ["data=images", f"data.path={folder}", "data.stream=true", "data.shape=[3,8,8]", "optim.batch_size=2"]
+    assert main(["bench", "model.depth=8", *options]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "plainres: plainres bench measures images that are in memory, but these are decoded while training; use other "
+        "data, and measure decoding with experiments/throughput/streaming.py"
     )
 
 

@@ -110,6 +110,17 @@ def test_recorded_statistics_and_digest_are_those_of_the_images(folder: Path, ca
     np.testing.assert_allclose(part.channel_statistics[0], pixels[[0, 1, 4, 5]].mean((0, 1, 2)), rtol=1e-6)
 
 
+def test_damaged_images_that_are_left_out_are_recorded(folder: Path, cache: Path) -> None:
+    for index in range(8, 13):
+        (folder / f"train/a/{index}.png").write_bytes(b"")
+    images = images_in(folder, cache, damaged="skip").load()
+    assert len(images.train) == 8
+    contents = copy_in(cache).read()
+    assert contents is not None
+    assert sorted(contents.damaged) == sorted(f"train/a/{index}.png is empty" for index in range(8, 13))
+    assert contents.images == {"train": 8, "test": 8}
+
+
 def test_a_full_disk_is_reported_and_nothing_is_left(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,14 @@ def test_a_file_that_vanishes_is_damage(kind: str, tmp_path: Path) -> None:
         images.read(5)
 
 
+def test_rows_of_a_file_that_has_changed_are_not_read(tmp_path: Path) -> None:
+    images = made("rows", tmp_path)
+    pq.write_table(pa.table({"image": rows_of(IMAGES[::-1])}), tmp_path / "a.parquet")
+    with pytest.raises(DamagedImageError, match="cannot be read: it has changed since its rows were listed"):
+        images.read(1)
+    assert images.read(4) == IMAGES[4]
+
+
 def test_a_missing_column_is_found_without_reading_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for split in ("train", "test"):
         pq.write_table(pa.table({"image": rows_of(IMAGES), "label": TARGETS.numpy()}), tmp_path / f"{split}.parquet")

@@ -7,13 +7,15 @@ from typing import Any
 
 import huggingface_hub
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 from plainres.cli.main import main
-from plainres.data import making
+from plainres.data import cached, making
 from plainres.data.hub import HubImages
+from plainres.data.streamed_split import StreamedSplit
 from plainres.errors import InputError
 from plainres.files import read_rows
 from support.images import write_parquet
@@ -66,7 +68,7 @@ def test_decoded_copy_is_written_once_and_shared(
 ) -> None:
     write_parquet(tmp_path / "images", pixels, labels)
     source(tmp_path).prepare()
-    monkeypatch.setattr(HubImages, "_decode", lambda *_: pytest.fail("decoded twice"))
+    monkeypatch.setattr(cached, "make_copy", lambda *_, **__: pytest.fail("decoded twice"))
     first = source(tmp_path).load()
     np.testing.assert_array_equal(first.train.images, pixels["train"])
     maps = [line for line in Path("/proc/self/maps").read_text().splitlines() if "train_images.bin" in line]
@@ -241,7 +243,10 @@ def test_the_study_on_imagenet_trains_from_a_folder(
     [
         ({"stream": True, "pad": 4}, "data.pad is 4, which needs a decoded copy; set it to 0, or data.stream=false"),
         ({"stream": True, "stored": 20}, "data.stored is 20, .*; set it to null, or data.stream=false"),
-        ({"stream": True, "damaged": "skip"}, "data.damaged is skip, .*; set it to refuse, or data.stream=false"),
+        (
+            {"stream": True, "damaged": "skip"},
+            "data.damaged is skip, .*; set it to refuse, or data.stream=false; plainres describe .* lists all damaged",
+        ),
         ({"stream": True, "shape": None}, "data.shape is not set; images that are decoded while training need"),
         ({"stream": True, "test_crops": 3}, "data.test_crops is 3; it must be 1 or 10"),
         ({"colour": 0.1}, "data.crop, scales, colour, test_scale and test_crops apply .*; set data.stream=true"),
@@ -250,6 +255,53 @@ def test_the_study_on_imagenet_trains_from_a_folder(
 def test_options_of_streamed_images(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         source(tmp_path, **changes)
+
+
+def test_streamed_images_are_listed_once(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"stream": True, "shape": [3, 16, 16], "classes": None, "test_split": "validation"}
+    images = source(tmp_path, path=str(photographs), **options)
+    assert images.classes == 2
+    assert len(images.load().train) == 16
+    assert capsys.readouterr().err == f"reading {photographs} ...\n"
+
+
+def test_streamed_validation_images_are_held_out(photographs: Path, tmp_path: Path) -> None:
+    options = {"stream": True, "shape": [3, 16, 16], "classes": 2, "test_split": "validation", "test_crops": 10}
+    whole = source(tmp_path, path=str(photographs), **options).load()
+    images = source(tmp_path, path=str(photographs), validation_per_class=3, **options).load()
+    assert isinstance(images.train, StreamedSplit)
+    assert isinstance(images.validation, StreamedSplit)
+    train, held_out = (
+        {split.encoded.name(index) for index in range(len(split))} for split in (images.train, images.validation)
+    )
+    assert (len(train), len(held_out), len(train | held_out)) == (10, 6, 16)
+    assert images.validation.targets.bincount().tolist() == [3, 3]
+    assert images.validation.views.test_crops == 10
+    assert images.sha256() != whole.sha256()
+
+
+def test_streamed_rows_of_large_row_groups_are_reported(
+    tmp_path: Path, pixels: dict[str, np.ndarray], labels: dict[str, list[int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_parquet(tmp_path / "images", pixels, labels)
+    digest = source(tmp_path, stream=True).load().sha256()
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "someone/images: train-00000-of-00001.parquet has row groups of up to 1,201 images, and each image takes the "
+        "reading and the memory of its whole row group; write the files with row_group_size=10, or use a folder of "
+        "images"
+    ]
+    table = pq.read_table(tmp_path / "images/train-00000-of-00001.parquet")
+    pq.write_table(table, tmp_path / "images/train-00000-of-00001.parquet", row_group_size=10)
+    assert source(tmp_path, stream=True).load().sha256() == digest
+    assert capsys.readouterr().err == f"reading {tmp_path / 'images'} ...\n"
+
+
+def test_notes_on_streamed_images_are_printed(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source(tmp_path, path=str(photographs), stream=True, shape=[3, 16, 16], classes=2).load()
+    note = "someone/images: there is no split 'test'; 'validation' is used as the test images\n"
+    assert note in capsys.readouterr().err
 
 
 def test_unreachable_hub_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """Images of one's own, from the command line: trained on, evaluated, named by class; and data sets of the Hub."""
 
 import json
+import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,10 @@ import pytest
 import torch
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
+from data import torture
+from plainres.analysis.evaluation import compose_one
 from plainres.cli.main import main
+from plainres.config.instantiate import source_of
 from plainres.data.decoding import decode
 from plainres.data.hub import HubImages
 from plainres.errors import InputError
@@ -55,6 +60,34 @@ def test_a_network_is_described_for_images_that_are_found(flowers: Path, capsys:
     assert main(["describe", "data=images", f"data.path={flowers}", "model.depth=8"]) == 0
     assert "identity, depth 8, width 16, on images" in capsys.readouterr().out
     assert len(list(Path("cache").glob("flowers-*/metadata.json"))) == 1
+
+
+def test_damaged_images_of_a_streamed_data_set_are_listed_as_its_message_says(
+    flowers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(5):
+        (flowers / f"train/rose/damaged{index}.png").write_bytes(b"")
+    options = ["data=images", "data.path=flowers", "data.shape=[3,8,8]", "data.stream=true", "data.damaged=skip"]
+    assert main(["describe", *options]) == 2
+    command = re.search("plainres (.*) lists all damaged images", capsys.readouterr().err)
+    assert command is not None
+    assert main(command[1].split()) == 2
+    (listing,) = Path("cache").glob("*.damaged.txt")
+    assert listing.read_text().splitlines() == [f"train/rose/damaged{index}.png is empty" for index in range(5)]
+
+
+def test_images_are_decoded_only_where_their_shape_is_needed(flowers: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["data=images", "data.path=flowers"]
+    known = ["data.shape=[3,8,8]", "data.classes=2"]
+    for command in (
+        ["train", *options, *SHORT, "--cfg", "job"],
+        ["train", *options, *known, *SHORT, "--dry-run"],
+        ["describe", *options, *known, "model.depth=8"],
+    ):
+        assert main(command) == 0
+        assert not Path("cache").exists()
+    assert main(["train", *options, *SHORT, "--dry-run"]) == 0
+    assert list(Path("cache").glob("*/metadata.json"))
 
 
 def test_two_folders_have_two_names(flowers: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,6 +151,41 @@ def test_all_pixels_of_a_decoded_photograph_follow_the_stated_rule() -> None:
     assert decode(encode(pixels), 3, 20, whole=True).shape == (20, 45, 3)
     assert decode(encode(pixels), 1, 20, whole=True).shape == (20, 45, 1)
     np.testing.assert_array_equal(decode(encode(pixels), 3), pixels)
+
+
+DIGITS = np.arange(10).repeat(2).astype(np.uint8)
+
+
+def in_original_files(name: str) -> tuple[dict[str, bytes], np.ndarray]:
+    """Return the original files of a data set with two images of each class, and these images (N, H, W, C)."""
+    pixels = GENERATOR.integers(0, 256, (20, 28, 28, 1) if name == "fashion_mnist" else (20, 32, 32, 3), dtype=np.uint8)
+    if name == "svhn":
+        content = torture.mat(X=pixels.transpose(1, 2, 3, 0), y=np.where(DIGITS == 0, 10, DIGITS)[:, None])
+        return {f"{split}_32x32.mat": content for split in ("train", "test")}, pixels
+    if name == "fashion_mnist":
+        arrays = {"images-idx3-ubyte": pixels[..., 0], "labels-idx1-ubyte": DIGITS}
+        return {
+            f"{split}-{kind}": torture.idx(each) for split in ("train", "t10k") for kind, each in arrays.items()
+        }, pixels
+    batch = {b"data": pixels.transpose(0, 3, 1, 2).reshape(20, -1), b"labels": DIGITS.tolist()}
+    parts = [f"data_batch_{number}" for number in range(1, 6)]
+    files = {
+        part: pickle.dumps({key: value[i * 4 : i * 4 + 4] for key, value in batch.items()})
+        for i, part in enumerate(parts)
+    }
+    names = {b"label_names": [b"class %d" % number for number in range(10)]}
+    return files | {"test_batch": pickle.dumps(batch), "batches.meta": pickle.dumps(names)}, pixels
+
+
+@pytest.mark.parametrize("name", ["cifar10", "fashion_mnist", "svhn"])
+def test_a_named_data_set_is_read_from_its_original_files(name: str, tmp_path: Path) -> None:
+    files, pixels = in_original_files(name)
+    folder = write_folders(tmp_path / "original", files)
+    source = source_of(compose_one([f"data={name}", f"data.path={folder}", f"data.cache={tmp_path}/cache"]))
+    images = source.load()
+    for split in (images.train, images.test):
+        np.testing.assert_array_equal(split.images, pixels)
+        assert split.targets.tolist() == DIGITS.tolist()
 
 
 class Hub:

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from scipy.io import savemat
 
 from support.images import encode, rows_of, write_folders, write_table
 
@@ -138,6 +139,11 @@ def folders(name: str, files: Mapping[str, Any], **case: Any) -> Case:
                 (folder / path).symlink_to(content[0])
 
     return Case(name, write, **case)
+
+
+def in_both(pixels: np.ndarray, *names: str) -> dict[str, np.ndarray]:
+    """Return the files of one image in each class of both splits; the pixels tell the classes apart."""
+    return {f"{split}/{name}/0.png": pixels + index for split in ("train", "test") for index, name in enumerate(names)}
 
 
 def empty(*names: str) -> Callable[[Path], None]:
@@ -365,24 +371,20 @@ SIZES = [
     ),
     folders(
         "the-shape-of-whole-images-is-found",
-        {f"{split}/{name}/{split}.png": WIDE + index for split in ("train", "test") for index, name in enumerate("ab")},
+        in_both(WIDE, "a", "b"),
         train=[WIDE, WIDE + 1],
         labels=[0, 1],
         options={"stored": 6},
     ),
     folders(
         "one-pixel",
-        {
-            f"{split}/{name}/0.png": RGB[:1, :1] + index
-            for split in ("train", "test")
-            for index, name in enumerate("ab")
-        },
+        in_both(RGB[:1, :1], "a", "b"),
         train=[RGB[:1, :1], RGB[:1, :1] + 1],
         labels=[0, 1],
     ),
     folders(
         "grey-images-have-one-channel",
-        {f"{split}/{name}/0.png": GREY + index for split in ("train", "test") for index, name in enumerate("ab")},
+        in_both(GREY, "a", "b"),
         train=[GREY[..., None], GREY[..., None] + 1],
         labels=[0, 1],
     ),
@@ -398,22 +400,14 @@ SIZES = [
 NAMES = [
     folders(
         "a-class-called-train",
-        {
-            f"{split}/{name}/{split}.png": RGB + index
-            for split in ("train", "test")
-            for index, name in enumerate(("test", "train"))
-        },
+        in_both(RGB, "test", "train"),
         train=[RGB, RGB + 1],
         labels=[0, 1],
         test_labels=[0, 1],
     ),
     folders(
         "a-class-called-bullet-train",
-        {
-            f"{split}/{name}/0.png": RGB + index
-            for split in ("train", "test")
-            for index, name in enumerate(("bullet_train", "test_car"))
-        },
+        in_both(RGB, "bullet_train", "test_car"),
         train=[RGB, RGB + 1],
         labels=[0, 1],
         test_labels=[0, 1],
@@ -788,6 +782,12 @@ def npz(**arrays: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+def mat(**arrays: Any) -> bytes:
+    file = io.BytesIO()
+    savemat(file, arrays, do_compression=True)
+    return file.getvalue()
+
+
 def gzipped(content: bytes) -> bytes:
     import gzip
 
@@ -816,6 +816,8 @@ IDX = {
     for content, array in (("images", GREYS), ("labels", LABELS))
 }
 TWO_GREYS: dict[str, Any] = {"train": [GREY[..., None], GREY[..., None] + 1], "labels": [0, 1]}
+SVHN = {"X": CIFAR.transpose(1, 2, 3, 0), "y": np.array([[10], [1]], dtype=np.uint8)}
+MAT = {f"{split}_32x32.mat": mat(**SVHN) for split in ("train", "test")}
 KERAS = {"x_train": PAIR, "y_train": LABELS, "x_test": PAIR, "y_test": LABELS}
 ARRAYS = [
     folders("cifar-10-pickles", CIFAR10, train=[*CIFAR] * 5, labels=[0, 1] * 5, notes=r"0 \(plane\), 1 \(car\)"),
@@ -835,6 +837,36 @@ ARRAYS = [
         "a-truncated-pickle",
         CIFAR10 | {"cifar-10-batches-py/test_batch": batch("labels")[:50]},
         message="test_batch cannot be read",
+    ),
+    folders(
+        "cifar-10-of-another-size",
+        CIFAR10 | {"cifar-10-batches-py/test_batch": pickle.dumps({b"data": GREYS, b"labels": [0, 1]})},
+        message=r"test_batch has data of shape \[2, 6, 5\]; it must be \[N, 3072\]",
+    ),
+    folders("svhn", MAT, train=[*CIFAR], labels=[0, 1], test_labels=[0, 1]),
+    folders(
+        "svhn-extra-images-are-not-read",
+        MAT | {"extra_32x32.mat": b"x"},
+        train=[*CIFAR],
+        labels=[0, 1],
+        notes="unused splits: extra",
+    ),
+    folders("svhn-test-alone", {"test_32x32.mat": MAT["test_32x32.mat"]}, test_labels=[0, 1], notes="plainres eval"),
+    *(
+        folders(f"svhn-{damage}", MAT | {"train_32x32.mat": content}, message=rf"train_32x32\.mat {message}")
+        for damage, content, message in (
+            ("truncated", mat(**SVHN)[:-400], "cannot be read: "),
+            ("truncated-header", mat(**SVHN)[:50], "cannot be read: "),
+            ("empty", b"", "cannot be read: "),
+            ("text", b"<html>404</html>" * 20, "cannot be read: "),
+            ("of-version-7-3", b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM" + bytes(400), "cannot be read: .*HDF"),
+            ("without-labels", mat(X=SVHN["X"]), "has the arrays X; it needs X and y"),
+            ("labels-from-0", mat(**SVHN | {"y": SVHN["y"] % 10}), "has labels from 0 to 1; SVHN's are 1 to 10"),
+            ("fractional-labels", mat(**SVHN | {"y": SVHN["y"] / 2}), "has labels of type float64"),
+            ("fewer-labels", mat(**SVHN | {"y": SVHN["y"][:1]}), "has 2 images, but 1 labels"),
+            ("float", mat(**SVHN | {"X": SVHN["X"] / 255}), "has images of type float64; they must be uint8"),
+            ("struct", mat(**SVHN | {"X": {"a": 1}}), "has images of type "),
+        )
     ),
     folders("idx", IDX, **TWO_GREYS),
     folders("idx-of-torchvision", {f"FashionMNIST/raw/{k}": v for k, v in IDX.items()}, **TWO_GREYS),

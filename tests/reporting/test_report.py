@@ -394,6 +394,21 @@ def test_other_settings_define_other_families(folder: Path):
     ]
 
 
+def test_runs_with_and_without_a_validation_split(folder: Path):
+    finish(a_run(folder, "plain", 20, 0), 5)
+    finish(a_run(folder, "plain", 20, 0, validation_per_class=20), 6)
+    report.write_report(folder)
+    page = (folder / "report" / "index.html").read_text()
+    data = data_of(page)
+    assert data["families"] == ["plain (no validation split)", "plain (validation_per_class 20)"]
+    without, validated = data["runs"]
+    assert "validation" not in without
+    (run,) = (run for run in folder.glob("plain-*") if Run.read(run).config.data["validation_per_class"] == 20)
+    written = [float(row["validation/error"]) for row in rows(run / "metrics.csv")]
+    assert validated["validation"] == pytest.approx(written, abs=6e-4)
+    assert "(dashed), validation error (dotted) and test error" in page
+
+
 def test_a_shortcuts_parameter_does_not_distinguish_it_from_plain(folder: Path):
     finish(a_run(folder, "plain", 20, 0), 5)
     for rate in (0.1, 0.5):

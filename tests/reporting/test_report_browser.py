@@ -117,6 +117,27 @@ def test_families_differ_in_colour_and_marker_and_training_from_test_in_dashes(p
     assert len(set(page.run(f"{lines}.map(line => line.getAttribute('stroke'))"))) == 6  # by family and depth
 
 
+def test_validation_errors_are_dotted_where_there_are_any(browser: Page, page: Page, file: Path):
+    assert page.run("document.querySelectorAll('[name=error][value=validation]').length") == 0
+    data = data_of(file.read_text())
+    identity = data["families"].index("identity")
+    runs = [
+        run | ({"validation": [error - 0.5 for error in run["test"]]} if run["family"] == identity else {})
+        for run in data["runs"]
+    ]
+    browser.open(page_of(file, "validated", runs=runs))
+    assert page.run(LINES) == 3 * 2 * 2 + 2
+    dashes = page.run("[...document.querySelectorAll('.line')].map(line => line.getAttribute('stroke-dasharray'))")
+    assert dashes.count("1.5 2.5") == 2
+    hover(page, "curves", 0.96)
+    choose(page, "error", "train")
+    choose(page, "error", "test")
+    assert page.run(LINES) == 2
+    hover(page, "curves", 0.96)
+    assert "identity 56, validation" in readout(page, "curves")
+    page.run("document.querySelector('[data-figure=curves] [data-save=svg]').click()")
+
+
 def test_hovering_shows_the_values(page: Page):
     assert readout(page, "depth") == ""
     shown = hover(page, "depth", 0.97)

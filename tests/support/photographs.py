@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from plainres.data.sources import Images
-from plainres.data.streaming import StreamedSplit
+from plainres.data.streamed_split import StreamedSplit
 from plainres.data.views import Views
 
 

@@ -18,7 +18,8 @@ END = EPOCHS * 23
 def a_run(folder: Path, shortcut: str, depth: int, seed: int, **changes: Any) -> Run:
     """Prepare a run that has not started.
 
-    `changes` are width, epochs, norm, groups, shortcut_norm, reference, and parameters of the shortcut.
+    `changes` are width, epochs, norm, groups, shortcut_norm, reference, validation_per_class, and parameters of the
+    shortcut.
     """
     norm = changes.pop("norm", "batch")
     report = ReportOptions(changes.pop("reference", {}))
@@ -29,12 +30,13 @@ def a_run(folder: Path, shortcut: str, depth: int, seed: int, **changes: Any) ->
         "_target_": f"somewhere.{norm.title()}",
         **({"groups": changes.pop("groups", 8)} if norm == "group" else {}),
     }
+    validation = {"validation_per_class": changes.pop("validation_per_class", None)}
     own = {"norm": changes.pop("shortcut_norm")} if "shortcut_norm" in changes else {}
     model["shortcut"] = {"_target_": f"plainres.models.{shortcut.title()}", "_partial_": True, **own, **changes}
     run = Run.of(
         Config(
             model=model,
-            data={"_target_": "plainres.data.Digits", "pad": 0, "flip": False},
+            data={"_target_": "plainres.data.Digits", "pad": 0, "flip": False, **validation},
             optim=recipe,
             trainer=Devices(accelerator="cpu", devices=1, threads=1),
             checkpoint=CheckpointTimes(every_minutes=5),
@@ -52,11 +54,12 @@ def a_run(folder: Path, shortcut: str, depth: int, seed: int, **changes: Any) ->
 
 def train(run: Run, epochs: int, error: float) -> None:
     noise = random.Random(run.name)
-    rows = ["epoch,step,lr,train/loss,train/error,test/loss,test/error"]
+    validated = run.config.data.get("validation_per_class") is not None
+    rows = [f"epoch,step,lr,train/loss,train/error,test/loss,test/error{',validation/error' * validated}"]
     for epoch in range(1, epochs + 1):
         now = error + (90 - error) * 0.55**epoch
         test = min(100, now + 2 + noise.random())
-        rows.append(f"{epoch},{epoch * 23},0.05,{now / 40},{now},{now / 30},{test}")
+        rows.append(f"{epoch},{epoch * 23},0.05,{now / 40},{now},{now / 30},{test}{f',{test - 1}' * validated}")
     write_atomically(run.folder / "metrics.csv", "\n".join(rows) + "\n")
 
 

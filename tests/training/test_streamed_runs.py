@@ -16,7 +16,7 @@ from plainres.analysis.evaluation import load_network, predict
 from plainres.config.instantiate import source_of
 from plainres.config.schema import Config, Devices
 from plainres.data.batches import EvaluationBatches
-from plainres.data.streaming import pixels_on
+from plainres.data.streamed_batches import pixels_on
 from plainres.errors import InputError, StoppedError
 from plainres.launch.devices import launch
 from plainres.runs.record import Run

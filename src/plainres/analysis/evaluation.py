@@ -17,8 +17,9 @@ from plainres.config.instantiate import build_network, check_devices, source_of
 from plainres.config.schema import Config
 from plainres.console import bar
 from plainres.data.batches import DeviceImages, EvaluationBatches
-from plainres.data.sources import Source, Split
-from plainres.data.streaming import pixels_on, worker_count
+from plainres.data.sources import Images, Source, Split
+from plainres.data.streamed_batches import pixels_on
+from plainres.data.workers import worker_count
 from plainres.errors import InputError, first_line
 from plainres.files import atomically
 from plainres.models.networks import over_crops
@@ -223,8 +224,8 @@ def training_statistics(run: Run, config: Config) -> tuple[Tensor, Tensor]:
     Raises:
         InputError: the run does not record them, and its training images cannot be read.
     """
-    if run.finished and "channel_mean" in run.result:
-        return torch.tensor(run.result["channel_mean"]), torch.tensor(run.result["channel_std"])
+    if (recorded := _recorded_statistics(run)) is not None:
+        return recorded
     try:
         return source_of(replace(run.config, data=_located(run, config))).load().channel_statistics
     except InputError as error:
@@ -232,6 +233,12 @@ def training_statistics(run: Run, config: Config) -> tuple[Tensor, Tensor]:
             f"{run.folder} does not record its channel means, and the training images to compute them from cannot be "
             f"read: {error}"
         ) from error
+
+
+def _recorded_statistics(run: Run) -> tuple[Tensor, Tensor] | None:
+    if not run.finished or "channel_mean" not in run.result:
+        return None
+    return torch.tensor(run.result["channel_mean"]), torch.tensor(run.result["channel_std"])
 
 
 def _located(run: Run, config: Config) -> dict[str, Any]:
@@ -254,14 +261,21 @@ def predict(run: Run | Path | str, overrides: Sequence[str] = ()) -> Predictions
     """
     run = run if isinstance(run, Run) else Run.read(Path(run))
     config = with_overrides(run.config, overrides)
+    check_devices(config)
     network = load_network(run, _located(run, config))
-    if identity(config)["data"] == identity(run.config)["data"]:  # the run's own images, wherever they lie
-        Run(config, run.folder).check_data(source_of(config).load().sha256())
+    source = source_of(config)
+    images = source.load()
+    own = identity(config)["data"] == identity(run.config)["data"]  # the run's own images, wherever they lie
+    if own:
+        Run(config, run.folder).check_data(images.sha256())
+    statistics = _recorded_statistics(run)
     if sets_statistics(overrides):
-        if run.finished and "channel_mean" in run.result:
-            compare_statistics(run.name, training_statistics(run, config), config)
-        return evaluate(network, config)
-    return evaluate(network, config, training_statistics(run, config))
+        if statistics is not None:
+            compare_statistics(run.name, statistics, config)
+        statistics = None
+    elif statistics is None and not own:
+        statistics = training_statistics(run, config)
+    return _evaluate(network, config, source, images, statistics)
 
 
 def sets_statistics(overrides: Sequence[str]) -> bool:
@@ -306,10 +320,15 @@ def evaluate(network: nn.Module, config: Config, statistics: tuple[Tensor, Tenso
         InputError: the images cannot be read, or the network does not fit their shape or number of classes.
     """
     check_devices(config)
+    source = source_of(config)
+    return _evaluate(network, config, source, source.load(), statistics)
+
+
+def _evaluate(
+    network: nn.Module, config: Config, source: Source, images: Images, statistics: tuple[Tensor, Tensor] | None
+) -> Predictions:
     device = torch.device("cuda" if config.trainer.accelerator == "gpu" else "cpu")
     torch.set_num_threads(config.trainer.threads)
-    source = source_of(config)
-    images = source.load()
     statistics = statistics or images.channel_statistics
     channels = len(statistics[0])
     if channels != source.shape[0]:

@@ -30,7 +30,7 @@ from plainres.config.instantiate import source_of
 from plainres.console import bar
 from plainres.data.batches import Batch, EvaluationBatches
 from plainres.data.sources import sample_size
-from plainres.data.streaming import pixels_on
+from plainres.data.streamed_batches import pixels_on
 from plainres.errors import InputError, LockedError, RunFailedError
 from plainres.files import csv_text, read_rows, write_atomically
 from plainres.processes.forkserver import attach_to_command, forkserver

@@ -24,7 +24,7 @@ from plainres.config.instantiate import check, description_of, source_of
 from plainres.config.schema import AUTO, Config
 from plainres.console import bar, duration, say
 from plainres.data.datamodule import ImageBatches
-from plainres.data.streaming import StreamedSplit
+from plainres.data.streamed_split import StreamedSplit
 from plainres.errors import InputError, StoppedError
 from plainres.launch.preflight import slots
 from plainres.processes.forkserver import call_in_processes, forkserver
@@ -330,7 +330,7 @@ def bench(configs: Sequence[Config], rounds: int, seconds: float) -> tuple[list[
         if isinstance(source.load().train, StreamedSplit):
             raise InputError(
                 "plainres bench measures images that are in memory, but these are decoded while training; use other "
-                "data, and see docs/speed.md for the speed of decoding"
+                "data, and measure decoding with experiments/throughput/streaming.py"
             )
         networks.append(resolve_compile(members[0]))
     say(announcement(networks, rounds, seconds))

@@ -1,4 +1,4 @@
-"""Data sets that are stored as arrays: the pickles of CIFAR, idx files like those of MNIST, and .npz files."""
+"""Data sets that are stored as arrays: CIFAR's pickles, SVHN's .mat files, idx files like MNIST's, and .npz files."""
 
 import gzip
 import pickle
@@ -15,12 +15,14 @@ import numpy as np
 import torch
 
 from plainres.data.encoded import Arrays, Labelled
-from plainres.errors import InputError
+from plainres.errors import InputError, first_line
 
+PICKLED = 3 * 32 * 32  # bytes of an image in a pickle
 CIFAR10_TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 IDX = re.compile(r"(?P<subset>.*?)-?(?P<split>train|t10k|test)-(?P<content>images|labels)[-.]idx\d-ubyte(\.gz)?")
 NPZ = ("{}_images", "{}_labels"), ("x_{}", "y_{}")  # of MedMNIST and of Keras
 NPZ_SPLITS = ("train", "test", "val")
+MAT_SPLITS = ("train", "test", "extra")
 SAFE = {  # all that a pickle of arrays needs
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
@@ -98,6 +100,10 @@ def find_pickles(folder: Path, label_column: str | None) -> ArrayFiles | None:
             for name, batch in zip(names, batches, strict=True):
                 if not {"data", labels} <= batch.keys():
                     raise InputError(f"{inside / name} has the keys {', '.join(batch)}; it needs data and {labels}")
+                if np.shape(batch["data"])[1:] != (PICKLED,):
+                    raise InputError(
+                        f"{inside / name} has data of shape {list(np.shape(batch['data']))}; it must be [N, {PICKLED}]"
+                    )
             pixels = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
             return names[0], pixels, np.concatenate([batch[labels] for batch in batches])
 
@@ -127,7 +133,34 @@ def _unpickled(file: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise InputError(f"{file} is missing") from error
     except Exception as error:  # damaged pickles raise errors of many types
-        raise InputError(f"{file} cannot be read: {error or type(error).__name__}") from error
+        raise InputError(f"{file} cannot be read: {first_line(error) or type(error).__name__}") from error
+
+
+def find_mat(folder: Path) -> ArrayFiles | None:
+    """Return the layout of SVHN's original files, None if the folder does not hold them."""
+    files = {split: folder / f"{split}_32x32.mat" for split in MAT_SPLITS}
+    loaders = {split: partial(_mat, file) for split, file in files.items() if file.is_file()}
+    return ArrayFiles("SVHN's .mat files", folder, loaders) if loaders else None
+
+
+def _mat(file: Path) -> Loaded:
+    """Read X (H, W, C, N) and y (N, 1), in which 10 stands for the digit 0."""
+    from scipy.io import loadmat
+
+    try:
+        with file.open("rb") as content:
+            arrays = loadmat(content)
+    except Exception as error:  # damaged files raise errors of many types
+        raise InputError(f"{file} cannot be read: {first_line(error) or type(error).__name__}") from error
+    if not {"X", "y"} <= arrays.keys():
+        names = ", ".join(name for name in arrays if not name.startswith("__"))
+        raise InputError(f"{file} has the arrays {names}; it needs X and y")
+    images, labels = (np.asarray(arrays[name]) for name in ("X", "y"))
+    if labels.dtype.kind in "iu" and not ((labels >= 1) & (labels <= 10)).all():
+        raise InputError(
+            f"{file} has labels from {labels.min()} to {labels.max()}; SVHN's are 1 to 10, where 10 is the digit 0"
+        )
+    return file.name, np.moveaxis(images, -1, 0), np.where(labels == 10, 0, labels)
 
 
 def find_idx(folder: Path, subset: str | None) -> ArrayFiles | None:

@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 
 from plainres.data.batches import Batch, EvaluationBatches, Pixels, TrainingBatch, TrainingBatches
 from plainres.data.sources import Images, Source
-from plainres.data.streaming import pixels_on
+from plainres.data.streamed_batches import pixels_on
 from plainres.errors import InputError
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from plainres.errors import InputError
 
+SMALL_GROUP = 20  # rows of a row group, up to which reading it takes less time than decoding one image
 NO_LABEL = torch.iinfo(torch.int64).min  # target of an image whose label is null
 
 
@@ -118,7 +119,7 @@ class Rows:
     """Rows of Parquet files.
 
     Reading a row reads its row group, the newest of which are kept. Sequential reading is therefore fast, and random
-    reading is as fast as the row groups are small.
+    reading is as fast as the row groups are small (`slow_at_random`).
 
     Args:
         folder: folder of the data set.
@@ -135,6 +136,7 @@ class Rows:
         self.starts: list[int] = []  # first row of each row group in the split
         self.firsts: list[int] = []  # first row of each file in the split
         self.versions: list[int] = []  # times of modification, since row groups are kept
+        self.largest = 0  # rows of the largest row group
         rows = 0
         for number, file in enumerate(files):
             self.firsts.append(rows)
@@ -143,7 +145,9 @@ class Rows:
             for group in range(metadata.num_row_groups):
                 self.groups.append((number, group))
                 self.starts.append(rows)
-                rows += metadata.row_group(group).num_rows
+                count = metadata.row_group(group).num_rows
+                self.largest = max(self.largest, count)
+                rows += count
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -173,8 +177,10 @@ _READING = threading.Lock()  # so that threads do not read the same row group se
 def _row_group(file: str, version: int, group: int, column: str) -> Any:
     import pyarrow.parquet as pq
 
+    if Path(file).stat().st_mtime_ns != version:
+        raise ValueError("it has changed since its rows were listed")
     with pq.ParquetFile(file) as opened:
-        return opened.read_row_group(group, [column]).column(column)
+        return opened.read_row_group(group, [column], use_threads=False).column(column)
 
 
 def _images_of(file: str, version: int, group: int, column: str) -> Any:
@@ -233,3 +239,14 @@ class Subset:
     def name(self, index: int) -> str:
         """Return the file or row of an image."""
         return self.images.name(int(self.index[index]))
+
+
+def slow_at_random(images: Encoded) -> str | None:
+    """Return a note for the user if images are rows of large row groups, which make reading at random slow."""
+    rows = images.images if isinstance(images, Subset) else images
+    if not isinstance(rows, Rows) or rows.largest <= SMALL_GROUP:
+        return None
+    return (
+        f"{rows.files[0]} has row groups of up to {rows.largest:,} images, and each image takes the reading and the "
+        "memory of its whole row group; write the files with row_group_size=10, or use a folder of images"
+    )

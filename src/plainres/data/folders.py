@@ -93,7 +93,7 @@ class Folders:
             found[split] = []
             for name in names:
                 for entry in walk(top / name):
-                    path = os.path.relpath(entry.path, self.folder)
+                    path = entry.path.removeprefix(f"{self.folder}/")
                     if not is_image(entry.name):
                         ignored["hidden" if entry.name.startswith(".") else Path(path).suffix or "no extension"] += 1
                         continue

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from plainres.data.arrays import find_idx, find_npz, find_pickles
+from plainres.data.arrays import find_idx, find_mat, find_npz, find_pickles
 from plainres.data.encoded import NO_LABEL, WHOLE, Encoded, Labelled, Layout, Subset
 from plainres.data.folders import find_folders
 from plainres.data.sources import stratified
@@ -22,8 +22,8 @@ from plainres.randomness import mix
 
 ACCEPTED = (
     "folders of images (train/<class>/ and test/<class>/, or <class>/), Parquet files (train-*.parquet), CIFAR's "
-    "pickles (cifar-10-batches-py), idx files (train-images-idx3-ubyte, also .gz) and .npz files (x_train, y_train, "
-    "x_test, y_test)"
+    "pickles (cifar-10-batches-py), SVHN's .mat files (train_32x32.mat), idx files (train-images-idx3-ubyte, also .gz) "
+    "and .npz files (x_train, y_train, x_test, y_test)"
 )
 VALIDATION = ("val", "valid", "validation")
 
@@ -59,6 +59,7 @@ def find_layout(path: Path, subset: str | None, image_column: str | None, label_
         found = [
             find_tables(path, subset, image_column, label_column),
             find_pickles(path, label_column),
+            find_mat(path),
             find_idx(path, subset),
             find_npz(path),
         ]

@@ -20,7 +20,7 @@ from plainres.randomness import mix
 
 
 class AnySplit(ABC):
-    """Images and targets of a split: a `Split`, or a `plainres.data.streaming.StreamedSplit`."""
+    """Images and targets of a split: a `Split`, or a `plainres.data.streamed_split.StreamedSplit`."""
 
     targets: Tensor  # (N,), int64, in [0, classes)
 

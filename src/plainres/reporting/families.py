@@ -16,6 +16,11 @@ from plainres.runs.record import Run
 
 SHORTCUT = "model/shortcut"
 WITHIN_FAMILY = ("seed", "model.depth")  # settings that vary within a family
+UNSET = {  # how a label names an option that is null
+    "data.validation_per_class": "no validation split",
+    "data.train_per_class": "all training images",
+    "data.test_per_class": "all test images",
+}
 REPEATED = "model.shortcut.norm."  # a projection's normalisation, by default the same as the network's
 
 
@@ -69,8 +74,9 @@ def labelled(runs: Sequence[Run]) -> dict[str, tuple[str, dict[str, str]]]:
     for run in runs:
         parts = {}
         for key in sorted(varying & own[run.name].keys(), key=_path):
-            name = _path(key)[-1]
-            parts[key] = f"{name if names[name] == 1 else key} {own[run.name][key]}"
+            name, value = _path(key)[-1], own[run.name][key]
+            unset = UNSET.get(key) if value == "None" else None
+            parts[key] = unset or f"{name if names[name] == 1 else key} {value}"
         label = f"{run.config.shortcut} ({', '.join(parts.values())})" if parts else run.config.shortcut
         setting = {key: part for key, part in parts.items() if not key.startswith("model.shortcut.")}
         labels[run.name] = label, {SHORTCUT: run.config.shortcut, **setting}

@@ -2,7 +2,8 @@
 //
 // A figure consists of a form of controls, a drawing and a readout. The drawing depends only on the form, the width and
 // the theme, and is redrawn when one of them changes. Families differ in colour and marker, depths in shade. Training
-// errors are dashed with hollow markers, so that no information is conveyed by colour alone.
+// errors are dashed and validation errors are dotted, both with hollow markers, so that no information is conveyed by
+// colour alone.
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -20,6 +21,12 @@
     "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z", "M-3.5-3.5h7v7h-7z", "M0-5L4.5 0L0 5L-4.5 0z", "M0-4.8L4.6 3.6h-9.2z",
     "M0 4.8L4.6-3.6h-9.2z", "M-1.6-4.6h3.2v3h3v3.2h-3v3h-3.2v-3h-3v-3.2h3z", "M-4.4-1.6h8.8l-2.6 5.6h-3.6z",
   ];
+  const ERRORS = { // the errors over iterations, and the dashes of their lines
+    train: { name: "training", dash: "5 3" },
+    validation: { name: "validation", dash: "1.5 2.5" },
+    test: { name: "test", dash: "" },
+  };
+  const validated = data.runs.some((run) => run.validation);
   const ROWS = 10; // maximum in a readout
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const theme = () => (dark.matches ? THEMES.dark : THEMES.light);
@@ -62,13 +69,13 @@
   function marker(x, y, line, theme, size = 1) {
     const at = `translate(${x.toFixed(1)} ${y.toFixed(1)}) scale(${size})`;
     const path = MARKERS[(line.family + Math.floor(line.family / MARKERS.length)) % MARKERS.length];
-    const fill = line.dashed ? theme.page : line.colour;
+    const fill = line.dash ? theme.page : line.colour;
     const style = `fill="${fill}" stroke="${line.colour}" stroke-width="1.2"`;
     return `<path class="marker" d="${path}" transform="${at}" ${style}/>`;
   }
 
   function swatch(line, theme) {
-    const dash = line.dashed ? ' stroke-dasharray="4 3"' : "";
+    const dash = line.dash ? ` stroke-dasharray="${line.dash}"` : "";
     const path = `<path d="M1 6h28" stroke="${line.colour}" stroke-width="2"${dash}/>`;
     const middle = line.family === undefined ? "" : marker(15, 6, line, theme);
     return `<svg class="swatch" width="30" height="12" aria-hidden="true">${path}${middle}</svg>`;
@@ -87,7 +94,7 @@
   // Return the points of the runs' mean curve.
   function meanCurve(runs, error) {
     const errors = new Map();
-    for (const run of runs) {
+    for (const run of runs.filter((each) => each[error])) {
       run.step.forEach((step, i) => errors.set(step, [...(errors.get(step) || []), run[error][i]]));
     }
     return [...errors].sort((a, b) => a[0] - b[0]).map(([step, values]) => summarize(step, values));
@@ -108,11 +115,12 @@
       const lines = [];
       for (const depth of new Set(runs.map((run) => run.depth))) {
         const ofDepth = runs.filter((run) => run.depth === depth);
-        for (const error of choice.getAll("error")) {
-          const style = { family, dashed: error === "train", colour: shade(family, depth, theme) };
+        const errors = choice.getAll("error").filter((error) => ofDepth.some((run) => run[error]));
+        for (const error of errors) {
+          const { name: kind, dash } = ERRORS[error];
+          const style = { family, error, dash, colour: shade(family, depth, theme) };
           const name = apart ? `${depth} layers` : `${label} ${depth}`;
-          const end = error === choice.getAll("error").at(-1) ? String(depth) : "";
-          const kind = error === "train" ? "training" : "test";
+          const end = error === errors.at(-1) ? String(depth) : "";
           if (choice.get("seeds") === "mean") {
             const points = meanCurve(ofDepth, error);
             lines.push({ ...style, name: `${name}, ${kind}`, points, end, band: end !== "" });
@@ -244,8 +252,8 @@
           const around = [...points.map((p) => [p.x, p.high]), ...points.map((p) => [p.x, p.low]).reverse()];
           svg += `<path d="${path(around)}z" fill="${colour}" opacity="0.12"/>`;
         }
-        const style = `stroke="${colour}" stroke-width="${line.thin || line.dashed ? 1.2 : 2}"`;
-        const dash = line.dashed ? 'stroke-dasharray="5 3"' : "";
+        const style = `stroke="${colour}" stroke-width="${line.thin || line.dash ? 1.2 : 2}"`;
+        const dash = line.dash ? `stroke-dasharray="${line.dash}"` : "";
         svg += `<path class="line" d="${path(points.map((p) => [p.x, p.y]), line)}" ${style} ${dash}/>`;
         for (const p of line.dots ? points : []) {
           if (p.sd) svg += `<path d="${path([[p.x, Math.max(p.y - p.sd, 0)], [p.x, p.y + p.sd]], line)}" ${style}/>`;
@@ -318,7 +326,8 @@
       controls: [
         families,
         ["checkbox", "depth", "Depth", data.depths.map((depth) => [depth, depth])],
-        ["checkbox", "error", "Error", [["train", "training"], ["test", "test"]]],
+        ["checkbox", "error", "Error", Object.entries(ERRORS).map(([error, { name }]) => [error, name])
+          .filter(([error]) => validated || error !== "validation")],
         ["radio", "seeds", "Seeds", [["mean", "mean and range"], ["each", "each"]]],
         axes,
         ["radio", "panels", "Panels", data.families.length > 3 ? [apart, together] : [together, apart]],
@@ -364,7 +373,7 @@
       const grey = data.colours.indexOf("#000000");
       if (field === "family") return swatch({ family: +value, colour: shade(+value, null, theme()) }, theme());
       if (field === "depth") return swatch({ colour: shade(grey, +value, theme()) }, theme());
-      if (field === "error") return swatch({ colour: theme().text, dashed: value === "train" }, theme());
+      if (field === "error") return swatch({ colour: theme().text, dash: ERRORS[value].dash }, theme());
       return "";
     }
 
@@ -453,8 +462,8 @@
       const families = [...new Set(lines.map((line) => line.family))];
       const legend = families.map((family) => (
         { name: data.families[family], family, colour: shade(family, null, light) }));
-      for (const dashed of name === "curves" ? new Set(lines.map((line) => line.dashed)) : []) {
-        legend.push({ name: dashed ? "training" : "test", colour: light.text, dashed });
+      for (const error of name === "curves" ? new Set(lines.map((line) => line.error)) : []) {
+        legend.push({ ...ERRORS[error], colour: light.text });
       }
       const holder = document.createElement("div");
       holder.innerHTML = draw(view, 900, light, legend).svg;

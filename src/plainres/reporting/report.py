@@ -198,7 +198,8 @@ def _page(study: Study, kept: Mapping[str, Run], drawn: Iterable[str], title: st
     return template.render(
         study=study,
         name=study.name,
-        data=_data(study, kept, title),
+        data=(data := _data(study, kept, title)),
+        validated=any("validation" in run for run in data["runs"]),
         script=package.joinpath("report.js").read_text(encoding="utf-8"),
         figures={name: _inlined(study.home / REPORT / name) for name in ("curves", "depth")},
         deeper={DEEPER: study.comparisons[DEEPER]} if DEEPER in study.comparisons else {},
@@ -234,14 +235,14 @@ def _data(study: Study, kept: Mapping[str, Run], title: str) -> dict[str, Any]:
     runs = []
     for family, run in study.runs:
         rows = evidence.thinned(kept[run.name].curve(), max_rows)
+        errors = [error for error in ("train", "validation", "test") if f"{error}/error" in rows[0]]
         runs.append(
             {
                 "family": labels.index(family.label),
                 "depth": run.config.model["depth"],
                 "seed": run.config.seed,
                 "step": [round(row["step"]) for row in rows],
-                "train": [round(row["train/error"], DIGITS) for row in rows],
-                "test": [round(row["test/error"], DIGITS) for row in rows],
+                **{error: [round(row[f"{error}/error"], DIGITS) for row in rows] for error in errors},
                 "train_final": round(run.result["train_error_eval"], DIGITS),
                 "test_final": round(run.result["test_error"], DIGITS),
             }

@@ -21,7 +21,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from plainres.config.instantiate import network_of, probes_of, source_of
 from plainres.data.datamodule import ImageBatches
-from plainres.data.streaming import worker_count
+from plainres.data.workers import worker_count
 from plainres.errors import InputError, RunFailedError, StoppedError, first_line
 from plainres.models.normalisation import convert_sync_batch_norm
 from plainres.models.summary import Description, describe

@@ -1,8 +1,5 @@
 import io
-import os
-import signal
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -12,15 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from plainres.data import streaming
+from plainres.data import streamed_batches
 from plainres.data.batches import EvaluationBatches, StreamedBatch, TrainingBatches
-from plainres.data.decoding import decode
-from plainres.data.sources import Images, Split, stratified
-from plainres.data.streaming import StreamedImages, StreamedSplit, Workers, decoded, worker_count
+from plainres.data.streamed_batches import StreamedImages
+from plainres.data.streamed_split import StreamedSplit
 from plainres.data.views import RANDOM_NUMBERS, Views
-from plainres.errors import InputError
+from plainres.data.workers import Workers
 from plainres.randomness import augmentation_key, order, uniforms
-from support.photographs import Photographs, jpeg
+from support.photographs import Photographs
 
 CPU = torch.device("cpu")
 VIEWS = Views((3, 16, 16), flip=True, colour=0.1)
@@ -53,7 +49,7 @@ def equal(a: list[StreamedBatch], b: list[StreamedBatch]) -> bool:
 
 
 def processes() -> set[int]:
-    """Return the processes of this session, other than this one."""
+    """Return the workers that are alive."""
     return {process.pid for workers in LIVE for process in workers.processes if process.is_alive()}  # pyright: ignore[reportReturnType]
 
 
@@ -125,7 +121,7 @@ def test_the_global_batch_does_not_depend_on_the_world_size(workers: int) -> Non
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_the_ring_is_not_overwritten_before_its_batch_is_used(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "PART", 3)  # many parts for each worker
+    monkeypatch.setattr(streamed_batches, "PART", 3)  # many parts for each worker
     whole = stream(0, 10, batch_size=10)
     for batch, expected in zip(TrainingBatches(images(workers), 10, 3, lambda: 0), whole, strict=True):
         time.sleep(0.002)  # workers run ahead
@@ -161,70 +157,6 @@ def test_an_evaluation_by_more_ranks_than_images() -> None:
         assert [len(targets) for _, targets in batches] == [int(rank < 2)]
 
 
-def test_samples_and_digests_of_streamed_images() -> None:
-    split = StreamedSplit(PHOTOGRAPHS, VIEWS)
-    sample = split.sample(30)
-    assert isinstance(sample, Split)
-    index = stratified(PHOTOGRAPHS.targets, 30)
-    assert torch.equal(sample.targets, PHOTOGRAPHS.targets[index])
-    assert torch.equal(sample.images, split.middle_crops(index))
-    mean, std = Images(split, split).channel_statistics
-    pixels = split.middle_crops(torch.arange(100)).double().flatten(0, 2)
-    torch.testing.assert_close(mean.double(), pixels.mean(0), rtol=1e-5, atol=0)
-    torch.testing.assert_close(std.double(), pixels.std(0, correction=0), rtol=1e-5, atol=0)
-    digest = Images(split, split).sha256()
-    assert digest == Images(split, split).sha256()
-    changed = replace(split, encoded=Photographs([*PHOTOGRAPHS.files[:-1], jpeg(1, 40, 40)]))
-    assert digest != Images(changed, split).sha256()
-    assert torch.equal(
-        split[torch.tensor([5, 2])].middle_crops(torch.tensor([1])), split.middle_crops(torch.tensor([2]))
-    )
-
-
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_the_fast_decoder_agrees_with_the_rule(mode: str, channels: int) -> None:
-    for seed in range(3):
-        encoded = jpeg(seed, 41 + seed, 50, mode)
-        np.testing.assert_array_equal(decoded(encoded, channels), decode(encoded, channels))
-
-
-def test_orientation_and_other_formats_follow_the_rule() -> None:
-    with Image.open(io.BytesIO(jpeg(0, 30, 40))) as image:
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        file = io.BytesIO()
-        image.save(file, "JPEG", exif=exif)
-    assert decoded(file.getvalue(), 3).shape == (40, 30, 3)
-    np.testing.assert_array_equal(decoded(file.getvalue(), 3), decode(file.getvalue(), 3))
-    png = jpeg(0, 30, 40, format="PNG")
-    np.testing.assert_array_equal(decoded(png, 3), decode(png, 3))
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("damage", [lambda file: b"", lambda file: file[: len(file) // 2], lambda file: b"GIF" + file])
-def test_a_damaged_image_is_named(workers: int, damage: Callable[[bytes], bytes]) -> None:
-    files = list(PHOTOGRAPHS.files)
-    files[77] = damage(files[77])
-    with pytest.raises(InputError, match=r"^photograph-77.jpg .+$"):
-        list(EvaluationBatches(images(workers, Photographs(files))))
-
-
-def test_workers_ignore_stop_signals_and_a_killed_one_is_reported() -> None:
-    pixels = images(2)
-    training = iter(TrainingBatches(pixels, 20, 3, lambda: 0))
-    next(training)
-    (workers,) = LIVE
-    for process in workers.processes:
-        assert process.pid is not None
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            os.kill(process.pid, number)
-    next(training)
-    workers.processes[0].kill()
-    with pytest.raises(InputError, match=r"a worker that decodes images died; .* lower trainer.workers, or run"):
-        list(training)
-
-
 def test_close_stops_the_workers_of_an_unfinished_epoch() -> None:
     pixels = images(2)
     training = iter(TrainingBatches(pixels, 20, 3, lambda: 0))
@@ -232,10 +164,3 @@ def test_close_stops_the_workers_of_an_unfinished_epoch() -> None:
     assert len(processes()) == 2
     pixels.close()
     assert not processes()
-
-
-def test_default_number_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    for cores, processes, expected in ((1, 1, 1), (2, 1, 1), (8, 1, 7), (8, 2, 3), (96, 8, 11), (96, 1, 16)):
-        monkeypatch.setattr("joblib.cpu_count", lambda cores=cores: cores)
-        assert worker_count(None, processes) == expected
-    assert worker_count(0, 1) == 0
