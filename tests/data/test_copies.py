@@ -230,7 +230,7 @@ def test_invalid_commands(arguments: list[str], message: str, cache: Path, capsy
 def test_a_copy_that_is_being_written_is_not_removed(folder: Path, cache: Path) -> None:
     images_in(folder, cache).load()
     copy = copy_in(cache)
-    with copies.lock_of(copy.folder):
+    with copies.reserved(copy.folder):
         assert not copies.remove(copy)
     assert copies.remove(copy)
 

@@ -240,7 +240,7 @@ def report(arguments: list[str]) -> int:
         if arguments[position - 1] == "--wandb" and word not in modes:
             arguments[position - 1] = "--wandb=offline"  # the next word is a folder
     options = parser.parse_args(arguments)
-    from plainres.reporting.report import FORMATS, write_report
+    from plainres.reporting.report import FORMATS, NotWrittenError, write_report
     from plainres.reporting.study import read_study
     from plainres.runs.record import REPORT as REPORTED
 
@@ -248,7 +248,11 @@ def report(arguments: list[str]) -> int:
         print(FORMATS[options.format](read_study(*options.folders).families))
         return 0
     columns = shutil.get_terminal_size().columns  # 80 if the output is piped
-    print(write_report(*options.folders, title=options.title, width=options.width, columns=columns))
+    try:
+        print(write_report(*options.folders, title=options.title, width=options.width, columns=columns))
+    except NotWrittenError as error:
+        print(error.text)
+        raise
     page = read_study(*options.folders).home / REPORTED / "index.html"
     if options.open and not webbrowser.open(page.resolve().as_uri()):
         print(f"there is no browser to open {page} with", file=sys.stderr)

@@ -5,13 +5,23 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from plainres.console import quantity, say
-from plainres.data.copies import VERSION, Contents, Copy, lock_of, remove_unfinished, unfinished_folder
+from plainres.data.copies import (
+    VERSION,
+    Contents,
+    Copy,
+    cache_folder,
+    is_clutter,
+    remove_unfinished,
+    reserved,
+    unfinished_folder,
+)
 from plainres.data.download import NAME, find_on_hub
 from plainres.data.encoded import Layout
 from plainres.data.folders import walk
@@ -221,15 +231,15 @@ class HubImages:
         copy = Copy(self._decoded_folder)
         if (contents := copy.read()) is not None:
             return contents
-        try:
-            copy.folder.parent.mkdir(parents=True, exist_ok=True)
-            lock = lock_of(copy.folder).acquire()
-        except OSError as error:
-            raise InputError(
-                f"cannot write to the cache {copy.folder.parent}: {error.strerror}; set data.cache=FOLDER or "
-                "PLAINRES_CACHE"
-            ) from error
-        with lock:
+        with ExitStack() as stack:
+            try:
+                copy.folder.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(reserved(copy.folder))
+            except OSError as error:
+                raise InputError(
+                    f"cannot write to the cache {copy.folder.parent}: {error.strerror}; set data.cache=FOLDER or "
+                    "PLAINRES_CACHE"
+                ) from error
             if (contents := copy.read()) is not None:  # another run decoded it while this one waited for the lock
                 return contents
             if copy.folder.exists():
@@ -292,12 +302,12 @@ class HubImages:
         key += [shape and list(shape), self.stored, self.test_split, self.test_share, self.subset, self.damaged]
         if self._local is not None:
             key.append(str(self._local.resolve()))
-            files = walk(self._local) if self._local.is_dir() else ()
+            files = [each for each in walk(self._local) if not is_clutter(each.name)] if self._local.is_dir() else ()
             key += [[entry.path, entry.stat().st_size, entry.stat().st_mtime_ns] for entry in files]
             if not self._local.is_dir():
                 key += [self._local.stat().st_size, self._local.stat().st_mtime_ns]
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
-        return Path(self.cache).expanduser() / f"{self._label.replace('/', '--')}-{digest}"
+        return cache_folder(self.cache) / f"{self._label.replace('/', '--')}-{digest}"
 
     @cached_property
     def _local(self) -> Path | None:
