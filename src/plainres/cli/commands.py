@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plainres.cli.arguments import Arguments, integer, positive_number
+from plainres.cli.arguments import Arguments, integer, positive_number, split_overrides
 from plainres.errors import InputError, RunFailedError
 
 if TYPE_CHECKING:
@@ -389,10 +389,12 @@ def export(arguments: list[str]) -> int:
         "Write the weights of a run as safetensors, with its configuration and its channel statistics. The names are "
         "torchvision's if the network is one of its ResNets.",
         example="runs/digits/identity-8-w8-s0-203321d6 weights.safetensors",
+        location=True,
     )
     parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument("file", type=Path, help="file to write, NAME.safetensors")
-    options = parser.parse_args(arguments)
+    words, overrides = split_overrides(arguments)
+    options = parser.parse_args(words)
     if options.file.suffix != ".safetensors":
         raise InputError(f"{options.file}: the name of the file must end with .safetensors")
     from plainres.runs.record import Run
@@ -400,7 +402,7 @@ def export(arguments: list[str]) -> int:
     run = Run.read(options.run)
     from plainres.analysis.exchange import export
 
-    names = export(run, options.file)
+    names = export(run, options.file, overrides)
     print(f"wrote {options.file}: the weights of {run.name} under {names} names; its configuration is in the metadata")
     print(f"evaluate it: plainres eval {options.file}")
     return 0
