@@ -27,7 +27,7 @@ def shared_folder() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def run_as_nobody(command: Sequence[str], before: Sequence[str] = ()) -> tuple[int, str, str]:
+def run_as_nobody(command: Sequence[str], before: Sequence[str], **environment: str | None) -> tuple[int, str, str]:
     """Run a command of plainres without the privileges of root, which every file is readable to.
 
     Another user than root keeps its number, for which the tests remove their own permissions.
@@ -35,16 +35,20 @@ def run_as_nobody(command: Sequence[str], before: Sequence[str] = ()) -> tuple[i
     Args:
         command: the arguments of plainres.
         before: the arguments of a command that imports the same modules, which nobody may not be able to read.
+        environment: changes to the environment; None removes a variable.
 
     Returns:
         Exit code, output and errors.
     """
-    return forking.call(_run_as_nobody, list(command), list(before))
+    return forking.call(_run_as_nobody, list(command), list(before), environment)
 
 
-def _run_as_nobody(command: list[str], before: list[str]) -> tuple[int, str, str]:
+def _run_as_nobody(command: list[str], before: list[str], environment: dict[str, str | None]) -> tuple[int, str, str]:
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         main(before)
+    for name, value in environment.items():
+        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+    tempfile.tempdir = None
     if os.getuid() == 0:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)

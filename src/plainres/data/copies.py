@@ -222,18 +222,23 @@ def readable(count: float) -> str:
 def cache_folder(name: str) -> Path:
     """Return the folder of decoded copies, whose name may begin with `~`.
 
-    Without a home folder, `~` cannot be used. The copies are then in a folder of the user's own among the temporary
-    ones, and a line on stderr says so.
+    If the user has no home folder, or may not write there, it is a folder of the user's own among the temporary ones,
+    and a line on stderr says so.
 
     Raises:
         InputError: there is no such folder.
     """
     try:
-        if not name.startswith("~") or Path.home().is_dir():
-            return Path(name).expanduser()
-    except RuntimeError:  # the user has no home folder
-        pass
-    return _temporary_cache()
+        folder = Path(name).expanduser()
+        usable = not name.startswith("~") or (Path.home().is_dir() and _exists_or_can_be_made(folder))
+    except RuntimeError:  # the home folder is unknown
+        return _temporary_cache()
+    return folder if usable else _temporary_cache()
+
+
+def _exists_or_can_be_made(folder: Path) -> bool:
+    existing = next(each for each in (folder, *folder.parents) if os.access(each, os.F_OK))
+    return existing == folder or os.access(existing, os.W_OK | os.X_OK)
 
 
 @cache
@@ -247,7 +252,7 @@ def _temporary_cache() -> Path:
         raise InputError(
             f"cannot use the cache {folder}: {error.strerror}; set data.cache=FOLDER or PLAINRES_CACHE"
         ) from error
-    say(f"there is no home folder: decoded copies are kept in {folder}; PLAINRES_CACHE names another folder")
+    say(f"the home folder cannot be used: decoded copies are in {folder}; PLAINRES_CACHE names another folder")
     return folder
 
 
