@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from plainres.config.schema import Config
 from plainres.errors import InputError, LockedError
@@ -149,3 +150,19 @@ def test_a_run_that_cannot_be_locked_is_not_trained(make_config: Make, monkeypat
         f"cannot lock {run.folder}: No locks available; set runs=FOLDER to a folder that is writable, on a file system "
         "with locks"
     )
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_a_damaged_one(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    run = Run.of(make_config())
+    run.prepare()
+    file = run.checkpoints / "step-000000003.ckpt"
+    file.touch()
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(InputError) as error:
+        run.newest()
+    assert str(error.value) == f"{file} cannot be read: Permission denied"

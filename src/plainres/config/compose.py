@@ -143,8 +143,8 @@ def compose_jobs(arguments: Sequence[str]) -> Jobs:
         composing.close()
         os.environ["HYDRA_FULL_ERROR"] = full_error
         plugins.instantiate_launcher = instantiate_launcher
-    for name in {str(config.options["experiment"]) for config in jobs.configs if "experiment" in config.options}:
-        Options(flags.config_dir).check_name_of_study(f"experiment/{name}")
+    for name, study in {(str(each.options.get("experiment")), each.study) for each in jobs.configs}:
+        Options(flags.config_dir).check_study(f"experiment/{name}", study)
     return jobs
 
 
@@ -246,7 +246,7 @@ def _check_keys(task: DictConfig, overrides: Sequence[str], parent: str = "") ->
     for name in map(str, task):
         key = f"{parent}.{name}".lstrip(".")
         child = task._get_node(name)
-        assigned = not parent and name in ASSIGNED and OmegaConf.to_container(root)[name]  # pyright: ignore
+        assigned = not parent and name in ASSIGNED and bool(task[name])
         if assigned or (is_dataclass(kind) and name not in {each.name for each in fields(kind)}):
             raise InputError(unknown_option(key, value_of(key, overrides), keys_of(root), Options()))
         if isinstance(child, DictConfig) and is_dataclass(OmegaConf.get_type(child)):

@@ -60,15 +60,19 @@ class Options:
         file = self.file(name)
         return file.is_file() and file.read_bytes().startswith(BOM)
 
-    def check_name_of_study(self, name: str) -> None:
-        """Check that an option's YAML file does not name the study by what YAML reads as a number.
+    def check_study(self, name: str, study: str) -> None:
+        """Check that the name of a study is not what YAML reads as a number, which would change 1e3 to 1000.0.
+
+        Args:
+            name: the option, such as experiment/digits, whose file may name the study.
+            study: the name in use, which may be another one.
 
         Raises:
-            InputError: it does, and the name would not be as written: 1e3 becomes 1000.0.
+            InputError: it is.
         """
         loaded = self._repository.load_config(name)
-        study = loaded.config.get("study") if loaded and isinstance(loaded.config, DictConfig) else None
-        if isinstance(study, int | float):
+        written = loaded.config.get("study") if loaded and isinstance(loaded.config, DictConfig) else None
+        if isinstance(written, int | float) and str(written) == study:
             raise InputError(f"{self.file(name)}: YAML reads the name of the study as {study}; write it in quotes")
 
     def undecodable(self, arguments: Sequence[str]) -> Path | None:

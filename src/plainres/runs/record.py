@@ -197,7 +197,7 @@ class Run:
         """Return the readable checkpoint with the most steps. Report and skip damaged ones.
 
         Raises:
-            InputError: the checkpoint belongs to another run.
+            InputError: the checkpoint belongs to another run, or the user may not read it.
         """
         import torch
 
@@ -206,6 +206,8 @@ class Run:
                 state = torch.load(path, weights_only=True, map_location="cpu")
                 name = state["run"]
                 saved = Saved(path, state["global_step"], state["elapsed_s"], state["attempts"], state["rows"])
+            except PermissionError as error:  # unlike a damaged one, it may be the newest
+                raise InputError(f"{path} cannot be read: {error.strerror}") from error
             except Exception as error:  # a damaged file can make the unpickler raise anything
                 kind = type(error).__name__
                 print(f"skipping {path}: it is damaged, or not a checkpoint of plainres ({kind})", file=sys.stderr)
