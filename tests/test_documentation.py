@@ -106,6 +106,7 @@ COMMANDS: dict[str, Execution] = {
     "plainres train -m seed=0,1,2 hydra/launcher=joblib": not_run(
         ELSEWHERE.format("launch/test_hydra_launchers.py, with joblib")
     ),
+    "plainres train experiment=digits hydra/launcher=ray": not_run(ELSEWHERE.format("launch/test_ray.py")),
     # images of one's own
     "plainres describe data=images data.path=flowers data.stored=32 model.depth=8": AS_IT_STANDS,
     "plainres train -m data=images data.path=flowers data.stored=32 model.depth=8,20 model/shortcut=plain,identity "
@@ -153,6 +154,8 @@ COMMANDS: dict[str, Execution] = {
             "plainres train experiment=cifar10_degradation trainer=gpu",
             "plainres train experiment=cifar10_degradation trainer=gpu hydra/launcher=slurm "
             "hydra.launcher.partition=main hydra.launcher.gpus_per_node=1 hydra.launcher.timeout_min=240",
+            "plainres train experiment=cifar10_degradation trainer=gpu hydra/launcher=ray "
+            "hydra.launcher.ray.init.address=auto hydra.launcher.ray.remote.num_gpus=1",
         ),
         COMPOSED_STUDY,
     ),

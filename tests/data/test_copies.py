@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from plainres.data.copies import METADATA, Contents, Copy, readable
 from plainres.errors import InputError
 from plainres.models import CifarNet, Identity
 from support.images import images_in, write_folders
+from support.users import run_as_nobody, shared_folder
 
 GENERATOR = np.random.default_rng(0)
 IMAGES = {
@@ -244,10 +246,79 @@ def test_invalid_commands(arguments: list[str], message: str, cache: Path, capsy
 def test_a_copy_that_is_being_written_is_not_removed(folder: Path, cache: Path) -> None:
     images_in(folder, cache).load()
     copy = copy_in(cache)
-    with copies.lock_of(copy.folder):
+    with copies.reserved(copy.folder):
         assert not copies.remove(copy)
     assert copies.remove(copy)
 
 
 def test_sizes_are_readable() -> None:
     assert [readable(each) for each in (5, 1500, 2e9, 3e14)] == ["5 bytes", "1.5 kB", "2.0 GB", "300.0 TB"]
+
+
+@pytest.fixture
+def without_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Set a home folder that does not exist, and return the temporary folder."""
+    monkeypatch.delenv("PLAINRES_CACHE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "nonexistent"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    copies._temporary_cache.cache_clear()
+    yield tmp_path
+    copies._temporary_cache.cache_clear()
+
+
+def test_without_a_home_folder_copies_are_in_a_temporary_one(
+    folder: Path, without_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    temporary = without_home / f"plainres-{os.getuid()}"
+    for _ in range(2):
+        images_in(folder, Path("~/.cache/plainres")).load()
+    assert [copy.folder.parent for copy in copies.copies_in(temporary)] == [temporary]
+    assert (
+        capsys.readouterr().err.count(
+            f"the home folder cannot be used: decoded copies are in {temporary}; PLAINRES_CACHE names another folder\n"
+        )
+        == 1
+    )
+    assert temporary.stat().st_mode & 0o777 == 0o700
+    assert main(["data", "list"]) == 0
+    assert f"1 copy in {temporary}, " in capsys.readouterr().out
+    assert not (without_home / "nonexistent").exists()
+
+
+def test_a_cache_among_the_temporary_folders_must_be_ones_own(
+    without_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (without_home / f"plainres-{os.getuid()}").symlink_to("/elsewhere")
+    with pytest.raises(InputError, match=r"cannot use the cache .*; set data\.cache=FOLDER or PLAINRES_CACHE"):
+        copies.cache_folder("~/.cache/plainres")
+    monkeypatch.setattr("os.getuid", lambda: 4242)
+    (without_home / "plainres-4242").mkdir()
+    with pytest.raises(InputError, match=r"it belongs to another user; set data\.cache=FOLDER or PLAINRES_CACHE"):
+        copies.cache_folder("~/.cache/plainres")
+
+
+AS_ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root can become a user without a home folder")
+
+
+@pytest.mark.parametrize("home", [pytest.param(None, marks=AS_ROOT), "/nonexistent", "/"])
+def test_a_user_without_a_home_folder_has_a_cache(home: str | None) -> None:
+    with shared_folder() as shared:
+        shared.chmod(0o777)
+        code, output, error = run_as_nobody(["data", "list"], before=["data", "list"], HOME=home, TMPDIR=str(shared))
+        assert code == 0
+        (temporary,) = shared.iterdir()
+        assert output == f"0 copies in {temporary}, 0 bytes\n"
+        assert error.count("\n") == 1
+        assert str(temporary) in error
+
+
+def test_files_of_file_managers_change_neither_a_copy_nor_its_name(folder: Path, cache: Path) -> None:
+    images_in(folder, cache).load()
+    copy = copy_in(cache)
+    for name in (".DS_Store", "._x", "Thumbs.db", "desktop.ini"):
+        (copy.folder / name).touch()
+        (folder / "train" / name).touch()
+    images_in(folder, cache).load()
+    assert copy_in(cache) == copy
+    (copy.folder / "notes.txt").touch()
+    assert not list(copies.copies_in(cache))  # a folder with files of the user's is never removed

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +20,8 @@ from plainres.runs.record import Run
 from plainres.training.train import train
 from support import forking
 from support.places import PLAINRES
+from support.study import a_run, finish
+from support.users import run_as_nobody, shared_folder
 
 Make = Callable[..., Config]
 
@@ -251,3 +254,65 @@ def test_a_mistake_is_reported_in_one_line(
     output = capsys.readouterr().err
     assert message in output
     assert output.count("\n") == 1
+
+
+def test_copies_of_runs_and_files_of_others_are_not_counted(make_config: Make) -> None:
+    one, other = runs = [Run.of(make_config(seed=seed)) for seed in (0, 1)]
+    for run in runs:
+        run.prepare()
+    folder = one.folder.parent
+    shutil.copytree(one.folder, folder / f"{one.name} (copy)")
+    other.folder.rename(folder / "renamed")
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", "notes.txt"):
+        (folder / name).touch()
+        (folder.parent / name).touch()
+    (folder / "figures").mkdir()
+    text = status(folder)
+    assert text.endswith(f"{one.name} (copy): a copy of {one.name}, not counted\n\n{folder}: 2 runs (2 missing)")
+    assert [line.split()[0] for line in text.splitlines()[1:3]] == [one.name, "renamed"]
+    assert status(folder.parent).split() == ["test", "2", "runs", "2", "missing"]
+
+
+def test_runs_of_another_user_are_shown_as_far_as_they_can_be_read() -> None:
+    with shared_folder() as shared:
+        study = shared / "digits"
+        names = ("finished", "running", "interrupted", "unreadable", "result", "lock", "checkpoints")
+        runs = dict(zip(names, (a_run(study, "identity", 8, seed) for seed in range(len(names))), strict=True))
+        finish(runs["finished"], 1.0)
+        finish(runs["result"], 1.0)
+        (runs["interrupted"].checkpoints / "step-000000003.ckpt").touch()
+        (runs["lock"].folder / "lock").touch(0o000)
+        (runs["result"].folder / "result.json").chmod(0o000)
+        runs["unreadable"].folder.chmod(0o000)
+        runs["checkpoints"].checkpoints.chmod(0o000)
+        (shared / "secret").mkdir(0o000)
+        for folder in (runs["interrupted"].folder, runs["finished"].folder, study, shared):
+            folder.chmod(0o555)
+        with runs["running"].lock():
+            code, output, err = run_as_nobody(["status", str(study)], before=["status", str(study)])
+            all_studies = run_as_nobody(["status", str(shared)], before=["status", str(study)])
+        alone = run_as_nobody(["status", str(shared / "secret")], before=["status", str(study)])
+        (runs["lock"].folder / "lock").chmod(0o644)
+        shared.chmod(0o755)
+    assert (code, err) == (0, "")
+    lines = {line.split()[0]: " ".join(line.split()[1:]) for line in output.splitlines() if line}
+    shown = {name: lines[run.name] for name, run in runs.items()}
+    assert shown["finished"].startswith("finished 230 ")
+    assert (shown["running"], shown["interrupted"]) == ("running", "interrupted 3")
+    assert [name for name, cells in shown.items() if cells == "unreadable"] == list(names[3:])
+    notes = {name: lines.get(f"{run.name}:") for name, run in runs.items()}
+    assert [notes[name] for name in names] == [
+        *(None, None, None),
+        "not the folder of a run: config.yaml: Permission denied",
+        "result.json cannot be read: Permission denied",
+        "lock cannot be read: Permission denied",
+        "checkpoints cannot be read: Permission denied",
+    ]
+    assert output.endswith(f"{study}: 7 runs (1 finished, 1 running, 1 interrupted, 4 unreadable)\n")
+    assert all_studies == (
+        0,
+        "digits  7 runs  1 finished, 1 running, 1 interrupted, 4 unreadable\n"
+        "secret: cannot be read: Permission denied\n",
+        "",
+    )
+    assert alone == (2, "", f"plainres: {shared / 'secret'} cannot be read: Permission denied\n")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
+from plainres.cli.main import main
 from plainres.config.schema import Config
 from plainres.errors import InputError
 from plainres.launch.status import status
@@ -20,6 +21,7 @@ from plainres.reporting.families import SHORTCUT
 from plainres.reporting.published import Published
 from plainres.runs.record import Run
 from support.study import END, a_run, data_of, finish, observe, train
+from support.users import run_as_nobody, shared_folder
 
 EXPECTED = {  # training error by depth, about as in the digits study: mean, s.d.
     "plain": {8: (0.0, 0.0), 20: (0.96, 0.1), 32: (11.6, 1.5), 44: (43.0, 12.0), 56: (59.0, 6.0)},
@@ -282,7 +284,7 @@ def test_missing_runs_of_an_unfinished_sweep_are_listed(folder: Path):
             finish(a_run(folder, shortcut, depth, seed), depth + seed)
     interrupted, waiting = a_run(folder, "plain", 20, 1), a_run(folder, "plain", 20, 2)
     train(interrupted, 4, 20)
-    (interrupted.checkpoints / "step-92.ckpt").touch()
+    (interrupted.checkpoints / "step-000000092.ckpt").touch()
     failed = a_run(folder, "identity", 20, 2)
     failed.fail("the run has diverged")
     text = report.write_report(folder)
@@ -723,3 +725,44 @@ def test_a_report_that_cannot_be_written(few: Path):
     (few / "report").write_text("")
     with pytest.raises(InputError, match="cannot write the report"):
         report.write_report(few)
+
+
+def test_a_report_that_cannot_be_written_is_shown(few: Path, capsys: pytest.CaptureFixture[str]):
+    (few / "report").write_text("")
+    assert main(["report", str(few)]) == 2
+    output = capsys.readouterr()
+    assert output.out.splitlines() == report_text(few).splitlines()
+    assert output.err == f"plainres: cannot write the report {few / 'report'}: File exists\n"
+
+
+def test_the_study_of_another_user_is_reported_as_far_as_it_can_be_read():
+    with shared_folder() as shared:
+        study = shared / "digits"
+        good, hidden, curve, state, folder = [a_run(study, "plain", 8, seed) for seed in range(5)]
+        for run in (good, hidden, curve):
+            finish(run, 1.0)
+        (hidden.folder / "result.json").chmod(0o000)
+        (curve.folder / "metrics.csv").chmod(0o000)
+        (state.folder / "lock").touch(0o000)
+        folder.folder.chmod(0o000)
+        study.chmod(0o555)
+        table = ["report", str(study), "--format", "markdown"]
+        code, output, err = run_as_nobody(["report", str(study)], before=table)
+    assert (code, err) == (2, f"plainres: cannot write the report {study / 'report'}: Permission denied\n")
+    assert "1 finished run: plain; depth 8; seed 0." in output
+    assert "result.json cannot be read: Permission denied" in line(output, hidden.name)
+    assert "metrics.csv cannot be read: Permission denied" in line(output, curve.name)
+    assert "lock cannot be read: Permission denied" in line(output, state.name)
+    assert "config.yaml: Permission denied" in line(output, folder.name)
+
+
+def test_copies_of_a_probes_file_and_hidden_figures_are_not_read(few: Path):
+    run = Run.read(next(few.glob("plain-8-w8-s0-*")))
+    file = observe(run)
+    for name in ("responses (1).csv", "responses.sync-conflict-20260102-030405-ABCDEFG.csv", "._responses.csv"):
+        shutil.copy(file, file.with_name(name))
+    (run.folder / "._lesion.svg").touch()
+    report.write_report(few)
+    assert [path.name for path in (few / "report" / "probes").iterdir()] == ["responses.csv"]
+    assert "._lesion" not in (few / "report" / "index.html").read_text()
+    assert not report.read_study(few).unused

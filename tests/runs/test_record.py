@@ -1,11 +1,15 @@
+import errno
+import fcntl
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from plainres.config.schema import Config
-from plainres.errors import InputError
-from plainres.runs.record import Run
+from plainres.errors import InputError, LockedError
+from plainres.runs.record import Run, State
 
 Make = Callable[..., Config]
 HUB = {"_target_": "plainres.data.HubImages", "name": "tiny"}
@@ -104,3 +108,61 @@ def test_the_digest_of_a_run_of_an_older_version_is_in_its_result(make_config: M
     result = dict.fromkeys(("train_error", "train_error_eval", "test_error"), 0.0)
     run.finish(result | {"weights_sha256": "w", "data_sha256": "a" * 64})
     assert run.data_sha256 == "a" * 64
+
+
+def refuse_with(number: int) -> Callable[..., None]:
+    """Return a substitute for flock on a file system that rejects it."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+def test_without_flock_a_run_is_still_trained_by_one_process(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", refuse_with(errno.ENOSYS))
+    run = Run.of(make_config())
+    run.prepare()
+    with run.lock():
+        assert run.locked
+        assert run.state is State.RUNNING
+    assert run.state is State.MISSING
+    assert not (run.folder / "lock").exists()
+    (run.folder / "lock").write_text("7\nnode7\n")  # as a process of another host leaves it
+    run.owner_file.write_text('{"host": "node7", "process": 7}')
+    with pytest.raises(LockedError) as error, run.lock():
+        pass
+    assert str(error.value) == (
+        f"{run.folder} is being trained by process 7 on node7; wait for it or stop it first; if it has exited, delete "
+        f"{run.folder / 'lock'}"
+    )
+
+
+def test_a_run_that_cannot_be_locked_is_not_trained(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "flock", refuse_with(errno.ENOLCK))
+    run = Run.of(make_config())
+    run.prepare()
+    with pytest.raises(InputError) as error, run.lock():
+        pass
+    assert str(error.value) == (
+        f"cannot lock {run.folder}: No locks available; set runs=FOLDER to a folder that is writable, on a file system "
+        "with locks"
+    )
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_a_damaged_one(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    run = Run.of(make_config())
+    run.prepare()
+    file = run.checkpoints / "step-000000003.ckpt"
+    file.touch()
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(InputError) as error:
+        run.newest()
+    assert str(error.value) == f"{file} cannot be read: Permission denied"

@@ -112,6 +112,8 @@ def data_of(page: str) -> dict[str, Any]:
 
 def observe(run: Run, *, steps: Sequence[int] = (0, END), probe: str = "responses", columns: str = "std") -> Path:
     """Write rows of a probe with equal values in all columns, and return the file."""
+    run.config.probes[probe] = {"_target_": f"somewhere.{probe.title()}"}
+    run.prepare()
     (run.folder / "probes").mkdir(exist_ok=True)
     file = run.folder / "probes" / f"{probe}.csv"
     values = f"{{0}}{',{0}' * columns.count(',')}"

@@ -25,8 +25,9 @@ from plainres.config.instantiate import source_of
 from plainres.config.schema import Config, Devices
 from plainres.errors import InputError, LockedError, RunFailedError, StoppedError
 from plainres.launch.devices import launch
+from plainres.models.weights import weights_file
 from plainres.randomness import order
-from plainres.runs.record import Run
+from plainres.runs.record import Run, State
 from plainres.training.train import train
 from support import forking
 from support.places import CIFAR10, PLAINRES, TESTS
@@ -394,3 +395,32 @@ def test_unreadable_checkpoints_are_removed_when_a_new_one_is_saved(
     train(run)
     assert capsys.readouterr().err.count(": it is damaged, or not a checkpoint of plainres") == 2
     assert [path.name for path in run.checkpoints.iterdir()] == [f"step-{run.result['steps']:09d}.ckpt"]
+
+
+def test_files_of_others_among_the_checkpoints_are_left_alone(
+    make_config: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run.of(make_config(optim={"epochs": None, "steps": 3}))
+    train(run)
+    (run.folder / "result.json").unlink()
+    saved = (run.checkpoints / "step-000000003.ckpt").read_bytes()
+    foreign = {
+        "step-best.ckpt": saved,
+        "step-000000900 (copy).ckpt": saved,
+        "step-000000900.sync-conflict-20260102-030405-ABCDEFG.ckpt": b"torn",
+        "notes.tmp-1": b"mine",
+        ".DS_Store": b"",
+    }
+    for name, content in foreign.items():
+        (run.checkpoints / name).write_bytes(content)
+    (run.checkpoints / "step-000000900.ckpt.tmp-1").write_bytes(b"torn")  # as a killed process leaves it
+    assert run.step == 3
+    assert run.state is State.INTERRUPTED
+    saved_at = run.newest()
+    assert (saved_at.path, saved_at.step) == (run.checkpoints / "step-000000003.ckpt", 3)
+    assert weights_file(run.folder) == run.checkpoints / "step-000000003.ckpt"
+    train(run)
+    assert run.result["steps"] == 3
+    assert {path.name: path.read_bytes() for path in run.checkpoints.iterdir() if path.name in foreign} == foreign
+    assert {path.name for path in run.checkpoints.iterdir()} == {*foreign, "step-000000003.ckpt"}
+    assert "damaged" not in capsys.readouterr().err

@@ -24,7 +24,8 @@ from plainres.errors import InputError, first_line
 from plainres.files import atomically
 from plainres.models.networks import over_crops
 from plainres.models.weights import load_weights
-from plainres.runs.identity import NOT_IDENTITY, identity
+from plainres.runs.identity import identity
+from plainres.runs.location import located, location_in, location_of
 from plainres.runs.provenance import weights_sha256
 from plainres.runs.record import Run
 
@@ -88,7 +89,8 @@ class Predictions:
 def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
     """Return a run's configuration with another data set, trainer or precision.
 
-    Without data=..., overrides of single data options apply to the run's data set.
+    Without data=..., overrides of single data options apply to the run's data set, whose cache is PLAINRES_CACHE if
+    that is set.
 
     Raises:
         InputError: an override is invalid, or is not of data, trainer or precision.
@@ -99,6 +101,7 @@ def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
                 f"{override}: cannot be overridden for a trained run; override only {', '.join(EVALUATION)}, for "
                 "example data=cifar10 or data.path=FOLDER"
             )
+    config = located(config)
     changes = [f"precision={config.precision}", *overrides]
     other_data = any(override.startswith("data=") for override in overrides)
     composed = compose_one([*changes, *([] if other_data else [f"data={config.options['data']}"])])
@@ -161,17 +164,20 @@ class ReadyNetwork(nn.Module):
         return self.network(x.to(weight)).float()
 
 
-def load(run: Run | Path | str) -> ReadyNetwork:
+def load(run: Run | Path | str, overrides: Sequence[str] = ()) -> ReadyNetwork:
     """Load a run's trained network, ready to predict from raw images, in evaluation mode.
 
     Args:
         run: a run, or its folder.
+        overrides: data.path=FOLDER or data.cache=FOLDER, if the images have moved since the training. They are read
+            only if the run does not record its channel statistics or the shape of its images.
 
     Raises:
-        InputError: the run has no checkpoint, or its channel statistics are unknown.
+        InputError: the run has no checkpoint, its channel statistics are unknown, or an override is invalid.
     """
     run = run if isinstance(run, Run) else Run.read(Path(run))
-    return ReadyNetwork(load_network(run), source_of(run.config), training_statistics(run, run.config))
+    config = located(run.config, location_of(overrides))
+    return ReadyNetwork(load_network(run, config.data), source_of(config), training_statistics(run, config))
 
 
 def load_network(run: Run | Path | str, data: Mapping[str, Any] | None = None) -> nn.Module:
@@ -201,7 +207,7 @@ def load_network(run: Run | Path | str, data: Mapping[str, Any] | None = None) -
         print(f"{run.name} is not finished; using its weights after step {saved.step}", file=sys.stderr)
     # The checkpoint replaces the initial weights, whose file may no longer exist.
     model = {**run.config.model, "weights": None, "head": None}
-    config = replace(run.config, model=model, data=data or run.config.data)
+    config = replace(run.config, model=model, data=data or located(run.config).data)
     network = build_network(config)
     if config.precision == "64-true":
         network.double()
@@ -222,17 +228,20 @@ def training_statistics(run: Run, config: Config) -> tuple[Tensor, Tensor]:
     have the same data set.
 
     Raises:
-        InputError: the run does not record them, and its training images cannot be read.
+        InputError: the run does not record them, and its training images cannot be read, or have changed.
     """
     if (recorded := _recorded_statistics(run)) is not None:
         return recorded
+    own = _with_location(run, config)
     try:
-        return source_of(replace(run.config, data=_located(run, config))).load().channel_statistics
+        images = source_of(own).load()
     except InputError as error:
         raise InputError(
             f"{run.folder} does not record its channel means, and the training images to compute them from cannot be "
             f"read: {error}"
         ) from error
+    Run(own, run.folder).check_data(images.sha256())
+    return images.channel_statistics
 
 
 def _recorded_statistics(run: Run) -> tuple[Tensor, Tensor] | None:
@@ -241,10 +250,9 @@ def _recorded_statistics(run: Run) -> tuple[Tensor, Tensor] | None:
     return torch.tensor(run.result["channel_mean"]), torch.tensor(run.result["channel_std"])
 
 
-def _located(run: Run, config: Config) -> dict[str, Any]:
-    """Return the data options of a run with the location of `config`, if both have the same data set."""
-    location = NOT_IDENTITY["data"] if config.options == run.config.options else ()
-    return run.config.data | {key: config.data[key] for key in location if key in config.data}
+def _with_location(run: Run, config: Config) -> Config:
+    """Return the configuration of a run with the location of `config`, if both have the same data set."""
+    return located(run.config, location_in(config) if config.options == run.config.options else ())
 
 
 def predict(run: Run | Path | str, overrides: Sequence[str] = ()) -> Predictions:
@@ -262,7 +270,7 @@ def predict(run: Run | Path | str, overrides: Sequence[str] = ()) -> Predictions
     run = run if isinstance(run, Run) else Run.read(Path(run))
     config = with_overrides(run.config, overrides)
     check_devices(config)
-    network = load_network(run, _located(run, config))
+    network = load_network(run, _with_location(run, config).data)
     source = source_of(config)
     images = source.load()
     own = identity(config)["data"] == identity(run.config)["data"]  # the run's own images, wherever they lie

@@ -25,6 +25,7 @@ from plainres.config.schema import Config
 from plainres.errors import InputError, first_line
 from plainres.models.weights import config_in, published_statistics, save_weights, statistics_in
 from plainres.runs.identity import NOT_IDENTITY, TARGET
+from plainres.runs.location import located, location_of
 from plainres.runs.record import Run
 
 RECORDED = ("model", "data", "options", "precision")  # parts of a run's configuration in an exported file
@@ -113,10 +114,15 @@ def _recorded_config(file: Path, recorded: dict[str, Any], overrides: Sequence[s
     return with_overrides(config, overrides)
 
 
-def export(run: Run, file: Path) -> str:
+def export(run: Run, file: Path, overrides: Sequence[str] = ()) -> str:
     """Write the weights of a run as safetensors, with its configuration and channel statistics.
 
     The configuration does not contain the locations of files.
+
+    Args:
+        run: the run.
+        file: the file to write.
+        overrides: as for `plainres.analysis.evaluation.load`.
 
     Returns:
         Naming scheme of the keys, "torchvision's" or "plainres's".
@@ -127,7 +133,8 @@ def export(run: Run, file: Path) -> str:
     recorded = {key: getattr(run.config, key) for key in RECORDED}
     for group, keys in NOT_IDENTITY.items():
         recorded[group] = {key: value for key, value in recorded[group].items() if key not in keys}
-    return save_weights(load_network(run), recorded, training_statistics(run, run.config), file)
+    config = located(run.config, location_of(overrides))
+    return save_weights(load_network(run, config.data), recorded, training_statistics(run, config), file)
 
 
 def _targets(node: Any) -> Iterator[str]:

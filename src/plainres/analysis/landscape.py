@@ -38,6 +38,7 @@ from plainres.analysis.measurements import (
 from plainres.console import quantity
 from plainres.randomness import mix
 from plainres.reporting.figures import COLOURS, legend_below, mark_below, note_below
+from plainres.runs.location import Location
 
 VALUES = ("loss", "error")
 POINTS = {1: 51, 2: 21}  # default number of points along each direction, by the number of directions
@@ -101,13 +102,22 @@ def measure_row(finished: Finished, row: Mapping[str, str]) -> tuple[float, floa
         return loss_and_error(finished.network, finished.training)
 
 
-def write(folders: Sequence[Path], *, points: int | None, dimensions: int, reach: float, images: int, seed: int) -> str:
+def write(
+    folders: Sequence[Path],
+    *,
+    points: int | None,
+    dimensions: int,
+    reach: float,
+    images: int,
+    seed: int,
+    location: Location = (),
+) -> str:
     """Measure the landscapes of runs and return a summary; write landscape.csv and a figure into each run's folder.
 
     Raises:
         InputError, LockedError, RunFailedError: see `measurements.measure`.
     """
-    selected = read_finished(folders, images)
+    selected = read_finished(folders, images, location)
     points = POINTS[dimensions] if points is None else points
     plans = [Plan(finished, "landscape", plan_rows(finished, points, dimensions, reach, seed)) for finished in selected]
     rows = measure(plans, VALUES, measure_row, images, "point")

@@ -43,6 +43,7 @@ from plainres.models.networks import Stack
 from plainres.models.shortcuts import Identity
 from plainres.randomness import mix
 from plainres.reporting.figures import COLOURS, MARKERS, legend_below
+from plainres.runs.location import Location
 
 VALUES = ("train_loss", "train_error", "test_loss", "test_error")
 KINDS = ("block", "delete", "swap")  # one block deleted, random blocks deleted, random pairs of blocks swapped
@@ -183,13 +184,15 @@ def measure_row(finished: Finished, row: Mapping[str, str]) -> list[float]:
         return [*loss_and_error(network, finished.training), *loss_and_error(network, finished.test)]
 
 
-def write(folders: Sequence[Path], max_number: int, draws: int, seed: int, images: int | None) -> str:
+def write(
+    folders: Sequence[Path], max_number: int, draws: int, seed: int, images: int | None, *, location: Location = ()
+) -> str:
     """Measure the lesions of runs and return a table of errors; write lesion.csv and a figure into each run's folder.
 
     Raises:
         InputError, LockedError, RunFailedError: see `measurements.measure`.
     """
-    selected = read_finished(folders, images)
+    selected = read_finished(folders, images, location)
     plans = [Plan(finished, "lesion", plan_rows(finished, max_number, draws, seed)) for finished in selected]
     rows = measure(plans, VALUES, measure_row, images, "network")
     runs = [finished.run for finished in selected]

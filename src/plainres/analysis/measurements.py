@@ -35,6 +35,7 @@ from plainres.errors import InputError, LockedError, RunFailedError
 from plainres.files import csv_text, read_rows, write_atomically
 from plainres.processes.forkserver import attach_to_command, forkserver
 from plainres.reporting.figures import save
+from plainres.runs.location import Location, located, location_in
 from plainres.runs.record import Run
 
 Row = dict[str, str]
@@ -59,17 +60,22 @@ class Finished:
     test_images: int
 
     @classmethod
-    def read(cls, folder: Path, images: int | None = None) -> "Finished":
+    def read(cls, folder: Path, images: int | None = None, location: Location = ()) -> "Finished":
         """Read the run in a folder, with a sample of `images` images of each split, or with all images.
+
+        Args:
+            folder: the folder of the run.
+            images: the size of the sample of each split; None takes all images.
+            location: the location of the images (see `plainres.runs.location.located`).
 
         Raises:
             InputError: the folder contains no finished run, its checkpoint is missing or does not match its result, or
                 its images cannot be read, or are others than in its training.
         """
-        run = Run.read_finished(folder)
+        run = Run(located(Run.read_finished(folder).config, location), folder)
         gpu = run.config.trainer.accelerator == "gpu" and torch.cuda.is_available()
         device = torch.device("cuda" if gpu else "cpu")
-        network = load_network(run).to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
+        network = load_network(run, run.config.data).to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
         source = source_of(run.config)
         loaded = source.load()
         run.check_data(loaded.sha256())
@@ -90,14 +96,14 @@ class Finished:
         return {"weights": self.run.result["weights_sha256"][:8], "images": images}
 
 
-def read_finished(folders: Sequence[Path], images: int | None = None) -> list[Finished]:
+def read_finished(folders: Sequence[Path], images: int | None = None, location: Location = ()) -> list[Finished]:
     """Read the runs in `folders`, each once, and set this process's number of threads to that of their training.
 
     Raises:
         InputError: see `Finished.read`.
     """
     unique = {folder.resolve(): folder for folder in folders}
-    runs = [Finished.read(folder, images) for folder in unique.values()]
+    runs = [Finished.read(folder, images, location) for folder in unique.values()]
     torch.set_num_threads(max(finished.run.config.trainer.threads for finished in runs))
     return runs
 
@@ -190,7 +196,8 @@ def measure(plans: Sequence[Plan], values: Sequence[str], work: Work, images: in
                         write_atomically(plan.file, csv_text(list(rows.values())))
                     else:
                         plan.file.unlink(missing_ok=True)
-            tasks = [(work, plans[i].finished.run.folder, images, row) for i, row in missing]
+            runs = [plan.finished.run for plan in plans]
+            tasks = [(work, runs[i].folder, images, location_in(runs[i].config), row) for i, row in missing]
             gpu = any(next(plan.finished.network.parameters()).is_cuda for plan in plans)
             processes = 1 if gpu else min(joblib.cpu_count(), len(tasks))
             for task, result in _in_processes(tasks, processes):
@@ -260,13 +267,13 @@ def _begin() -> None:
     torch.set_num_threads(1)  # since there is one process per core
 
 
-def _work(work: Work, folder: Path, images: int | None, row: Row) -> Sequence[float]:
-    return work(_cached(folder, images), row)
+def _work(work: Work, folder: Path, images: int | None, location: Location, row: Row) -> Sequence[float]:
+    return work(_cached(folder, images, location), row)
 
 
 @lru_cache(maxsize=1)  # one entry suffices, since the rows of one run follow each other
-def _cached(folder: Path, images: int | None) -> Finished:
-    return Finished.read(folder, images)
+def _cached(folder: Path, images: int | None, location: Location) -> Finished:
+    return Finished.read(folder, images, location)
 
 
 def draw_runs(draw: Callable[[Sequence[int]], Figure], runs: Sequence[Run], name: str) -> Path:

@@ -33,6 +33,7 @@ from plainres.errors import InputError
 from plainres.files import csv_text, write_atomically
 from plainres.randomness import mix
 from plainres.reporting.figures import COLOURS, MARKERS, legend_below
+from plainres.runs.location import Location
 
 
 def hessian_vector(network: nn.Module, batches: EvaluationBatches, vector: Sequence[Tensor]) -> list[Tensor]:
@@ -130,13 +131,21 @@ def top_eigenvalue(
     return history
 
 
-def write(folders: Sequence[Path], images: int, tolerance: float, max_iterations: int, seed: int) -> str:
+def write(
+    folders: Sequence[Path],
+    images: int,
+    tolerance: float,
+    max_iterations: int,
+    seed: int,
+    *,
+    location: Location = (),
+) -> str:
     """Compute the top eigenvalues of runs and return them as text; write sharpness.csv and a figure into each folder.
 
     Raises:
         InputError: a run is not finished, the curvature of its loss is NaN or infinite, or its folder is not writable.
     """
-    selected = read_finished(folders, images)
+    selected = read_finished(folders, images, location)
     runs = [finished.run for finished in selected]
     names = labels(runs)
     curves, lines = [], []

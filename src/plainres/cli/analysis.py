@@ -4,14 +4,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from plainres.cli.arguments import Arguments, integer, positive_number
+from plainres.cli.arguments import Arguments, integer, positive_number, split_overrides
 
 
 class _AnalysisArguments(Arguments):
-    """Parser of the options of a command on finished runs."""
+    """Parser of the options of a command on finished runs, and of overrides that locate their images."""
 
     def __init__(self, command: str, description: str) -> None:
-        super().__init__(command, description, example="runs/digits/identity-8-w8-s0-203321d6")
+        super().__init__(command, description, example="runs/digits/identity-8-w8-s0-203321d6", location=True)
         self.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a finished run")
         self.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: 0)")
 
@@ -21,8 +21,12 @@ class _AnalysisArguments(Arguments):
         Raises:
             InputError: an option is invalid, or a folder holds no finished run.
         """
-        options = self.parse_args(arguments)
+        words, overrides = split_overrides(arguments)
+        options = self.parse_args(words)
+        from plainres.runs.location import location_of
         from plainres.runs.record import Run
+
+        options.location = location_of(overrides)
 
         for folder in options.runs:
             Run.read_finished(folder)
@@ -51,7 +55,7 @@ def lesion(arguments: list[str]) -> int:
     options = parser.read(arguments)
     from plainres.analysis.lesion import write
 
-    print(write(options.runs, options.most, options.draws, options.seed, options.images))
+    print(write(options.runs, options.most, options.draws, options.seed, options.images, location=options.location))
     return 0
 
 
@@ -86,7 +90,7 @@ def landscape(arguments: list[str]) -> int:
     from plainres.analysis.landscape import write
 
     grid = {"points": options.points, "dimensions": options.dimensions, "reach": options.range}
-    print(write(options.runs, **grid, images=options.images, seed=options.seed))
+    print(write(options.runs, **grid, images=options.images, seed=options.seed, location=options.location))
     return 0
 
 
@@ -114,7 +118,8 @@ def sharpness(arguments: list[str]) -> int:
     from plainres.analysis.sharpness import write
 
     try:
-        print(write(options.runs, options.images, options.tolerance, options.iterations, options.seed))
+        settings = options.images, options.tolerance, options.iterations, options.seed
+        print(write(options.runs, *settings, location=options.location))
     except KeyboardInterrupt:
         print("plainres: stopped; run the same command again to start over", file=sys.stderr)
         return 130

@@ -4,7 +4,7 @@ import argparse
 import math
 import shutil
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from plainres.errors import InputError
@@ -13,6 +13,10 @@ COLUMNS = 80  # of help texts; narrower in a narrower terminal
 OVERRIDES = """\
 OVERRIDES are group=option (model/shortcut=plain) or path.to.key=value (model.depth=56), as for plainres train.
 plainres list shows the groups and their options; plainres train --cfg job shows every key.
+"""
+LOCATION = """\
+data.path=FOLDER and data.cache=FOLDER locate images that have moved since the training, as for plainres train and eval.
+The environment variable PLAINRES_CACHE replaces the cache of the training.
 """
 MISSING = "the following arguments are required: "  # how argparse begins its message
 
@@ -26,19 +30,27 @@ class Arguments(argparse.ArgumentParser):
         example: its arguments in an example, for the message about missing ones.
         usage: its arguments, if argparse cannot derive them.
         overrides: explain overrides of the configuration below the options.
+        location: explain overrides that locate the images of runs below the options.
 
     Raises:
         InputError: an option is invalid.
     """
 
     def __init__(
-        self, command: str, description: str, *, example: str = "", usage: str | None = None, overrides: bool = False
+        self,
+        command: str,
+        description: str,
+        *,
+        example: str = "",
+        usage: str | None = None,
+        overrides: bool = False,
+        location: bool = False,
     ) -> None:
         super().__init__(
             f"plainres {command}",
             usage=usage and f"plainres {command} {usage}",
             description=_filled(description),
-            epilog=_filled(OVERRIDES) if overrides else None,
+            epilog=_filled(OVERRIDES * overrides + LOCATION * location) or None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -50,6 +62,12 @@ class Arguments(argparse.ArgumentParser):
             names = message.removeprefix(MISSING).upper().replace(", ", " and ")
             raise InputError(f"{self.prog} needs {names}, as in `{self.prog} {self.example}`")
         raise InputError(f"{message}; see {self.prog} --help")
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate options and folders from overrides, which have a = before the first slash."""
+    overrides = [word for word in arguments if "=" in word.partition("/")[0] and not word.startswith("-")]
+    return [word for word in arguments if word not in overrides], overrides
 
 
 def _filled(text: str) -> str:

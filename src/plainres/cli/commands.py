@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plainres.cli.arguments import Arguments, integer, positive_number
+from plainres.cli.arguments import Arguments, integer, positive_number, split_overrides
 from plainres.errors import InputError, RunFailedError
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ def report(arguments: list[str]) -> int:
         if arguments[position - 1] == "--wandb" and word not in modes:
             arguments[position - 1] = "--wandb=offline"  # the next word is a folder
     options = parser.parse_args(arguments)
-    from plainres.reporting.report import FORMATS, write_report
+    from plainres.reporting.report import FORMATS, NotWrittenError, write_report
     from plainres.reporting.study import read_study
     from plainres.runs.record import REPORT as REPORTED
 
@@ -248,7 +248,11 @@ def report(arguments: list[str]) -> int:
         print(FORMATS[options.format](read_study(*options.folders).families))
         return 0
     columns = shutil.get_terminal_size().columns  # 80 if the output is piped
-    print(write_report(*options.folders, title=options.title, width=options.width, columns=columns))
+    try:
+        print(write_report(*options.folders, title=options.title, width=options.width, columns=columns))
+    except NotWrittenError as error:
+        print(error.text)
+        raise
     page = read_study(*options.folders).home / REPORTED / "index.html"
     if options.open and not webbrowser.open(page.resolve().as_uri()):
         print(f"there is no browser to open {page} with", file=sys.stderr)
@@ -385,10 +389,12 @@ def export(arguments: list[str]) -> int:
         "Write the weights of a run as safetensors, with its configuration and its channel statistics. The names are "
         "torchvision's if the network is one of its ResNets.",
         example="runs/digits/identity-8-w8-s0-203321d6 weights.safetensors",
+        location=True,
     )
     parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument("file", type=Path, help="file to write, NAME.safetensors")
-    options = parser.parse_args(arguments)
+    words, overrides = split_overrides(arguments)
+    options = parser.parse_args(words)
     if options.file.suffix != ".safetensors":
         raise InputError(f"{options.file}: the name of the file must end with .safetensors")
     from plainres.runs.record import Run
@@ -396,7 +402,7 @@ def export(arguments: list[str]) -> int:
     run = Run.read(options.run)
     from plainres.analysis.exchange import export
 
-    names = export(run, options.file)
+    names = export(run, options.file, overrides)
     print(f"wrote {options.file}: the weights of {run.name} under {names} names; its configuration is in the metadata")
     print(f"evaluate it: plainres eval {options.file}")
     return 0

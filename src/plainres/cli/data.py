@@ -41,11 +41,11 @@ def data(arguments: list[str]) -> int:
     )
     parser.add_argument("--older", type=positive_number, metavar="DAYS", help="remove copies not used for DAYS days")
     options = parser.parse_args(arguments)
-    cache = (options.cache or Path(os.environ.get("PLAINRES_CACHE", "~/.cache/plainres"))).expanduser()
-    from plainres.data.copies import copies_in, select
+    from plainres.data.copies import cache_folder, copies_in, select
 
     if options.action != "remove" and (options.unfinished or options.older):
         raise InputError("--unfinished and --older belong to plainres data remove")
+    cache = cache_folder(str(options.cache or os.environ.get("PLAINRES_CACHE", "~/.cache/plainres")))
     copies = select(cache, options.names) if options.names else list(copies_in(cache))
     if options.action == "list":
         _list(copies, cache)

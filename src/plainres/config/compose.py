@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -18,21 +18,21 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
-from yaml import MarkedYAMLError
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
+from plainres.config.messages import RESUME, one_line, unknown_option, value_of
 from plainres.config.options import Options
-from plainres.config.schema import Config, in_words
-from plainres.config.suggestions import keys_of, similar_options, suggestion
+from plainres.config.overrides import as_typed, check_hydra, check_list, check_word, parse
+from plainres.config.schema import Config
+from plainres.config.suggestions import keys_of, suggestion
 from plainres.console import bar
-from plainres.errors import InputError, first_line
+from plainres.errors import InputError
 
-RESUME = "; run the same command again, without it, to resume"
+LISTS = ("experiment", "logger", "probes")  # groups of which several options can be chosen
+ASSIGNED = ("options", "weights_sha256")  # keys that `typed` sets
 
 ConfigStore.instance().store(name="schema", node=Config)
 
@@ -137,24 +137,22 @@ def compose_jobs(arguments: Sequence[str]) -> Jobs:
         with tempfile.TemporaryDirectory() as scratch:  # Hydra writes a multirun.yaml for every sweep
             os.environ["PLAINRES_SCRATCH"] = scratch
             # Hydra's parser accepts no overrides on both sides of a flag
-            sys.argv[1:] = sorted(arguments, key=lambda word: word not in ("-m", "--multirun"))
+            sys.argv[1:] = sorted(map(as_typed, arguments), key=lambda word: word not in ("-m", "--multirun"))
             collect()
         jobs.configs += [typed(*job) for job in collected]
     except (InputError, BrokenPipeError):
         raise
     except Exception as error:  # raised by Hydra, OmegaConf or YAML
-        if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
-            raise InputError(f"{error.problem_mark.name}, {first_line(error)}") from error
-        options = Options(flags.config_dir)
-        if isinstance(error, MissingConfigException) and not error.options:  # for an option in a list of options
-            error.options = options.of(str(error.missing_cfg_file).rpartition("/")[0])
-        known = isinstance(error, HydraException | OmegaConfBaseException)
-        message = _one_line(error, arguments, options) if known else f"{' '.join(arguments)}: {_sentences(error)}"
+        message = one_line(error, arguments, Options(flags.config_dir), _default_keys)
+        for word in arguments:
+            message = message.replace(as_typed(word), word)
         raise InputError(message) from error
     finally:
         composing.close()
         os.environ["HYDRA_FULL_ERROR"] = full_error
         plugins.instantiate_launcher = instantiate_launcher
+    for name, study in {(str(each.options.get("experiment")), each.study) for each in jobs.configs}:
+        Options(flags.config_dir).check_study(f"experiment/{name}", study)
     return jobs
 
 
@@ -181,12 +179,14 @@ def _parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
         if guess := _suggest_for_flag(flag.lstrip("-"), value or None, flags.config_dir):
             raise InputError(f"{message}{guess}")
         refuse(message)
-    for word in [*flags.overrides, *unknown]:
-        if "=" not in word and not word.startswith("~"):
-            raise InputError(
-                f"{word!r} is not an override; write group=option or path.to.key=value, "
-                "as in experiment=digits or model.depth=56"
-            )
+    words = [*flags.overrides, *unknown]
+    for previous, word, following in zip(["", *words], words, [*words[1:], ""], strict=False):
+        check_word(word, previous, following)
+    for word in words:
+        override = parse(as_typed(word))
+        check_hydra(override)
+        if isinstance(override.value(), list):
+            check_list(override, list(Options(flags.config_dir).groups()), LISTS)
     if flags.multirun and (flags.cfg or flags.info):
         raise InputError("--cfg and --info show one configuration: leave out -m, and give each option one value")
     return flags
@@ -196,8 +196,12 @@ def _suggest_for_flag(name: str, value: str | None, config_dir: str | None) -> s
     """Return a suggestion for a flag that was meant as an override, such as --depth 20."""
     if name == "resume":
         return RESUME
-    keys = keys_of(OmegaConf.structured(compose([])[0]))
-    return suggestion(name.replace("-", "_"), value, keys, list(Options(config_dir).groups()))
+    return suggestion(name.replace("-", "_"), value, _default_keys(), list(Options(config_dir).groups()))
+
+
+def _default_keys() -> list[str]:
+    """Return the keys of the default configuration."""
+    return keys_of(OmegaConf.structured(compose([])[0]))
 
 
 def chosen_options() -> dict[str, str]:
@@ -214,18 +218,24 @@ def typed(composed: DictConfig, options: dict[str, str], overrides: Sequence[str
         overrides: the overrides of the job, for error messages.
 
     Raises:
-        InputError: a value is invalid.
+        InputError: a value is missing or invalid, or there is no such option.
     """
     if (sweeper := options["hydra/sweeper"]) != "basic":
         raise InputError(f"hydra/sweeper={sweeper} is not supported; sweep over listed values with hydra/sweeper=basic")
     task = copy.deepcopy(composed)
     with open_dict(task):
         task.pop("hydra", None)
-    OmegaConf.resolve(task)
     _check_keys(task, overrides)
+    OmegaConf.resolve(task)
+    deleted = {each.name for each in fields(Config) if each.default == MISSING and each.name not in task}
+    if missing := deleted | OmegaConf.missing_keys(task):
+        raise InputError(f"{', '.join(sorted(missing))} must be set, as in {min(missing)}=VALUE")
     _check_length(task, overrides)
     config = OmegaConf.to_object(task)
     assert isinstance(config, Config)
+    _check_probes(config)
+    if "model/shortcut" not in options:
+        raise InputError("model/shortcut takes one option, as in model/shortcut=identity")
     config.options = {group: name for group, name in options.items() if not group.startswith("hydra/")}
     if weights := config.model.get("weights"):
         config.weights_sha256 = _sha256(weights)
@@ -233,23 +243,35 @@ def typed(composed: DictConfig, options: dict[str, str], overrides: Sequence[str
 
 
 def _check_keys(task: DictConfig, overrides: Sequence[str], parent: str = "") -> None:
-    """Check that `+key=value` added no key to a node with a schema, which would be ignored.
+    """Check that no key was added to a node with a schema, and that no value was given to an internal one.
 
     Raises:
-        InputError: it did.
+        InputError: it was. The key would be ignored.
     """
     root = task._get_root()
     assert isinstance(root, DictConfig)
     kind = OmegaConf.get_type(task)
     for name in map(str, task):
         key = f"{parent}.{name}".lstrip(".")
-        if is_dataclass(kind) and name not in {each.name for each in fields(kind)}:
-            keys = [each for each in keys_of(root) if each != key]
-            guess = suggestion(key, _value_of(key, overrides), keys, list(Options().groups()))
-            raise InputError(f"there is no option {key}{guess}")
         child = task._get_node(name)
+        assigned = not parent and name in ASSIGNED and bool(task[name])
+        if assigned or (is_dataclass(kind) and name not in {each.name for each in fields(kind)}):
+            raise InputError(unknown_option(key, value_of(key, overrides), keys_of(root), Options()))
         if isinstance(child, DictConfig) and is_dataclass(OmegaConf.get_type(child)):
             _check_keys(child, overrides, key)
+
+
+def _check_probes(config: Config) -> None:
+    """Check that every probe is a node.
+
+    Raises:
+        InputError: one is a value, as if the probe in a YAML file had no name.
+    """
+    for name, node in config.probes.items():
+        if not isinstance(node, dict):
+            raise InputError(
+                f"probes.{name} is {node!r}; it must be a node with _target_, as in conf/probes/gradients.yaml"
+            )
 
 
 def _check_length(task: DictConfig, overrides: Sequence[str]) -> None:
@@ -279,54 +301,3 @@ def _sha256(file: Any) -> str:
     except (OSError, TypeError) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else "it cannot be read"
         raise InputError(f"model.weights={file}: {reason}") from error
-
-
-def _one_line(error: Exception, arguments: Sequence[str], options: Options) -> str:
-    """Return a multi-line message of Hydra or OmegaConf as one line that names valid alternatives."""
-    if isinstance(error, MissingConfigException) and error.options:
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
-        if group == "hydra/launcher":
-            return (
-                f"{group}={option}: there is no such launcher; there are {', '.join(error.options)}; others come with "
-                "their plugins, slurm with pip install 'plainres[slurm]'"
-            )
-        close = similar_options(option, error.options)
-        guess = f"did you mean {' or '.join(f'{group}={name}' for name in close)}? There" if close else "there"
-        return f"{group}={option}: there is no such option; {guess} are {', '.join(error.options)}"
-    if "Ambiguous value" in str(error):
-        override = str(error).splitlines()[0].partition("'")[2].rpartition("'")[0]
-        return f"{override} lists several values: add -m for a run with each of them, or give one value"
-    cause = error.__cause__
-    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
-        key = str(cause.full_key)
-        keys = keys_of(cause.parent_node._get_root())  # pyright: ignore[reportArgumentType]
-        guess = suggestion(key, _value_of(key, arguments), keys, list(options.groups())) if key != "resume" else RESUME
-        if "/" in key:
-            return f"there is no group {key}" + (guess or f"; the groups are {', '.join(options.groups())}")
-        siblings = ", ".join(str(name) for name in cause.parent_node if not _internal(str(name)))
-        return f"there is no option {key}" + (guess or (f"; there are {siblings}" if siblings else ""))
-    parts = [_sentences(error).removeprefix("Error merging override ")]
-    if isinstance(cause, ValidationError) and cause.object_type is not None:
-        element = cause.object_type is list
-        hint = get_args(cause.ref_type)[0] if element else get_type_hints(cause.object_type)[str(cause.key)]
-        parts.append(f"{cause.full_key} must be {in_words(hint)}")
-    elif isinstance(cause, OmegaConfBaseException):
-        parts.append(_sentences(cause))
-    return ": ".join(part for part in parts if part)
-
-
-def _internal(key: str) -> bool:
-    """Whether a key is not meant to be overridden."""
-    return key.startswith("_") or key in ("hydra", "options", "weights_sha256")
-
-
-def _value_of(key: str, arguments: Sequence[str]) -> str | None:
-    """Return the value that the command line gives to a key or group, None if it is not given there."""
-    overrides = [word.lstrip("+~").partition("=") for word in arguments if "=" in word]
-    return next((value for name, _, value in overrides if name == key), None)
-
-
-def _sentences(error: Any) -> str:
-    """Return the sentences of a message without its advice and its indented details."""
-    advice = (" ", "\t", "To append", "See http", "Set the env", "Config search path")
-    return " ".join(line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith(advice))

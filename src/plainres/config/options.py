@@ -1,6 +1,6 @@
 """Groups and options of conf/ and of a user's own --config-dir, for `plainres list` and for error messages."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -8,12 +8,15 @@ from pathlib import Path
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.utils import create_config_search_path
 from hydra.core.object_type import ObjectType
+from omegaconf import DictConfig
 
 from plainres.config.suggestions import similar_names
 from plainres.console import aligned
 from plainres.errors import InputError
 
 CONF = "plainres.conf"
+GLOBAL = "# @package _global_"  # first line of an experiment
+BOM = b"\xef\xbb\xbf"
 
 
 class Options:
@@ -46,6 +49,41 @@ class Options:
             if self.of(group):
                 yield group
             yield from self.groups(group)
+
+    def file(self, name: str) -> Path:
+        """Return the file of an option, such as experiment/digits, for messages."""
+        own = Path(self.config_dir or ".") / f"{name}.yaml"
+        return own if self.config_dir and own.is_file() else Path("conf") / f"{name}.yaml"
+
+    def has_bom(self, name: str) -> bool:
+        """Whether the file of an option begins with a byte order mark."""
+        file = self.file(name)
+        return file.is_file() and file.read_bytes().startswith(BOM)
+
+    def check_study(self, name: str, study: str) -> None:
+        """Check that the name of a study is not what YAML reads as a number, which would change 1e3 to 1000.0.
+
+        Args:
+            name: the option, such as experiment/digits, whose file may name the study.
+            study: the name in use, which may be another one.
+
+        Raises:
+            InputError: it is.
+        """
+        loaded = self._repository.load_config(name)
+        written = loaded.config.get("study") if loaded and isinstance(loaded.config, DictConfig) else None
+        if isinstance(written, int | float) and str(written) == study:
+            raise InputError(f"{self.file(name)}: YAML reads the name of the study as {study}; write it in quotes")
+
+    def undecodable(self, arguments: Sequence[str]) -> Path | None:
+        """Return the first of the user's files that is not UTF-8, None if all are. Named files come first."""
+        files = sorted(Path(self.config_dir).rglob("*.yaml")) if self.config_dir else []
+        for file in sorted(files, key=lambda file: not any(file.stem in word for word in arguments)):
+            try:
+                file.read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                return file
+        return None
 
     def header(self, group: str, option: str) -> str:
         """Return the first line of the comment at the top of an option's YAML file, "" if there is none."""

@@ -8,6 +8,18 @@ from omegaconf import DictConfig, OmegaConf
 
 SHOWN = 3  # suggestions in one message
 CUTOFF = 0.7  # similarity from which a name elsewhere in the configuration is suggested
+MEANT = {  # names that other tools give to a key or group
+    **dict.fromkeys(("learning_rate", "eta"), "optim.lr"),
+    **dict.fromkeys(("max_epochs", "num_epochs", "n_epochs"), "optim.epochs"),
+    **dict.fromkeys(("max_steps", "max_iter", "iterations"), "optim.steps"),
+    **dict.fromkeys(("batch", "bs"), "optim.batch_size"),
+    **dict.fromkeys(("wd", "l2"), "optim.weight_decay"),
+    **dict.fromkeys(("layers", "num_layers"), "model.depth"),
+    **dict.fromkeys(("gpus", "num_gpus"), "trainer.devices"),
+    **dict.fromkeys(("num_workers", "n_workers"), "trainer.workers"),
+    **dict.fromkeys(("dataset", "data_set"), "data"),
+    **dict.fromkeys(("optimizer", "recipe"), "optim"),
+}
 
 
 def keys_of(composed: DictConfig) -> list[str]:
@@ -60,7 +72,8 @@ def similar_names(key: str, keys: Sequence[str], groups: Sequence[str]) -> list[
     parent, _, last = key.replace("/", ".").rpartition(".")
     siblings = [path for path in [*groups, *keys] if path.replace("/", ".").rpartition(".")[0] == parent]
     names = (
-        [group for group in groups if _last(group) == last]
+        [name for name in dict.fromkeys([*groups, *keys]) if name == MEANT.get(last)]
+        or [group for group in groups if _last(group) == last]
         or [path for path in keys if _last(path) == last]
         or _similar(last, siblings, 0.6)
         or _similar(last, [*groups, *keys], CUTOFF)

@@ -4,13 +4,14 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from plainres.console import quantity, say
-from plainres.data.copies import VERSION, Contents, Copy, lock_of, remove_unfinished, unfinished_folder
+from plainres.data.copies import VERSION, Contents, Copy, cache_folder, remove_unfinished, reserved, unfinished_folder
 from plainres.data.dataset import Dataset
 from plainres.data.layouts import Chosen, class_name
 from plainres.data.making import make_copy
@@ -49,7 +50,7 @@ class CachedCopy:
         key += [self.shape and list(self.shape), self.stored, data.test_split, data.test_share, data.subset]
         key += [self.damaged, *data.fingerprint()]
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
-        return Path(self.cache).expanduser() / f"{data.label.replace('/', '--')}-{digest}"
+        return cache_folder(self.cache) / f"{data.label.replace('/', '--')}-{digest}"
 
     def contents(self) -> Contents:
         """Return the description of the copy, which this makes unless there is an intact one.
@@ -61,15 +62,15 @@ class CachedCopy:
         copy = Copy(self.folder)
         if (contents := copy.read()) is not None:
             return contents
-        try:
-            copy.folder.parent.mkdir(parents=True, exist_ok=True)
-            lock = lock_of(copy.folder).acquire()
-        except OSError as error:
-            raise InputError(
-                f"cannot write to the cache {copy.folder.parent}: {error.strerror}; set data.cache=FOLDER or "
-                "PLAINRES_CACHE"
-            ) from error
-        with lock:
+        with ExitStack() as stack:
+            try:
+                copy.folder.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(reserved(copy.folder))
+            except OSError as error:
+                raise InputError(
+                    f"cannot write to the cache {copy.folder.parent}: {error.strerror}; set data.cache=FOLDER or "
+                    "PLAINRES_CACHE"
+                ) from error
             if (contents := copy.read()) is not None:  # another run decoded it while this one waited for the lock
                 return contents
             if copy.folder.exists():

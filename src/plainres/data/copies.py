@@ -6,28 +6,34 @@ complete, so that an unfinished copy is never used. Copies are mapped into memor
 and a copy may be larger than the memory.
 """
 
+import errno
 import hashlib
 import json
 import mmap
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
+from plainres.console import say
 from plainres.errors import InputError
+from plainres.locks import HeldError, held
 
 VERSION = 1  # of the files of a copy
 METADATA = "metadata.json"
 USED = "used"  # empty file, whose time of modification is that of the last use
 UNFINISHED = ".tmp-"
+CLUTTER = (".DS_Store", "Thumbs.db", "desktop.ini")  # files that file managers add
 CHUNK = 1 << 24  # bytes read at a time
 
 
@@ -150,9 +156,9 @@ def file_sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
-def lock_of(folder: Path, timeout: float = -1) -> FileLock:
-    """Return the lock under which a copy is written or removed."""
-    return FileLock(f"{folder}.lock", timeout=timeout)
+def reserved(folder: Path, timeout: float = -1) -> AbstractContextManager[None]:
+    """Hold the lock under which a copy is written or removed (see `plainres.locks.held`)."""
+    return held(folder.with_name(f"{folder.name}.lock"), timeout)
 
 
 def unfinished_folder(folder: Path) -> Path:
@@ -213,6 +219,43 @@ def readable(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def cache_folder(name: str) -> Path:
+    """Return the folder of decoded copies, whose name may begin with `~`.
+
+    If the user has no home folder, or may not write there, it is a folder of the user's own among the temporary ones,
+    and a line on stderr says so.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    try:
+        folder = Path(name).expanduser()
+        usable = not name.startswith("~") or (Path.home().is_dir() and _exists_or_can_be_made(folder))
+    except RuntimeError:  # the home folder is unknown
+        return _temporary_cache()
+    return folder if usable else _temporary_cache()
+
+
+def _exists_or_can_be_made(folder: Path) -> bool:
+    existing = next(each for each in (folder, *folder.parents) if os.access(each, os.F_OK))
+    return existing == folder or os.access(existing, os.W_OK | os.X_OK)
+
+
+@cache
+def _temporary_cache() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"plainres-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.lstat().st_uid != os.getuid():
+            raise PermissionError(errno.EACCES, "it belongs to another user")
+    except OSError as error:
+        raise InputError(
+            f"cannot use the cache {folder}: {error.strerror}; set data.cache=FOLDER or PLAINRES_CACHE"
+        ) from error
+    say(f"the home folder cannot be used: decoded copies are in {folder}; PLAINRES_CACHE names another folder")
+    return folder
+
+
 def copies_in(cache: Path) -> Iterator[Copy]:
     """Yield the copies in a cache, complete or not, by name."""
     if not cache.is_dir():
@@ -223,12 +266,17 @@ def copies_in(cache: Path) -> Iterator[Copy]:
 
 
 def _is_copy(folder: Path) -> bool:
-    """Whether a folder holds files of a decoded copy, of this or an earlier version, and nothing else."""
-    names = [file.name for file in folder.iterdir()]
+    """Whether a folder holds files of a decoded copy, of this or an earlier version, and none of the user's."""
+    names = [file.name for file in folder.iterdir() if not is_clutter(file.name)]
     known = (METADATA, USED)
     return all(name in known or name.endswith((".npy", ".bin")) for name in names) and (
         bool(names) or UNFINISHED in folder.name
     )
+
+
+def is_clutter(name: str) -> bool:
+    """Whether a file was added by a file manager, not by the user."""
+    return name in CLUTTER or name.startswith("._")
 
 
 def state_of(copy: Copy) -> str:
@@ -250,9 +298,9 @@ def remove(copy: Copy) -> bool:
     """Remove a copy; return whether it was removed. One that another process is writing stays."""
     folder = copy.folder.with_name(copy.folder.name.partition(UNFINISHED)[0])
     try:
-        with lock_of(folder, timeout=0):
+        with reserved(folder, timeout=0):
             shutil.rmtree(copy.folder)
-    except Timeout:
+    except HeldError:
         return False
     return True
 

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from plainres.data.copies import is_clutter
 from plainres.data.download import NAME, find_on_hub
 from plainres.data.encoded import Layout
 from plainres.data.folders import walk
@@ -86,7 +87,11 @@ class Dataset:
             return []
         if not local.is_dir():
             return [str(local.resolve()), local.stat().st_size, local.stat().st_mtime_ns]
-        files = [[entry.path, entry.stat().st_size, entry.stat().st_mtime_ns] for entry in walk(local)]
+        files = [
+            [entry.path, entry.stat().st_size, entry.stat().st_mtime_ns]
+            for entry in walk(local)
+            if not is_clutter(entry.name)
+        ]
         return [str(local.resolve()), *files]
 
     def _layout(self) -> Layout:

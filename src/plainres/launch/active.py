@@ -4,8 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from plainres.locks import HeldError, held, is_held
 from plainres.runs.record import Run
 
 MARKER = ".sweep"  # a lock in a study's folder; the operating system frees it when the sweep's process exits
@@ -17,18 +16,12 @@ def mark_active(runs: Sequence[Run]) -> Iterator[None]:
     with ExitStack() as stack:
         for folder in sorted({run.folder.parent for run in runs}):
             marker = folder / MARKER
-            with suppress(OSError):  # includes Timeout: another sweep holds the lock
-                stack.enter_context(FileLock(marker, timeout=0.5))  # longer than `is_active` holds it
+            with suppress(OSError, HeldError):
+                stack.enter_context(held(marker, timeout=0.5))  # longer than `is_active` holds it
                 stack.callback(marker.unlink, missing_ok=True)
         yield
 
 
 def is_active(folder: Path) -> bool:
     """Whether a sweep of the study in `folder` is in progress."""
-    if not (folder / MARKER).exists():
-        return False
-    try:
-        with FileLock(folder / MARKER, timeout=0):
-            return False
-    except Timeout:
-        return True
+    return is_held(folder / MARKER)

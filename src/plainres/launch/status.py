@@ -19,7 +19,7 @@ from plainres.runs.record import Run, State, folders_of
 HEAD = ("run", "state", "step", "train (running)", "test", "images/s", "time left")
 RUN, STATE, STEP, TRAIN, TEST, SPEED, LEFT = HEAD
 DROPPED_FIRST = (SPEED, TRAIN, STEP)  # columns without which the table may fit into the terminal
-UNREADABLE = "unreadable"  # a folder whose config.yaml is damaged
+UNREADABLE = "unreadable"  # a folder whose config.yaml is damaged, or which the user may not read
 WAITING = "waiting"  # a missing run while a sweep of its study is active
 STATES = (*(state.value for state in State), WAITING, UNREADABLE)
 UNFINISHED = {State.RUNNING.value, State.INTERRUPTED.value, State.MISSING.value, WAITING}
@@ -40,13 +40,14 @@ class _Row:
 def status(folder: Path) -> str:
     """Return a table of the runs in a study's folder, or of the studies in a folder of studies.
 
-    The table drops columns to fit into the terminal. Below it are the reasons of failures and of damaged records.
+    The table drops columns to fit into the terminal. Below it are the reasons of failures, damaged and unreadable
+    records, and copies of runs, which are not counted.
 
     Args:
         folder: the folder of a study, such as runs/digits, or of all studies, such as runs.
 
     Raises:
-        InputError: the folder holds no runs.
+        InputError: the folder holds no runs, or cannot be read.
     """
     text, _ = _snapshot(folder)
     return text
@@ -73,20 +74,42 @@ def _snapshot(folder: Path) -> tuple[str, list[str]]:
     """Return the status as text, and the states of all runs."""
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give the folder of a study, such as runs/digits")
-    if rows := _rows(folder):
+    try:
+        rows, copies = _rows(folder)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror}") from error
+    # a study that cannot be read looks like a run
+    studies, unread = _studies(folder) if all(row.state == UNREADABLE for row in rows) else ({}, [])
+    if rows and not studies:
         states = [row.state for row in rows]
         notes = [f"{row.name}: {row.note}" for row in rows if row.note]
+        notes += [f"{copy}: a copy of {name}, not counted" for copy, name in copies.items()]
         blocks = [
             _table(rows, terminal_columns(sys.stdout)),
             notes,
             [f"{folder}: {quantity(len(rows), 'run')} ({_counts(states)})"],
         ]
         return "\n\n".join("\n".join(lines) for lines in blocks if lines), states
-    studies = {study: [row.state for row in rows] for study in folders_of(folder) if (rows := _rows(study))}
     if not studies:
-        raise InputError(f"{folder} holds no runs; give the folder of a study, such as runs/digits")
-    lines = aligned([[study.name, quantity(len(states), "run"), _counts(states)] for study, states in studies.items()])
-    return "\n".join(lines), [state for states in studies.values() for state in states]
+        reasons = f" ({'; '.join(unread)})" if unread else ""
+        raise InputError(f"{folder} holds no runs{reasons}; give the folder of a study, such as runs/digits")
+    lines = aligned([[study, quantity(len(states), "run"), _counts(states)] for study, states in studies.items()])
+    return "\n".join([*lines, *unread]), [state for states in studies.values() for state in states]
+
+
+def _studies(folder: Path) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the states of the runs of each study in a folder, and a line for each study that cannot be read."""
+    studies: dict[str, list[str]] = {}
+    notes = []
+    for study in folders_of(folder):
+        try:
+            rows, _ = _rows(study)
+        except OSError as error:
+            notes.append(f"{study.name}: cannot be read: {error.strerror}")
+            continue
+        if rows:
+            studies[study.name] = [row.state for row in rows]
+    return studies, notes
 
 
 def _table(rows: Sequence[_Row], width: int | None) -> list[str]:
@@ -112,21 +135,47 @@ def _counts(states: Iterable[str]) -> str:
     return ", ".join(f"{numbers[state]} {state}" for state in STATES if state in numbers)
 
 
-def _rows(folder: Path) -> list[_Row]:
-    """Return a row for each run of a study."""
+def _rows(folder: Path) -> tuple[list[_Row], dict[str, str]]:
+    """Return a row for each run of a study, and the copies of its runs: their folders and the runs' names.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
     active = is_active(folder)
-    return [_row(path, active=active) for path in folders_of(folder) if (path / "config.yaml").exists()]
+    rows, copies = [], {}
+    for path in folders_of(folder):
+        try:
+            run = Run.read(path)
+        except InputError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):  # otherwise it is no run
+                rows.append(_unreadable(path, str(error).removeprefix(f"{path}/").removeprefix(f"{path} is ")))
+            continue
+        if run.name != path.name and (folder / run.name / "config.yaml").is_file():
+            copies[path.name] = run.name
+            continue
+        try:
+            rows.append(_row(run, active=active))
+        except OSError as error:
+            rows.append(_unreadable(path, f"{Path(error.filename or path).name} cannot be read: {error.strerror}"))
+    return rows, copies
 
 
-def _row(folder: Path, *, active: bool) -> _Row:
-    try:
-        run = Run.read(folder)
-    except InputError as error:
-        note = str(error).removeprefix(f"{folder}/")
-        return _Row(folder.name, UNREADABLE, {RUN: folder.name, STATE: UNREADABLE}, note)
+def _unreadable(folder: Path, note: str) -> _Row:
+    return _Row(folder.name, UNREADABLE, {RUN: folder.name, STATE: UNREADABLE}, note)
+
+
+def _row(run: Run, *, active: bool) -> _Row:
+    """Return the row of a run.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    folder = run.folder
     try:
         state = run.state
-    except InputError:
+    except InputError as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from error
         cells = {RUN: folder.name, STATE: State.FAILED.value}
         return _Row(folder.name, State.FAILED.value, cells, "result.json is damaged")
     name = WAITING if state is State.MISSING and active else state.value

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from plainres.errors import InputError, first_line
-from plainres.files import atomically
+from plainres.files import atomically, checkpoints_in
 from plainres.models.blocks import BlockSpec
 from plainres.models.networks import ImageNet
 from plainres.models.shortcuts import Projection
@@ -78,7 +78,7 @@ def torchvision_name(key: str) -> str | None:
 
 def weights_file(path: Path) -> Path:
     """Resolve a path to a weights file: the newest checkpoint if it is a run's folder, else the path itself."""
-    checkpoints = sorted((path / "checkpoints").glob("step-*.ckpt")) if path.is_dir() else []
+    checkpoints = checkpoints_in(path / "checkpoints")
     return checkpoints[-1] if checkpoints else path
 
 

@@ -46,6 +46,14 @@ EXPENDABLE = ("sign-flip", "p")  # columns of comparisons on a narrow terminal
 FORMATS = {"markdown": table.markdown, "latex": table.latex}  # formats of the table without the rest of the report
 
 
+class NotWrittenError(InputError):
+    """The report cannot be written. `text` is its text."""
+
+    def __init__(self, message: str, text: str) -> None:
+        super().__init__(message)
+        self.text = text
+
+
 def write_report(
     *folders: Path | str, title: str | None = None, width: float | None = None, columns: int = TERMINAL
 ) -> str:
@@ -62,7 +70,8 @@ def write_report(
         columns: the width of the text, as of a terminal.
 
     Raises:
-        InputError: no run is finished, or the report cannot be written.
+        InputError: no run is finished.
+        NotWrittenError: the report cannot be written.
     """
     study = read_study(*folders)
     report = study.home / REPORT
@@ -88,7 +97,7 @@ def write_report(
         write_atomically(report / "table.csv", csv_text(table.records(study.families)))
         write_atomically(report / "index.html", _page(study, kept, drawn, title))
     except OSError as error:
-        raise InputError(f"cannot write the report {report}: {error.strerror}") from error
+        raise NotWrittenError(f"cannot write the report {report}: {error.strerror}", text(study, columns)) from error
     return f"{text(study, columns)}\n\nReport: {report / 'index.html'}"
 
 
@@ -269,7 +278,7 @@ def _pictures(study: Study) -> dict[str, list[tuple[Family | None, Run | None, l
     for family, run, folder in [(None, None, study.home), *((family, run, run.folder) for family, run in study.runs)]:
         if evidence.is_evidence(folder) or not folder.is_dir():  # figures in evidence are the report's own
             continue
-        for file in sorted(folder.glob("*.svg")):
+        for file in sorted(folder.glob("[!.]*.svg")):  # some file managers add hidden files
             files = [file.with_suffix(kind) for kind in (".svg", ".png")]
             paths = [os.path.relpath(each, study.home / REPORT) for each in files if each.exists()]
             pictures.setdefault(file.stem, []).append((family, run, paths))

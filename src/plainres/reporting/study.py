@@ -197,7 +197,11 @@ def _runs_in(folder: Path) -> tuple[list[Run], list[tuple[Path, str]]]:
         raise InputError(f"{folder} is a single run; give the folder of its study, {folder.resolve().parent}")
     by_name: dict[str, list[Run]] = {}
     unused: list[tuple[Path, str]] = []
-    for path in folders_of(folder):
+    try:
+        paths = list(folders_of(folder))
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror}") from error
+    for path in paths:
         try:
             run = Run.read(path)
             by_name.setdefault(run.name, []).append(run)
@@ -256,10 +260,12 @@ def _last_step(run: Run) -> float:
     """Return the last step in metrics.csv, or 0 if it is empty.
 
     Raises:
-        InputError: metrics.csv is damaged.
+        InputError: metrics.csv is damaged, or cannot be read.
     """
     try:
         rows = [(row["step"], row["train/error"], row["test/error"]) for row in run.curve()]
+    except OSError as error:
+        raise InputError(f"metrics.csv cannot be read: {error.strerror}") from error
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise InputError(f"metrics.csv is damaged ({error!r}); train the run again") from error
     return rows[-1][0] if rows else 0
@@ -267,14 +273,18 @@ def _last_step(run: Run) -> float:
 
 def _progress(run: Run) -> str:
     """Return the state of a run without a result, in the words of `plainres status`, and the reason or its step."""
-    state = run.state
+    try:
+        state = run.state
+        step = run.step
+    except OSError as error:
+        return f"{Path(error.filename or run.folder).name} cannot be read: {error.strerror}"
     if state is State.FAILED:
         return f"{state.value}: {run.failure}"
     try:
         _last_step(run)
     except InputError as error:
         return f"{state.value}: {error}"
-    return f"{state.value} at step {run.step}" if run.step else state.value
+    return f"{state.value} at step {step}" if step else state.value
 
 
 def _absent(runs: Sequence[Run], labels: Mapping[str, tuple[str, dict[str, str]]]) -> list[tuple[str, str]]:

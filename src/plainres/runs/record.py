@@ -7,12 +7,14 @@ contains
     data.json      digest of the images and targets, from the first step
     code.json      version of plainres and digests of the user's own classes, from the first step
     metrics.csv    the curves, one row per epoch
-    checkpoints/   step-<number>.ckpt
+    checkpoints/   step-<number>.ckpt, with nine digits
     log.txt        the output of a run of a sweep
     lock           held by the process that trains the run, released by the operating system when that exits
     owner.json     host and number of that process
     failed.json    the reason of a failure; the run is trained again only on request
     result.json    written last and atomically; its presence marks a finished run
+
+Files with other names, such as copies, are not read, changed or deleted.
 """
 
 import json
@@ -20,19 +22,19 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from plainres.config.schema import Config
 from plainres.errors import InputError, LockedError, first_line
-from plainres.files import read_rows, write_atomically
+from plainres.files import checkpoints_in, read_rows, unfinished_checkpoints_in, write_atomically
+from plainres.locks import HeldError, held, is_held
 from plainres.runs.code import code_of, own_classes
 from plainres.runs.identity import complete, flat, run_name
 
@@ -134,13 +136,15 @@ class Run:
         """Result of a finished run.
 
         Raises:
-            InputError: result.json is damaged.
+            InputError: result.json is damaged, or cannot be read.
         """
         file = self.folder / "result.json"
         try:
             record = json.loads(file.read_text())
             if missing := {"train_error", "train_error_eval", "test_error", "weights_sha256"} - record.keys():
                 raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        except OSError as error:
+            raise InputError(f"{file} cannot be read: {error.strerror}") from error
         except (ValueError, AttributeError) as error:
             raise InputError(f"{file} is damaged ({error}); delete it and repeat the training command") from error
         return record
@@ -154,8 +158,8 @@ class Run:
 
     @property
     def observed_by(self) -> list[str]:
-        """Names of the probes that have written rows."""
-        return sorted(file.stem for file in (self.folder / "probes").glob("*.csv"))
+        """Names of the run's probes, each of which may have written rows."""
+        return sorted(self.config.probes)
 
     def probe_rows(self, probe: str) -> list[dict[str, str]]:
         """Return the rows of probes/<probe>.csv, an empty list if the file does not exist."""
@@ -190,21 +194,23 @@ class Run:
     @property
     def step(self) -> int:
         """Number of steps at the newest checkpoint, 0 without one."""
-        return max((int(path.stem.removeprefix("step-")) for path in self.checkpoints.glob("step-*.ckpt")), default=0)
+        return max((int(path.stem.removeprefix("step-")) for path in checkpoints_in(self.checkpoints)), default=0)
 
     def newest(self) -> Saved:
         """Return the readable checkpoint with the most steps. Report and skip damaged ones.
 
         Raises:
-            InputError: the checkpoint belongs to another run.
+            InputError: the checkpoint belongs to another run, or the user may not read it.
         """
         import torch
 
-        for path in sorted(self.checkpoints.glob("step-*.ckpt"), reverse=True):
+        for path in reversed(checkpoints_in(self.checkpoints)):
             try:
                 state = torch.load(path, weights_only=True, map_location="cpu")
                 name = state["run"]
                 saved = Saved(path, state["global_step"], state["elapsed_s"], state["attempts"], state["rows"])
+            except PermissionError as error:  # unlike a damaged one, it may be the newest
+                raise InputError(f"{path} cannot be read: {error.strerror}") from error
             except Exception as error:  # a damaged file can make the unpickler raise anything
                 kind = type(error).__name__
                 print(f"skipping {path}: it is damaged, or not a checkpoint of plainres ({kind})", file=sys.stderr)
@@ -221,6 +227,8 @@ class Run:
             return str(json.loads((self.folder / "failed.json").read_text())["reason"])
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            return f"failed.json cannot be read: {error.strerror}"
         except (ValueError, KeyError, TypeError):
             return "failed.json is damaged"
 
@@ -231,13 +239,7 @@ class Run:
     @property
     def locked(self) -> bool:
         """Whether a process is training the run."""
-        if not (self.folder / "lock").exists():
-            return False
-        try:
-            with FileLock(self.folder / "lock", timeout=0):
-                return False
-        except Timeout:
-            return True
+        return is_held(self.folder / "lock")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -247,23 +249,28 @@ class Run:
 
         Raises:
             LockedError: another process holds the lock.
+            InputError: the file system rejects locks.
         """
         owner = self.owner_file
-        try:
-            with FileLock(self.folder / "lock", timeout=1):  # `locked` holds the lock for an instant
-                write_atomically(owner, json.dumps({"host": platform.node(), "process": os.getpid()}) + "\n")
-                for stale in self.checkpoints.glob("*.tmp-*"):  # written by a process that was killed
-                    stale.unlink(missing_ok=True)
-                try:
-                    yield
-                finally:
-                    owner.unlink(missing_ok=True)
-        except Timeout as error:
+        with ExitStack() as stack:
             try:
-                process = "process {process} on {host}".format(**json.loads(owner.read_text()))
-            except (OSError, ValueError, KeyError):
-                process = "another process"
-            raise LockedError(f"{self.folder} is being trained by {process}; wait for it or stop it first") from error
+                stack.enter_context(held(self.folder / "lock", timeout=1))  # `locked` holds the lock for an instant
+            except HeldError as error:
+                try:
+                    process = "process {process} on {host}".format(**json.loads(owner.read_text()))
+                except (OSError, ValueError, KeyError):
+                    process = "another process"
+                raise LockedError(f"{self.folder} is being trained by {process}; {error}") from error
+            except OSError as error:
+                raise InputError(
+                    f"cannot lock {self.folder}: {error.strerror}; set runs=FOLDER to a folder that is writable, on a "
+                    "file system with locks"
+                ) from error
+            write_atomically(owner, json.dumps({"host": platform.node(), "process": os.getpid()}) + "\n")
+            stack.callback(owner.unlink, missing_ok=True)
+            for unfinished in unfinished_checkpoints_in(self.checkpoints):
+                unfinished.unlink(missing_ok=True)
+            yield
 
     @property
     def data_sha256(self) -> str | None:

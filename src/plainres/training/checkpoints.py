@@ -22,7 +22,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from plainres.config.schema import CheckpointTimes
 from plainres.errors import InputError, RunFailedError, StoppedError
-from plainres.files import atomically
+from plainres.files import atomically, checkpoint_name, checkpoints_in
 from plainres.processes.signals import StopSignals
 from plainres.runs.record import Run, Saved
 from plainres.training.classifier import Classifier
@@ -53,7 +53,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with atomically(path) as file:
                 file.write(buffer.getbuffer())
         except OSError as error:
-            older = sorted(path.parent.glob("step-*.ckpt"))
+            older = checkpoints_in(path.parent)
             kept = f"{older[-1].name} is intact" if older else "there is no earlier one"
             raise OSError(
                 error.errno,
@@ -153,7 +153,7 @@ class Checkpoints(Checkpoint):
         if save and not diverged:  # a step's loss is computed before its update, so the weights can diverge first
             *_, diverged = self._agree(0, False, not classifier.finite_weights)
         if diverged:
-            good = f"; the last good checkpoint is step-{self.saved_step:09d}.ckpt" if self.saved_step else ""
+            good = f"; the last good checkpoint is {checkpoint_name(self.saved_step)}" if self.saved_step else ""
             raise RunFailedError(
                 f"the run has diverged: the training loss or a weight is NaN or infinite after step {step}, with a "
                 f"learning rate of {classifier.lr:g}{good}; lower optim.lr, or warm up with optim.warmup_lr"
@@ -175,11 +175,11 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer: pl.Trainer) -> None:
         if trainer.global_step != self.saved_step:  # equal if it resumed at the end of an epoch and stopped there
-            trainer.save_checkpoint(self.run.checkpoints / f"step-{trainer.global_step:09d}.ckpt")
+            trainer.save_checkpoint(self.run.checkpoints / checkpoint_name(trainer.global_step))
         self.saved_step, self.saved_at = trainer.global_step, time.monotonic()
         if trainer.is_global_zero:
-            paths = sorted(self.run.checkpoints.glob("step-*.ckpt"))
-            newest = f"step-{self.saved_step:09d}.ckpt"
+            paths = checkpoints_in(self.run.checkpoints)
+            newest = checkpoint_name(self.saved_step)
             unreadable = [path for path in paths if path.name > newest]  # skipped when the run resumed
             for old in [*[path for path in paths if path not in unreadable][:-KEPT], *unreadable]:
                 old.unlink()
