@@ -9,11 +9,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
+from hydra.core.plugins import Plugins
 
 from plainres.cli.main import main
+from plainres.config.compose import Jobs
 from plainres.runs.record import Run
 from support import forking
 from support.places import PLAINRES, TESTS
@@ -256,5 +259,32 @@ def test_a_sweep_within_a_group_of_processes_is_refused_once(
     assert line == (
         "plainres: a sweep starts in one process, but this process is one of 4 that srun has started, according to "
         "SLURM_STEP_NUM_TASKS; if it is not, prefix the command with `env -u SLURM_STEP_NUM_TASKS`"
+    )
+    assert not list(tmp_path.rglob("failed.json"))
+
+
+def test_a_launcher_that_is_not_installed_is_named_with_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plugins: Any = Plugins.instance()
+    name = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
+    monkeypatch.delitem(plugins.class_name_to_class, name)
+    assert main(["train", "-m", *SMALL, "seed=0,1", "hydra/launcher=slurm"]) == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line == "plainres: hydra/launcher=slurm is not installed: pip install 'plainres[slurm]'"
+
+
+def test_a_launcher_that_starts_nothing_is_reported_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise OSError("sbatch: error: invalid partition")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Jobs, "launch", fail)
+    assert main(["train", "-m", *SMALL, "seed=0,1,2", "hydra/launcher=joblib"]) == 2
+    assert capfd.readouterr().err.splitlines()[-1] == (
+        "plainres: hydra/launcher=joblib failed: OSError: sbatch: error: invalid partition; no run has been trained"
     )
     assert not list(tmp_path.rglob("failed.json"))

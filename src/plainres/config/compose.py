@@ -55,6 +55,18 @@ class Jobs:
     composed: DictConfig | None = None  # configuration shared by the jobs of a sweep
     context: HydraContext | None = None
 
+    def check_installed(self) -> None:
+        """Check that the launcher is installed.
+
+        Raises:
+            InputError: it is not.
+        """
+        assert self.composed is not None
+        if self.composed.hydra.launcher["_target_"] not in Plugins.instance().class_name_to_class:
+            raise InputError(
+                f"hydra/launcher={self.launcher} is not installed: pip install 'plainres[{self.launcher}]'"
+            )
+
     def launch(self, overrides: Sequence[Sequence[str]], task: TaskFunction) -> Sequence[JobReturn]:
         """Start `task` through the launcher, once for each list of overrides, and wait for all of them."""
         assert self.context is not None

@@ -46,6 +46,7 @@ def sweep_with(jobs: Jobs) -> int:
         InputError: a configuration is invalid, or the launcher cannot start a job; no run has been trained.
     """
     check_alone()
+    jobs.check_installed()
     started = time.monotonic()
     overrides = {Run.of(config).folder: each for config, each in zip(jobs.configs, jobs.overrides, strict=True)}
     runs = [Run.of(config) for config in jobs.configs]
@@ -83,7 +84,11 @@ def sweep_with(jobs: Jobs) -> int:
 
 
 def _launch(jobs: Jobs, runs: Sequence[Run], overrides: Sequence[Sequence[str]], monitor: "_Monitor") -> None:
-    """Launch all jobs, wait for them, and report the runs whose folders do not explain how their jobs exited."""
+    """Launch all jobs, wait for them, and report the runs whose folders do not explain how their jobs exited.
+
+    Raises:
+        InputError: the launcher failed before any run had started.
+    """
     error = ""
     returned: list[Any] = []
     with _tolerating_lost_jobs(jobs.launcher):
@@ -96,6 +101,8 @@ def _launch(jobs: Jobs, runs: Sequence[Run], overrides: Sequence[Sequence[str]],
             raise
         except Exception as caught:
             error = f"hydra/launcher={jobs.launcher} failed: {type(caught).__name__}: {first_line(caught)}"
+    if error and not monitor.started and not monitor.reported:
+        raise InputError(f"{error}; no run has been trained")
     for run, reason in zip(runs, [*returned, *[None] * (len(runs) - len(returned))], strict=True):
         monitor.conclude(run, reason or error or EXITED_EARLY)
 

@@ -202,7 +202,8 @@ def _cells(run: Run, state: State) -> tuple[dict[str, str], str]:
         return {STEP: f"{result.get('steps', '')}", **errors}, ""
     damage, errors = "", {}
     try:
-        if curve := run.curve():
+        # a run that was killed before its first checkpoint starts again, so its curve does not count
+        if curve := run.curve() if state is not State.MISSING else []:
             errors = {TRAIN: f"{curve[-1]['train/error']:.2f} %", TEST: f"{curve[-1]['test/error']:.2f} %"}
     except (OSError, KeyError, TypeError, ValueError, csv.Error):
         damage = "metrics.csv is damaged"

@@ -165,7 +165,8 @@ class _Pool:
                         stopping = True
                         # a process that is still starting, or has just finished, has nothing to save
                         saving = sum(training.process.is_alive() and training.run.locked for training in self.running)
-                        say(f"stopping: saving {quantity(saving, 'run')}; press Ctrl-C again to stop at once")
+                        what = f"stopping: saving {quantity(saving, 'run')}" if saving else "stopping"
+                        say(f"{what}; press Ctrl-C again to stop at once")
                         for training in self.running:
                             training.process.terminate()
                     self._start(0 if stopping else len(self.free))
