@@ -124,6 +124,15 @@ def test_a_run_without_results_has_empty_cells(make_config: Make) -> None:
     assert line.split() == [run.name, "running", "0", "of", "105"]
 
 
+def test_a_run_that_will_start_again_shows_no_errors(make_config: Make) -> None:
+    """It was killed after its first row, but before its first checkpoint."""
+    run = Run.of(make_config())
+    train(run)
+    (run.folder / "result.json").unlink()
+    shutil.rmtree(run.checkpoints)
+    assert " ".join(status(run.folder.parent).splitlines()[1].split()) == f"{run.name} missing"
+
+
 @pytest.mark.parametrize(
     ("width", "head"),
     [
