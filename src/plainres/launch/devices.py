@@ -72,11 +72,10 @@ def launch(run: Run) -> None:
 
         train(run)
     elif world.size > 1 or devices.num_nodes > 1:
-        raise InputError(
-            f"the world size is {world.size}, but trainer.devices={devices.devices} and "
-            f"trainer.num_nodes={devices.num_nodes} need {devices.processes}; "
-            "start a run on several machines with torchrun or srun (see docs/resuming.md)"
-        )
+        needed = f"trainer.devices={devices.devices} and trainer.num_nodes={devices.num_nodes} need {devices.processes}"
+        if world.size > 1:
+            raise InputError(f"{needed} processes, but {world}")
+        raise InputError(f"{needed}; start a run on several machines with torchrun or srun (see docs/resuming.md)")
     else:
         from plainres.config.instantiate import source_of
 
