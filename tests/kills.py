@@ -76,6 +76,7 @@ def launch_with(run: Run, environment: dict[str, str], terminal: str | None = No
     # Python's default, as in a script: tqdm's semaphore of another start method outlives a process that is killed
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     os.environ.update(environment)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which is ignored under nohup
     launch(run)
 
 
@@ -156,7 +157,8 @@ def kill_processes(
     ends: Sequence[str] = ("one", "all"),
 ) -> str:
     """Start a run on several devices, and kill one or all of its processes, or send SIGHUP; return which."""
-    program = "import sys; from pathlib import Path; from plainres.launch.devices import launch;"
+    program = "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL);"
+    program += "from pathlib import Path; from plainres.launch.devices import launch;"
     program += "from plainres.runs.record import Run; launch(Run.read(Path(sys.argv[1])))"
     run.prepare()
     starter = start([sys.executable, "-c", program, str(run.folder)], stderr=subprocess.DEVNULL)

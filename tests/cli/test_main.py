@@ -144,6 +144,7 @@ def test_one_run_prints_its_folder_last_and_is_not_trained_again(tmp_path: Path)
     folder = tmp_path / first.stdout.splitlines()[-1]
     assert sorted(path.name for path in folder.iterdir()) == [
         "checkpoints",
+        "code.json",
         "config.yaml",
         "data.json",
         "lock",

@@ -155,7 +155,8 @@ def test_defaults_never_change() -> None:
 
 
 def test_conf_names_public_paths() -> None:
-    for file in CONF.rglob("*.yaml"):
+    launchers = CONF / "hydra"  # their classes are Hydra's, and may not be installed
+    for file in (file for file in CONF.rglob("*.yaml") if not file.is_relative_to(launchers)):
         for line in file.read_text().splitlines():
             if "_target_:" in line:
                 path = line.rpartition(" ")[2]

@@ -165,6 +165,7 @@ def test_a_signal_saves_the_run_and_explains_how_to_resume(
 def test_a_closed_terminal_saves_the_runs(tmp_path: Path, options: list[str]) -> None:
     process, terminal = pty.fork()
     if process == 0:  # in the child
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which the tests ignore under nohup
         os.chdir(tmp_path)
         os.execv(PLAINRES, [PLAINRES, *LONG, "runs=runs", *options])
     closed = threading.Event()

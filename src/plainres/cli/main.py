@@ -63,6 +63,7 @@ COMMANDS = {
     "data": data.data,
 }
 WITHOUT_OVERRIDES = ("list", "status", "report", "wandb-sync", "data", "export", "lesion", "landscape", "sharpness")
+SHOWING = ("-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "--dry-run", "-sc", "--shell-completion")
 RESUMABLE = ("lesion", "landscape", "wandb-sync")
 MEANT = {  # names that other tools give to a command
     **dict.fromkeys(("run", "fit", "sweep"), "train"),
@@ -84,7 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     open_closed_streams()
-    with unfailing_output() if given[:1] == ["train"] else nullcontext():  # printing must not end training
+    trains = given[:1] == ["train"] and not any(word.partition("=")[0] in SHOWING for word in given)
+    with unfailing_output() if trains else nullcontext():  # printing must not end training
         return _main(given)
 
 

@@ -95,6 +95,8 @@ class HubImages:
     def __post_init__(self) -> None:
         if self.name is None and self.path is None:
             raise InputError("data.path is not set; set it to a folder of images, or to a name on the Hugging Face Hub")
+        if self.stored is not None and self.stored < 1:
+            raise InputError(f"data.stored is {self.stored}; it must be at least 1")
         if self.damaged not in DAMAGED:
             raise InputError(f"data.damaged is {self.damaged!r}; it must be {' or '.join(DAMAGED)}")
         if self.test_share is not None and not 0 < self.test_share < 1:
