@@ -262,13 +262,8 @@ def test_a_sweep_within_a_group_of_processes_is_refused_once(
     )
     assert not list(tmp_path.rglob("failed.json"))
     assert main(["train", *SMALL]) == 2
-    assert (
-        capfd.readouterr()
-        .err.splitlines()[-1]
-        .startswith(
-            "plainres: trainer.devices=1 and trainer.num_nodes=1 need 1 processes, but this process is one of 4 that srun "
-        )
-    )
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith("plainres: trainer.devices=1 and trainer.num_nodes=1 need 1 processes, but this process is ")
 
 
 def test_a_launcher_that_is_not_installed_is_named_with_its_extra(

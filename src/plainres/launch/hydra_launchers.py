@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -225,19 +226,17 @@ def _submitit_tolerating() -> Iterator[None]:
 
 @contextmanager
 def _ray_tolerating() -> Iterator[None]:
-    import ray
-    from ray.exceptions import RayError
-
-    module: Any = ray
-    get = module.get
+    ray: Any = import_module("ray")
+    errors: Any = import_module("ray.exceptions")
+    get = ray.get
 
     def get_or_reason(task: Any, **options: Any) -> Any:
         try:
             return get(task, **options)
-        except RayError as error:
+        except errors.RayError as error:
             return _lost("its Ray task", error)
 
-    with _replaced(module, "get", get_or_reason):
+    with _replaced(ray, "get", get_or_reason):
         yield
 
 
