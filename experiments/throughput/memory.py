@@ -2,13 +2,14 @@
 
 python experiments/throughput/memory.py --images 20000
 
-A folder of JPEG files of 500x375 pixels is made of links to a few files. The run trains for some steps, and evaluates
+A folder of JPEG files of 500x375 pixels is made of copies of a few files. The run trains for some steps, and evaluates
 the whole training set once. The memory is the sum of the proportional set sizes of all processes of the run, which
 counts shared pages once.
 """
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from streaming import make_folder
 
-DISTINCT = 100  # files; the others are links to them
+DISTINCT = 100  # files; the others are copies of them
 
 
 def make_classes(folder: Path, images: int) -> None:
@@ -29,7 +30,7 @@ def make_classes(folder: Path, images: int) -> None:
         for index in range(count):
             target = folder / "images" / split / f"class{index % 10}" / f"{index}.jpg"
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.link(source / f"{index % DISTINCT}.jpg", target)
+            shutil.copyfile(source / f"{index % DISTINCT}.jpg", target)
 
 
 def tree(root: int) -> list[int]:
