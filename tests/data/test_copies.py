@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,14 @@ import pytest
 import torch
 
 from plainres.cli.main import main
+from plainres.config.schema import Config
 from plainres.data import copies, hub
 from plainres.data.batches import DeviceImages, TrainingBatches
 from plainres.data.copies import METADATA, Contents, Copy, readable
 from plainres.errors import InputError
 from plainres.models import CifarNet, Identity
+from plainres.runs.record import Run
+from plainres.training.train import train
 from support.images import images_in, write_folders
 from support.users import run_as_nobody, shared_folder
 
@@ -112,7 +115,9 @@ def test_recorded_statistics_and_digest_are_those_of_the_images(folder: Path, ca
     np.testing.assert_allclose(part.channel_statistics[0], pixels[[0, 1, 4, 5]].mean((0, 1, 2)), rtol=1e-6)
 
 
-def test_damaged_images_that_are_left_out_are_recorded(folder: Path, cache: Path) -> None:
+def test_damaged_images_that_are_left_out_are_recorded(
+    folder: Path, cache: Path, make_config: Callable[..., Config]
+) -> None:
     for index in range(8, 13):
         (folder / f"train/a/{index}.png").write_bytes(b"")
     images = images_in(folder, cache, damaged="skip").load()
@@ -121,6 +126,12 @@ def test_damaged_images_that_are_left_out_are_recorded(folder: Path, cache: Path
     assert contents is not None
     assert sorted(contents.damaged) == sorted(f"train/a/{index}.png is empty" for index in range(8, 13))
     assert contents.images == {"train": 8, "test": 8}
+    assert images.left_out == 5
+    data = {"_target_": "plainres.data.HubImages", "path": str(folder), "cache": str(cache), "damaged": "skip"}
+    data |= {"pad": 0, "flip": False}
+    run = Run.of(make_config(data=data, optim={"batch_size": 4, "epochs": 1}))
+    train(run)
+    assert run.result["images_left_out"] == 5
 
 
 def test_a_full_disk_is_reported_and_nothing_is_left(

@@ -104,7 +104,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "post_add=('relu',), stem=('norm', 'relu'), tail=()))",
         "norm": "torch.nn.BatchNorm2d",
     },
-    "Images": {"validation": None, "mean": None, "std": None, "classes": None, "digest": None},
+    "Images": {"validation": None, "mean": None, "std": None, "classes": None, "digest": None, "left_out": 0},
     "LayerOrder": {
         "between": ("norm", "relu"),
         "post": ("norm",),

@@ -174,12 +174,13 @@ class HubImages:
         copy.mark_used()
         train, test = (Split(*copy.tensors(split, contents)) for split in ("train", "test"))
         whole = self.train_per_class is None and self.test_per_class is None
-        return self._images(
+        images = self._images(
             replace(train, histograms=contents.histogram_tensor),
             test,
             contents.class_names,
             contents.data_sha256 if whole else None,
         )
+        return replace(images, left_out=len(contents.damaged))
 
     def _streamed(self) -> Images[StreamedSplit]:
         train, test = (StreamedSplit(self._chosen.splits[split], self.views) for split in ("train", "test"))

@@ -156,6 +156,7 @@ class Images(Generic[AnySplitT]):
     std: Sequence[float] | None = None  # None: computed from the training images
     classes: Sequence[str] | None = None  # names of the classes; None: they have numbers only
     digest: str | None = None  # of exactly these images and targets; None: computed by `sha256`
+    left_out: int = 0  # damaged images of the data set that are in no split
 
     @property
     def evaluated(self) -> dict[str, AnySplitT]:

@@ -253,6 +253,7 @@ def _result(
         "multiply_adds": description.multiply_adds,
         "weights_sha256": weights_sha256(classifier.network),
         "data_sha256": run.data_sha256,
+        **({"images_left_out": data.images.left_out} if data.images.left_out else {}),  # damaged ones
         "channel_mean": mean.tolist(),  # for normalising images, in units of pixel values
         "channel_std": std.tolist(),
         "wall_time_s": round(checkpoints.elapsed_s, 3),
