@@ -66,6 +66,9 @@ def test_damaged_files_are_reported_in_the_table(make_config: Make, capsys: pyte
     (unreadable.folder / "config.yaml").write_text("seed: [")
     (torn.folder / "metrics.csv").write_text("epoch,step,train/error,test/error\n1,23,x,5\n")
     (headless.folder / "metrics.csv").write_text("1,23\n1,23\n")
+    for run in (torn, headless):
+        run.checkpoints.mkdir(exist_ok=True)
+        (run.checkpoints / "step-000000023.ckpt").touch()
     (running.folder / "progress.json").write_text('{"step": 3}')
     with running.lock():
         assert main(["status", str(torn.folder.parent)]) == 0
@@ -76,10 +79,23 @@ def test_damaged_files_are_reported_in_the_table(make_config: Make, capsys: pyte
         f"{unreadable.folder.name}: config.yaml is damaged, or of another version of plainres (line 1: "
     )
     for run in (torn, headless):
-        assert lines[run.name] == f"{run.name} missing"
+        assert lines[run.name] == f"{run.name} interrupted 23"
         assert lines[f"{run.name}:"] == f"{run.name}: metrics.csv is damaged"
     assert lines[running.name] == f"{running.name} running"
-    assert output[-1].endswith("4 runs (1 running, 2 missing, 1 unreadable)")
+    assert output[-1].endswith("4 runs (1 running, 2 interrupted, 1 unreadable)")
+
+
+def test_the_curve_of_a_run_that_starts_again_is_neither_shown_nor_checked(
+    make_config: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, torn = (Run.of(make_config(seed=seed)) for seed in (0, 1))
+    for run, error in ((whole, 4), (torn, "x")):
+        run.prepare()
+        (run.folder / "metrics.csv").write_text(f"epoch,step,train/error,test/error\n1,23,{error},5\n")
+    assert main(["status", str(whole.folder.parent)]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:3] == [f"{whole.name} missing", f"{torn.name} missing"]
+    assert lines[-1].endswith("2 runs (2 missing)")
 
 
 def test_a_run_on_another_machine_is_listed_with_its_host(
