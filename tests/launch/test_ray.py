@@ -6,13 +6,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from plainres.runs.record import Run
 from support import forking
 from support.places import PLAINRES, TESTS
-
-ray = pytest.importorskip("ray", reason="Ray is not installed (pip install 'plainres[ray]')")
 
 SWEEP = ["train", "-m", "model.depth=8", "model.width=4", "data=synthetic", "data.train=640", "data.shape=[1,8,8]"]
 SWEEP += ["optim.batch_size=64", "optim.epochs=6", "seed=0,1", "checkpoint.every_n_steps=5"]
