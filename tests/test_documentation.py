@@ -127,6 +127,14 @@ COMMANDS: dict[str, Execution] = {
     ),
     "plainres train model.depth=8 logger=tensorboard": shortened("model.width=4 optim.epochs=1 seed=5"),
     "plainres train model.depth=8 logger=[wandb,tensorboard]": shortened("model.width=4 optim.epochs=1 seed=6"),
+    "plainres train experiment=digits logger=wandb logger.artifacts=[model,predictions]": shortened(
+        f"{ONE_SHORTCUT} study=artifacts"
+    ),
+    "plainres train experiment=digits logger=wandb logger.mode=online logger.alert=true": shortened(
+        f"{ONE_SHORTCUT} study=alerts"
+    ),
+    "wandb sweep sweep.yaml": not_run(ELSEWHERE.format("tracking/test_wandb_agent.py")),
+    "wandb agent ENTITY/plainres/SWEEP": not_run(ELSEWHERE.format("tracking/test_wandb_agent.py")),
     "plainres report runs/digits --wandb": AS_IT_STANDS,
     "plainres wandb-sync runs": AS_IT_STANDS,
     "tensorboard --logdir runs": not_run("TensorBoard is not among the dependencies"),

@@ -11,7 +11,10 @@ import time
 import urllib.parse
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
 from typing import Any
+
+import yaml
 
 ENTITY = "tester"
 HISTORY, EVENTS, SUMMARY = "wandb-history.jsonl", "wandb-events.jsonl", "wandb-summary.json"
@@ -31,6 +34,7 @@ class ServerRun:
     lines: dict[str, dict[int, str]] = field(default_factory=dict)  # by stream, then by number
     files: dict[str, bytes] = field(default_factory=dict)
     exit_code: int | None = None  # None: running, or the client vanished
+    sweep: str = ""
 
     def stream(self, name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for _, line in sorted(self.lines.get(name, {}).items())]
@@ -48,6 +52,18 @@ class ServerRun:
         return {key: value["value"] for key, value in self.raw_config.items() if key != "_wandb"}
 
 
+@dataclass
+class Sweep:
+    """W&B sweep on the server, a grid whose runs are given out one after the other, once each."""
+
+    config: str
+    project: str
+    left: list[dict[str, Any]]  # parameters of the runs that have not been given out
+    resumed: list[str] = field(default_factory=list)  # ids of runs to give out again first
+    given: dict[str, dict[str, Any]] = field(default_factory=dict)  # parameters by id of the run
+    states: dict[str, bool] = field(default_factory=dict)  # of the last heartbeat
+
+
 class WandbServer:
     """Context manager of a server on a free port. `environment` directs the client to it.
 
@@ -55,6 +71,7 @@ class WandbServer:
         runs: runs by ID.
         refuses: HTTP status with which every request is refused, 0 for none.
         refuses_rows: HTTP status with which requests to a run's stream are refused, 0 for none.
+        refuses_storage: HTTP status with which files are refused, 0 for none.
         unknown: requests that the server does not know; tests expect none.
         again: (run, number) of rows received twice; tests expect none.
     """
@@ -62,10 +79,12 @@ class WandbServer:
     def __init__(self) -> None:
         self.runs: dict[str, ServerRun] = {}
         self.artifacts: list[dict[str, Any]] = []
+        self.sweeps: dict[str, Sweep] = {}
+        self.alerts: list[dict[str, Any]] = []
         self.views: list[dict[str, Any]] = []
         self.unknown: list[str] = []
         self.again: list[tuple[str, int]] = []
-        self.refuses = self.refuses_rows = 0
+        self.refuses = self.refuses_rows = self.refuses_storage = 0
         self.lock = threading.RLock()
         server = self
 
@@ -144,11 +163,11 @@ class WandbServer:
                 run.exit_code = sent["exitcode"]
             return 200, {"exitcode": None, "limits": {}}
         if parts[0] == "storage":
-            if parts[1] == "run":
+            if not self.refuses_storage and parts[1] == "run":
                 self.runs[parts[2]].files["/".join(parts[3:])] = body
-            else:
+            elif not self.refuses_storage:
                 self.artifacts[int(parts[2])].setdefault("files", {})["/".join(parts[3:])] = body
-            return 200, {}
+            return self.refuses_storage or 200, {}
         self.unknown.append(path)
         return 404, {"error": "not found"}
 
@@ -160,7 +179,7 @@ class WandbServer:
             "displayName": run.name,
             "description": None,
             "config": json.dumps(run.raw_config),
-            "sweepName": None,
+            "sweepName": run.sweep or None,
             "historyLineCount": len(run.rows),
             "project": project,
         }
@@ -179,7 +198,7 @@ class WandbServer:
         id = given.get("name") or given["id"].removeprefix("run:")
         new = id not in self.runs
         run = self.runs.setdefault(id, ServerRun(id, given.get("project") or "uncategorized"))
-        names = {"displayName": "name", "groupName": "group", "jobType": "job_type", "tags": "tags"}
+        names = {"displayName": "name", "groupName": "group", "jobType": "job_type", "tags": "tags", "sweep": "sweep"}
         for field_name, attribute in names.items():
             if given.get(field_name) is not None:
                 setattr(run, attribute, given[field_name])
@@ -239,7 +258,7 @@ class WandbServer:
         return {"project": {"artifact": None}}
 
     def on_CreateArtifact(self, given: dict[str, Any]) -> Any:  # noqa: N802
-        self.artifacts.append({"name": given["artifactCollectionName"]})
+        self.artifacts.append({"name": given["artifactCollectionName"], "type": given["artifactTypeName"]})
         artifact = {"id": str(len(self.artifacts) - 1), "state": "PENDING"}
         return {"createArtifact": {"artifact": {**artifact, "artifactSequence": {"latestArtifact": None}}}}
 
@@ -267,6 +286,20 @@ class WandbServer:
         self.artifacts[int(given["artifactID"])]["committed"] = True
         return {"commitArtifact": {"artifact": {"id": given["artifactID"], "digest": "d"}}}
 
+    def on_ArtifactByID(self, given: dict[str, Any]) -> Any:  # noqa: N802
+        artifact = self.artifacts[int(given["id"])]
+        project = {"id": "P", "internalId": "1", "name": "plainres", "entity": {"name": ENTITY}}
+        collection = {"__typename": "ArtifactSequence", "id": "S", "name": artifact["name"], "project": project}
+        unknown = dict.fromkeys(("description", "metadata", "historyStep", "commitHash", "updatedAt"))
+        numbers = {"versionIndex": 0, "ttlDurationSeconds": -2, "ttlIsInherited": True, "size": 1, "fileCount": 1}
+        known = {"id": given["id"], "state": "COMMITTED", "digest": "d", "createdAt": "2026-01-01T00:00:00"}
+        kind = {"artifactType": {"name": artifact["type"]}, "tags": [], "aliases": []}
+        return {"artifact": {**unknown, **numbers, **known, **kind, "artifactSequence": collection}}
+
+    def on_NotifyScriptableRunAlert(self, given: dict[str, Any]) -> Any:  # noqa: N802
+        self.alerts.append(given)
+        return {"notifyScriptableRunAlert": {"success": True}}
+
     def on_ProjectInternalId(self, given: dict[str, Any]) -> Any:  # noqa: N802
         return {"project": {"id": "P", "internalId": "1"}}
 
@@ -279,6 +312,45 @@ class WandbServer:
         project = {"id": "P", "name": given.get("projectName"), "entityName": ENTITY}
         view = {key: given.get(key) for key in keys} | {"id": "W", "updatedAt": "2026-01-01T00:00:00"}
         return {"upsertView": {"view": {**view, "project": project}, "inserted": True}}
+
+    def on_UpsertSweep(self, given: dict[str, Any]) -> Any:  # noqa: N802
+        config = yaml.safe_load(given["config"])
+        names = list(config["parameters"])
+        grid = product(*(config["parameters"][name].get("values") for name in names))
+        left = [{name: {"value": value} for name, value in zip(names, values, strict=True)} for values in grid]
+        id = f"sweep{len(self.sweeps)}"
+        self.sweeps[id] = Sweep(given["config"], given["projectName"], left)
+        project = {"id": "P", "name": given["projectName"], "entity": {"id": "E", "name": ENTITY}}
+        return {"upsertSweep": {"sweep": {"name": id, "project": project}, "configValidationWarnings": []}}
+
+    def on_SweepWithRuns(self, given: dict[str, Any]) -> Any:  # noqa: N802
+        id = given["sweep"]
+        sweep = {"id": id, "name": id, "method": "grid", "state": "RUNNING", "config": self.sweeps[id].config}
+        return {"project": {"sweep": {**sweep, "runs": {"edges": []}}}}
+
+    def on_CreateAgent(self, given: dict[str, Any]) -> Any:  # noqa: N802
+        return {"createAgent": {"agent": {"id": f"agent:{given['sweep']}"}}}
+
+    def on_Heartbeat(self, given: dict[str, Any]) -> Any:  # noqa: N802
+        name = given["id"].removeprefix("agent:")
+        sweep = self.sweeps[name]
+        sweep.states = json.loads(given["runState"])
+        commands: list[dict[str, Any]] = []
+        if not sweep.states:  # the agent is idle
+            if sweep.resumed:
+                commands = [self.run_command(sweep, sweep.resumed.pop(0), "resume")]
+            elif sweep.left:
+                id = f"{name}run{len(sweep.given)}"
+                sweep.given[id] = sweep.left.pop(0)
+                self.runs[id] = ServerRun(id, sweep.project, sweep=name)
+                commands = [self.run_command(sweep, id, "run")]
+            else:
+                commands = [{"type": "exit"}]
+        return {"agentHeartbeat": {"agent": {"id": given["id"]}, "commands": json.dumps(commands)}}
+
+    def run_command(self, sweep: Sweep, id: str, kind: str) -> dict[str, Any]:
+        program = yaml.safe_load(sweep.config)["program"]
+        return {"type": kind, "run_id": id, "program": program, "args": sweep.given[id]}
 
     def on_GetProjects(self, given: dict[str, Any]) -> Any:  # noqa: N802
         project = {"id": "P", "internalId": "1", "name": "plainres", "entityName": ENTITY}

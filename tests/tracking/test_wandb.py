@@ -26,9 +26,10 @@ from plainres.errors import InputError, RunFailedError
 from plainres.launch import sweep as sweep_module
 from plainres.launch.devices import launch
 from plainres.launch.sweep import sweep
+from plainres.reporting.study import read_study
 from plainres.runs.identity import complete
 from plainres.runs.record import Run
-from plainres.tracking import wandb_logger
+from plainres.tracking import wandb_client, wandb_logger
 from plainres.tracking.wandb_files import STEP, Attempt, attempts, read
 from plainres.tracking.wandb_sync import sync
 from plainres.training.train import train
@@ -152,7 +153,7 @@ def test_variables_of_the_client_change_nothing(
     run = logged(whole, tmp_path)
     train(run)
     (attempt,) = attempts_of(run)
-    assert (attempt.name, attempt.project, attempt.id) == (run.name, "plainres", wandb_logger.wandb_id(run.folder))
+    assert (attempt.name, attempt.project, attempt.id) == (run.name, "plainres", wandb_client.place_of(run.folder).id)
     assert sorted(attempt.tags) == ["depth-8", "digits", "identity"]
     assert points(attempt.rows) == curve(run)
     assert "cannot be used" not in capfd.readouterr().err
@@ -317,7 +318,7 @@ def test_without_a_server_a_run_continues_and_is_logged_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], problem: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(wandb_logger, "INIT_TIMEOUT", 2)
+    monkeypatch.setattr(wandb_client, "INIT_TIMEOUT", 2)
     with WandbServer() as server, socket.create_server(("127.0.0.1", 0)) as silent:
         environment = dict(server.environment)
         environment |= {
@@ -357,8 +358,8 @@ def test_an_outage_during_training_prints_one_warning_and_the_rest_is_uploaded_l
     outage: tuple[str, int, int],
 ) -> None:
     failing, status, received = outage
-    monkeypatch.setattr(wandb_logger, "FINISH_TIMEOUT", 2)
-    monkeypatch.setattr(wandb_logger, "COUNT_TIMEOUT", 1)
+    monkeypatch.setattr(wandb_client, "FINISH_TIMEOUT", 2)
+    monkeypatch.setattr(wandb_client, "COUNT_TIMEOUT", 1)
     run = logged(whole, tmp_path, mode="online")
     log = wandb_logger.WandbLogger.log
 
@@ -685,7 +686,7 @@ def test_a_study_online_has_a_workspace(study: Path, server: WandbServer, capfd:
     assert {attempt.sent for attempt in attempts(study / "report")} == {True}
     (run,) = server.runs.values()
     assert [row["_step"] for row in run.rows] == [0, 1]
-    view = server.views[-1]
+    view = next(view for view in reversed(server.views) if view["type"] == "project-view")
     for shown in ("train/error", "test/error", "train_error_eval", "shortcut", "depth", STEP):
         assert shown in view["spec"]
     first, *_ = json.loads(view["spec"])["section"]["panelBankConfig"]["sections"]
@@ -701,19 +702,43 @@ def test_a_study_online_has_a_workspace(study: Path, server: WandbServer, capfd:
 
 @pytest.mark.filterwarnings("ignore:Pydantic V1 style:DeprecationWarning")  # wandb-workspaces 0.4
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")
+def test_a_study_online_has_a_report_that_is_replaced(
+    study: Path, server: WandbServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        assert main(["report", str(study), "--wandb", "online"]) == 0
+    assert f"W&B Report: {server.url}/tester/plainres/reports/digits:-plain-and-residual--W" in capfd.readouterr().out
+    first, second = (view for view in server.views if view["type"] == "runs")
+    assert (first["id"], second["id"]) == (None, "W")
+    spec = json.loads(second["spec"])
+    text = second["spec"]
+    comparisons = read_study(study).comparisons
+    shown = [*comparisons, *(cell for group in comparisons.values() for each in group for cell in each.cells.values())]
+    assert len(shown) > 5
+    for each in shown:
+        assert json.dumps(each)[1:-1] in text
+    assert "| plain | 8 |" in text
+    grids = [block for block in spec["blocks"] if block["type"] == "panel-grid"]
+    panels = [[panel["viewType"] for panel in grid["metadata"]["panelBankSectionConfig"]["panels"]] for grid in grids]
+    assert panels == [["Media Browser"] * 2, ["Vega2"] * 4, ["Run History Line Plot"] * 2]
+    assert {"figures/curves", "figures/depth"} == set(re.findall(r"figures/\w+", text))
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic V1 style:DeprecationWarning")  # wandb-workspaces 0.4
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")
 def test_a_workspace_that_cannot_be_saved_is_reported(
     study: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*_: Any) -> Any:
         raise ValueError("no views today")
 
-    monkeypatch.setattr("plainres.reporting.wandb_report.workspace", refuse)
+    monkeypatch.setattr("plainres.reporting.wandb_views.workspace", refuse)
     assert main(["report", str(study), "--wandb", "online"]) == 2
     output = capfd.readouterr().err
     assert "the report is written and logged to W&B (http" in output
     assert "saving its workspace failed: no views today" in output
     assert [attempt.sent for attempt in attempts(study / "report")] == [True]
     server.refuses_rows = 403
-    monkeypatch.setattr(wandb_logger, "COUNT_TIMEOUT", 1)
+    monkeypatch.setattr(wandb_client, "COUNT_TIMEOUT", 1)
     assert main(["report", str(study), "--wandb", "online"]) == 2
     assert "the report is written, but logging it to W&B failed: the server has 1 of 2 rows" in capfd.readouterr().err

@@ -23,6 +23,7 @@ MODEL_DEFAULTS: dict[str, Any] = {
     "head": None,
 }
 WANDB_TAG, WANDB_PROJECT = 64, 128  # characters that W&B allows
+WANDB_ARTIFACTS = ("model", "predictions")
 WANDB_FORBIDDEN = set("/\\#?%:")  # in the name of a project
 WORDS = {
     int: "an integer",
@@ -158,12 +159,21 @@ class Loggers:
     project: str = "plainres"
     entity: str | None = None  # owner of the project; None: the account's default
     tags: list[str] = field(default_factory=list)  # additional to shortcut, depth and data
+    artifacts: list[str] = field(default_factory=list)  # files of a finished run for W&B, of WANDB_ARTIFACTS
+    alert: bool = False  # send an alert of W&B when a run of a sweep fails
 
     def __post_init__(self) -> None:
         if self.mode not in ("offline", "online"):
             raise InputError(f"logger.mode is {self.mode!r}; it must be offline or online")
-        if self.mode == "online" and not self.wandb:
-            raise InputError("logger.mode is online, but W&B is not chosen: add logger=wandb")
+        chosen = {"logger.mode is online": self.mode == "online", "logger.artifacts is given": bool(self.artifacts)}
+        for option in [option for option, given in (chosen | {"logger.alert is true": self.alert}).items() if given]:
+            if not self.wandb:
+                raise InputError(f"{option}, but W&B is not chosen: add logger=wandb")
+        if self.alert and self.mode == "offline":
+            raise InputError("logger.alert is true, but an alert is sent while the sweep runs: add logger.mode=online")
+        for artifact in self.artifacts:
+            if artifact not in WANDB_ARTIFACTS:
+                raise InputError(f"logger.artifacts has {artifact!r}; it may have {' and '.join(WANDB_ARTIFACTS)}")
         for tag in self.tags:
             if not 1 <= len(tag) <= WANDB_TAG:
                 raise InputError(f"logger.tags has {tag!r}, of {len(tag)} characters; W&B allows 1 to {WANDB_TAG}")

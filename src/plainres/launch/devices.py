@@ -25,6 +25,8 @@ from plainres.processes.environment import environment_of_workers, isolate
 from plainres.processes.signals import StopSignals
 from plainres.processes.world import World
 from plainres.runs.record import Run
+from plainres.tracking.wandb_agent import check_logged
+from plainres.tracking.wandb_sync import upload_for_agent
 
 
 def train(run: Run | Config) -> Run:
@@ -44,8 +46,11 @@ def train(run: Run | Config) -> Run:
     """
     isolate()
     run = run if isinstance(run, Run) else Run.of(run)
+    check_logged(run.config)
     if run.finished and run.result:
         check_unchanged([run])
+        if World.current().rank == 0:
+            upload_for_agent(run)
         return run
     if (reason := run.failure) and not run.config.sweep.retry_failed:
         raise RunFailedError(f"{run.folder} has failed: {reason}; set sweep.retry_failed=true to retry it")

@@ -31,6 +31,7 @@ from plainres.processes.environment import isolate
 from plainres.processes.signals import StopSignals
 from plainres.processes.world import requeue
 from plainres.runs.record import Run, data_of
+from plainres.tracking.wandb_alert import alert
 
 POLL_SECONDS = 0.5  # between two polls of the folders of the runs
 EXITED_EARLY = "its job exited early: cancelled, killed or out of memory; run the same command again to resume"
@@ -157,6 +158,7 @@ class _Monitor:
         report_upload_problem(run, self.not_uploaded)
         if reason is not None:
             self.failed.append((run, reason))
+            alert(run, reason)
         count, total = len(self.reported), len(self.runs)
         started = self.started.get(run.folder)  # None if it took less than POLL_SECONDS
         print_outcome(

@@ -9,14 +9,16 @@ from plainres.errors import InputError
 from plainres.processes.world import World
 from plainres.runs.identity import matches, settings
 from plainres.runs.record import Run
+from plainres.tracking.wandb_agent import check_single
 
 
 def check_alone() -> None:
-    """Check that this process can start a sweep, which one process of a group cannot.
+    """Check that this process can start a sweep, which neither one process of a group nor a child of an agent can.
 
     Raises:
-        InputError: the process belongs to a group.
+        InputError: the process belongs to a group, or an agent of W&B has started it.
     """
+    check_single()
     world = World.current()
     if world.size > 1:
         raise InputError(f"a sweep starts in one process, but {world}")

@@ -34,6 +34,7 @@ from plainres.processes.environment import isolate
 from plainres.processes.forkserver import attach_to_command, call_in_processes, forkserver
 from plainres.processes.signals import StopSignals
 from plainres.runs.record import Run, State
+from plainres.tracking.wandb_alert import alert
 
 # imported once, in the fork server; the W&B client imports wandb.sdk.launch when its first run starts
 PRELOADED = ["plainres.training.train", "sklearn.datasets"]
@@ -235,6 +236,7 @@ class _Pool:
         else:
             self.total -= cost
             self.failed.append((run, reason))
+            alert(run, reason)
         report_upload_problem(run, self.not_uploaded)
         print_outcome(
             self.outcomes.total(),

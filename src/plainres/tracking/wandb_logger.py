@@ -5,12 +5,8 @@ resumes offline, it logs the rows that are missing from the logs of earlier atte
 number of rows, which are the first ones of metrics.csv, and logs the rest. No W&B error fails a run.
 """
 
-import os
-import secrets
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,151 +16,18 @@ from plainres.errors import first_line
 from plainres.files import write_atomically
 from plainres.runs.identity import complete
 from plainres.runs.record import Run
+from plainres.tracking import wandb_artifacts
 from plainres.tracking.loggers import VALUES, RunLogger
+from plainres.tracking.wandb_agent import Assignment
+from plainres.tracking.wandb_client import finish_online, place_of, start, tear_down
 from plainres.tracking.wandb_files import STEP, attempts
 
-INIT_TIMEOUT = 10  # seconds, for the server to answer before a run
-FINISH_TIMEOUT = 20  # seconds, for the remaining upload after a run
-COUNT_TIMEOUT = 5  # seconds, for the server to count the rows it received
 SETS = ("train", "test")  # of images
 LOWEST = tuple(f"{images}/{value}" for images in SETS for value in VALUES)  # summarised by their minimum and last value
 VALIDATION = tuple(f"validation/{value}" for value in VALUES)  # likewise, of runs that hold out images
 LATEST = ("epoch", "lr")  # summarised by their last value
-# variables of the client for what the configuration and the folder of a run determine
-CONFIGURED = tuple(
-    f"WANDB_{name}"
-    for name in (
-        *(
-            "CONSOLE",
-            "DIR",
-            "DISABLED",
-            "ENTITY",
-            "JOB_TYPE",
-            "MODE",
-            "NAME",
-            "NOTES",
-            "PROJECT",
-            "RESUME",
-            "RUN_GROUP",
-        ),
-        *("RUN_ID", "SILENT", "TAGS"),
-    )
-)
-RESULTS = ("train_error_eval", "test_error", "parameters", "multiply_adds", "weights_sha256")  # of result.json
-
-
-def settings(timeout: float | None = None) -> dict[str, Any]:
-    """Return settings for the W&B client: silent, no system monitoring, frequent flushes, bounded timeouts.
-
-    Each run needs a new dictionary, because the client writes the run's name into it.
-
-    Args:
-        timeout: seconds to wait for the server before a run, and again after it (default: INIT_TIMEOUT and
-            FINISH_TIMEOUT).
-    """
-    # without a network the client's telemetry would block, even offline
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    return {
-        "silent": True,
-        "console": "off",  # plainres keeps its own log
-        "x_disable_stats": True,  # no system monitoring
-        "x_save_requirements": False,  # saves 0.1 s per run; result.json holds the versions
-        "x_transaction_log_flush_interval": 2.0,  # seconds; rows lost in a killed process are logged again
-        "init_timeout": timeout or INIT_TIMEOUT,
-        "finish_timeout": timeout or FINISH_TIMEOUT,
-        "finish_timeout_raises": True,
-    }
-
-
-def wandb_id(folder: Path) -> str:
-    """Return the id of the W&B run that belongs to a folder; create it in <folder>/wandb/id on first use.
-
-    A run that starts from scratch in another folder is another W&B run.
-    """
-    file = folder / "wandb" / "id"
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, f"{secrets.token_hex(4)}\n")
-    return file.read_text().strip()
-
-
-def start(folder: Path, mode: str, timeout: float | None = None, **options: Any) -> Any:
-    """Start or resume the W&B run that belongs to `folder`.
-
-    Args:
-        folder: the folder of a run or of a report.
-        mode: "offline" or "online".
-        timeout: see `settings`.
-        options: passed to `wandb.init`.
-
-    Returns:
-        The `wandb.Run`.
-
-    Raises:
-        Exception: any exception of the client, such as an unreachable server or an invalid key.
-    """
-    client_settings = settings(timeout)
-    options |= {"dir": folder, "mode": mode, "id": wandb_id(folder), "resume": "allow"}
-    import wandb
-
-    stdin = sys.stdin
-    with Path(os.devnull).open() as empty, _without_variables():
-        sys.stdin = empty  # keeps the client from prompting for a key
-        try:
-            wandb.setup(wandb.Settings(silent=True))
-            return wandb.init(**options, settings=wandb.Settings(**client_settings))
-        finally:
-            sys.stdin = stdin
-
-
-@contextmanager
-def _without_variables() -> Iterator[None]:
-    """Hide from the client the environment variables that would change what a configuration says, or are invalid."""
-    hidden = {name: os.environ.pop(name) for name in CONFIGURED if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
-
-
-def finish_online(wandb_run: Any, folder: Path, rows: int, exit_code: int = 0) -> None:
-    """Finish an online W&B run, verify its upload and mark all attempts in `folder` as sent.
-
-    The client does not report rows that the server has rejected permanently, so this asks the server for its row count.
-
-    Args:
-        wandb_run: the `wandb.Run`.
-        folder: the folder that holds its attempts.
-        rows: the number of rows that the server must have.
-        exit_code: see `RunLogger.end`.
-
-    Raises:
-        IncompleteUploadError: the server has fewer rows.
-        Exception: any exception of the client, TimeoutError if the server does not answer.
-    """
-    import wandb
-
-    path = f"{wandb_run.entity}/{wandb_run.project}/{wandb_run.id}"
-    wandb_run.finish(exit_code=exit_code)
-    end = time.monotonic() + COUNT_TIMEOUT
-    while (received := wandb.Api(timeout=COUNT_TIMEOUT).run(path).history_line_count or 0) < rows:
-        if time.monotonic() > end:
-            raise IncompleteUploadError(f"the server has {received} of {rows} rows")
-        time.sleep(0.2)
-    for attempt in attempts(folder):
-        attempt.mark_sent()
-
-
-class IncompleteUploadError(Exception):
-    """The server has not received all rows of a run."""
-
-
-def tear_down() -> None:
-    """Stop the client's service process, whatever its state; the next W&B run starts a new one."""
-    import wandb
-
-    with suppress(Exception):
-        wandb.teardown()
+# of result.json; validation_error if images are held out
+RESULTS = ("train_error_eval", "validation_error", "test_error", "parameters", "multiply_adds", "weights_sha256")
 
 
 def wandb_config(run: Run) -> dict[str, Any]:
@@ -188,12 +51,13 @@ class WandbLogger(RunLogger):
 
     Args:
         run: the run.
-        timeout: see `settings`.
+        timeout: see `plainres.tracking.wandb_client.settings`.
+        assigned: what an agent of W&B has assigned to this process.
     """
 
-    def __init__(self, run: Run, timeout: float | None = None) -> None:
+    def __init__(self, run: Run, timeout: float | None = None, assigned: Assignment | None = None) -> None:
         super().__init__()
-        self.run, self.timeout = run, timeout
+        self.run, self.timeout, self.assigned = run, timeout, assigned
         self.wandb_run: Any = None  # a wandb.Run, or None while the logger is off
         self.logged_steps: set[int] = set()  # offline: the steps of the rows in the logs of earlier attempts
         self.received = 0  # online: the number of rows on the server when this attempt started
@@ -220,6 +84,8 @@ class WandbLogger(RunLogger):
             self.run.folder,
             mode,
             self.timeout,
+            assigned=self.assigned,
+            system_metrics=config.trainer.accelerator == "gpu",
             project=config.logger.project,
             entity=config.logger.entity,
             name=self.run.name,
@@ -273,15 +139,18 @@ class WandbLogger(RunLogger):
             values = [row[name] for row in self.rows]
             wandb_run.summary[name] = {"min": min(values), "last": values[-1]}
         if self.run.finished:
-            wandb_run.summary.update({key: self.run.result[key] for key in RESULTS})
+            wandb_run.summary.update({key: self.run.result[key] for key in RESULTS if key in self.run.result})
         if wandb_run.offline:
             wandb_run.finish(exit_code=exit_code)
         else:
+            wandb_artifacts.send(self.run, wandb_run, self.timeout)
             finish_online(wandb_run, self.run.folder, len(self.rows), exit_code)
 
     def begin(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Start or resume the W&B run and log the rows it is missing."""
         mode = self.run.config.logger.mode
+        if self.assigned and not self.assigned.is_for((place := place_of(self.run.folder, self.assigned)).id):
+            say(f"W&B: logged to {place}, as before; {self.assigned.id}, which the agent has created, stays empty")
         with suppress(OSError):
             self.run.trouble_file.unlink(missing_ok=True)
         try:

@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from plainres.console import quantity
+from plainres.console import quantity, say
 from plainres.errors import InputError, LockedError, first_line
 from plainres.runs.record import Run
+from plainres.tracking import wandb_artifacts
+from plainres.tracking.wandb_agent import Assignment, assignment
 from plainres.tracking.wandb_files import Attempt, attempts
 
 UP_TO_DATE = "already uploaded"
+ALERT_TITLE = 63  # characters that W&B admits
 
 
 def sync(folder: Path, timeout: float) -> Iterator[tuple[str, bool]]:
@@ -38,7 +41,7 @@ def sync(folder: Path, timeout: float) -> Iterator[tuple[str, bool]]:
     for number, owner in enumerate(owners):
         is_run = (owner / "config.yaml").exists()
         try:
-            message = _send_run(owner, timeout) if is_run else _send_report(owner, timeout)
+            message = send_run(owner, timeout) if is_run else _send_report(owner, timeout)
         except _UnauthorizedError:
             raise
         except TimeoutError:
@@ -52,6 +55,25 @@ def sync(folder: Path, timeout: float) -> Iterator[tuple[str, bool]]:
             yield f"{owner}: not uploaded: {first_line(error) or type(error).__name__}", False
         else:
             yield f"{owner}: {message}", True
+
+
+def upload_for_agent(run: Run) -> None:
+    """Upload a finished run for the agent of W&B that has started this process, if one has; say where its curves are.
+
+    No W&B error is raised.
+    """
+    if (assigned := assignment()) is None:
+        return
+    from plainres.tracking.wandb_client import INIT_TIMEOUT, place_of
+
+    try:
+        message = send_run(run.folder, INIT_TIMEOUT, assigned=assigned)
+    except Exception as error:
+        say(f"W&B: not uploaded ({first_line(error) or type(error).__name__}); `plainres wandb-sync {run.folder}` does")
+        return
+    place = place_of(run.folder)
+    empty = "" if assigned.is_for(place.id) else f"; {assigned.id}, which the agent has created, stays empty"
+    say(f"W&B: {message} ({place}){empty}")
 
 
 def _unlogged(folder: Path) -> Iterator[Path]:
@@ -77,11 +99,17 @@ class _UploadError(Exception):
     """An attempt was not uploaded."""
 
 
-def _send_run(folder: Path, timeout: float) -> str:
-    """Upload the rows of a run's metrics.csv that are missing on the server; return a summary with the run's address.
+def send_run(folder: Path, timeout: float, *, assigned: Assignment | None = None, alert: str = "") -> str:
+    """Upload what W&B lacks of a run: rows of metrics.csv and artifacts. Return a summary with the run's address.
 
     The server reports how many rows it has. Uploading whole attempts would not work: an online attempt would arrive
     twice, and the log of a killed attempt is incomplete.
+
+    Args:
+        folder: the folder of the run.
+        timeout: see `sync`.
+        assigned: what an agent of W&B has assigned to this process.
+        alert: the reason of a failure, of which W&B is to alert the user.
 
     Raises:
         LockedError: a process is training the run.
@@ -90,24 +118,29 @@ def _send_run(folder: Path, timeout: float) -> str:
     """
     from wandb.errors import AuthenticationError, CommError, UsageError
 
-    from plainres.tracking.wandb_logger import WandbLogger, tear_down
+    from plainres.tracking.wandb_client import tear_down
+    from plainres.tracking.wandb_logger import WandbLogger
 
     run = Run.read(folder)
     with run.lock():
         logged, curve = attempts(folder), run.curve()
         unsent = [attempt for attempt in logged if attempt.id and not attempt.sent]
         logged_steps = {step for attempt in logged for step in attempt.steps}
-        if not unsent and logged_steps.issuperset(int(row["step"]) for row in curve):
+        rows_sent = not unsent and logged_steps.issuperset(int(row["step"]) for row in curve)
+        artifacts = wandb_artifacts.unsent(run)
+        if rows_sent and not artifacts and not alert:
             return UP_TO_DATE
         exit_code = logged[-1].exit_code if logged else None
         if run.finished or exit_code is None:  # None: killed, possibly after the run had finished
             exit_code = 0 if run.finished else 1
-        logger = WandbLogger(run, timeout)
+        logger = WandbLogger(run, timeout, assigned)
         try:
             logger.connect("online")
             url, missing = str(logger.wandb_run.url), max(0, len(curve) - logger.received)
             for row in curve:
                 logger.log({key: value for key, value in row.items() if key != "step"}, int(row["step"]))
+            if alert:
+                logger.wandb_run.alert(f"{run.name} failed"[:ALERT_TITLE], alert, level="ERROR")
             logger.finish(exit_code)
             run.trouble_file.unlink(missing_ok=True)
         except Exception as error:
@@ -117,7 +150,7 @@ def _send_run(folder: Path, timeout: float) -> str:
             if isinstance(error, CommError) and any(word in str(error) for word in ("timed out", "deadline exceeded")):
                 raise TimeoutError from error
             raise
-    return f"uploaded {quantity(missing, 'row')} to {url}"
+    return f"uploaded {' and '.join([quantity(missing, 'row'), *artifacts])} to {url}"
 
 
 def _send_report(folder: Path, timeout: float) -> str:

@@ -167,9 +167,10 @@ def open_loggers(run: Run, rows: Sequence[Mapping[str, float]], evaluated: Seque
     """Open a run's loggers, which continue from `rows`, and close them with the exit code of the run."""
     loggers: list[RunLogger] = [CsvLogger(run.folder / "metrics.csv", evaluated)]
     if run.config.logger.wandb:
+        from plainres.tracking.wandb_agent import assignment
         from plainres.tracking.wandb_logger import WandbLogger
 
-        loggers.append(WandbLogger(run))
+        loggers.append(WandbLogger(run, assigned=assignment()))
     if run.config.logger.tensorboard:
         loggers.append(TensorBoardLogger(run.folder / "tensorboard"))
     exit_code = 1

@@ -1,0 +1,133 @@
+"""Views of a study in W&B, built with wandb-workspaces: a workspace of panels, and a W&B Report.
+
+Both show what `plainres.reporting.wandb_report` has logged to the study's own W&B run, beside the runs themselves.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from plainres.files import write_atomically
+from plainres.reporting.comparisons import COLUMNS
+from plainres.reporting.study import Study
+from plainres.reporting.table import markdown
+from plainres.reporting.wandb_panels import CURVES, FIGURES, curves_key, curves_title, halves
+from plainres.tracking.wandb_files import STEP
+
+# Any: the package's annotations reject what it documents
+wr: Any = import_module("wandb_workspaces.reports.v2")
+workspaces: Any = import_module("wandb_workspaces.workspaces")
+
+
+def workspace(study: Study, entity: str, project: str) -> Any:
+    """Return a workspace with the report's curves of plain and residual nets, and the errors by shortcut and depth."""
+    group = _group(study)
+    bars: list[Any] = [
+        wr.BarPlot(title="Final training error (%), eval mode", metrics=["train_error_eval"], max_bars_to_show=100),
+        wr.BarPlot(title="Final test error (%)", metrics=["test_error"], max_bars_to_show=100),
+    ]
+    return workspaces.Workspace(
+        entity=entity,
+        project=project,
+        name=f"{group}: plain and residual",
+        auto_generate_panels=False,
+        sections=[
+            workspaces.Section(
+                name=f"{' | '.join(halves(study))}: training error, test error",
+                panels=_mean_curves(study),
+                is_open=True,
+                layout_settings=workspaces.SectionLayoutSettings(columns=len(halves(study)), rows=len(CURVES)),
+            ),
+            workspaces.Section(name="Errors over iterations, by shortcut and depth", panels=_curves(), is_open=True),
+            workspaces.Section(name="Errors at the end", panels=bars, is_open=True),
+        ],
+        settings=workspaces.WorkspaceSettings(x_axis=STEP, smoothing_type="none", smoothing_weight=0, max_runs=100),
+        runset_settings=workspaces.RunsetSettings(
+            filters=[workspaces.Metric("Group") == group, workspaces.Metric("JobType").isin(["train", "study"])],
+            groupby=[workspaces.Config("shortcut"), workspaces.Config("model.depth")],
+        ),
+    )
+
+
+def save_report(study: Study, report: Path, entity: str, project: str) -> str:
+    """Save the study as a W&B Report: verdicts, table, figures, and panels of its runs; return the address.
+
+    The report's id is kept in <report>/wandb/report, so that saving it again replaces it.
+
+    Raises:
+        Exception: any exception of wandb-workspaces or of the client.
+    """
+    file = report / "wandb" / "report"
+    page = written_report(study, entity, project)
+    if file.exists():
+        page.id = file.read_text().strip()
+    page.save()
+    write_atomically(file, f"{page.id}\n")
+    return str(page.url)
+
+
+def written_report(study: Study, entity: str, project: str) -> Any:
+    """Return the W&B Report of a study, which is not saved yet."""
+    group = _group(study)
+    runs = {"entity": entity, "project": project}
+    of_study = wr.Runset(**runs, name="the study", filters=f"Group = {group!r} and JobType = 'study'")
+    trained = wr.Runset(
+        **runs,
+        name="its runs",
+        filters=f"Group = {group!r} and JobType = 'train'",
+        groupby=["config.shortcut", "config.model.depth"],
+    )
+    figures: list[Any] = [wr.MediaBrowser(media_keys=[key], num_columns=1) for key in FIGURES.values()]
+    blocks: list[Any] = [
+        wr.H2(text="Verdicts"),
+        *(_verdicts(study) or [wr.P(text="No comparison is possible yet.")]),
+        wr.H2(text="Errors"),
+        wr.MarkdownBlock(text=markdown(study.families)),
+        wr.H2(text="Figures"),
+        wr.PanelGrid(runsets=[of_study], panels=figures),
+        wr.PanelGrid(runsets=[of_study], panels=_mean_curves(study)),
+        wr.H2(text="Runs"),
+        wr.PanelGrid(runsets=[trained], panels=_curves()),
+    ]
+    description = f"{len(study.runs)} finished runs, compared by plainres"
+    return wr.Report(
+        **runs, title=f"{group}: plain and residual", description=description, blocks=blocks, width="fluid"
+    )
+
+
+def _verdicts(study: Study) -> list[Any]:
+    """Return a heading and a table for each group of comparisons, then the trends."""
+    blocks: list[Any] = []
+    for heading, comparisons in study.comparisons.items():
+        rows = [list(COLUMNS), ["---"] * len(COLUMNS), *([*each.cells.values()] for each in comparisons)]
+        table = "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
+        blocks += [wr.H3(text=heading), wr.MarkdownBlock(text=table)]
+    trends = [f"{trend.label}: {trend.verdict}" for trend in study.trends]
+    return [*blocks, *([wr.UnorderedList(items=trends)] if trends else [])]
+
+
+def _mean_curves(study: Study) -> list[Any]:
+    """Return charts of the mean curves, which are tables of the report's W&B run, drawn as by `line_series`."""
+    return [
+        wr.CustomChart(
+            query={"summaryTable": {"tableKey": f"{curves_key(part, column)}_table"}},
+            chart_name="wandb/lineseries/v0",
+            chart_fields={"step": "step", "lineKey": "lineKey", "lineVal": "lineVal"},
+            chart_strings={"title": curves_title(part, title), "xname": "iteration"},
+        )
+        for column, title in CURVES.items()
+        for part in halves(study)
+    ]
+
+
+def _curves() -> list[Any]:
+    """Return charts of the curves of the single runs."""
+    return [
+        wr.LinePlot(title=title, x=STEP, y=[column], smoothing_factor=0, max_runs_to_show=100)
+        for column, title in CURVES.items()
+    ]
+
+
+def _group(study: Study) -> str:
+    _, first = study.runs[0]
+    return first.config.study
