@@ -321,7 +321,7 @@ def bench(configs: Sequence[Config], rounds: int, seconds: float) -> tuple[list[
             )
         networks.append(resolve_compile(members[0]))  # the measured training is endless, so it cannot decide this
     say(announcement(networks, rounds, seconds))
-    measurements, alone, together = [], 0.0, 0.0
+    measurements, speeds, alone, together = [], [], 0.0, 0.0
     with bar("measuring", "network", len(groups), leave=False) as progress:
         for config, members in zip(networks, groups.values(), strict=True):
             model, name = config.model, families[Run.of(config).name][0]
@@ -336,10 +336,12 @@ def bench(configs: Sequence[Config], rounds: int, seconds: float) -> tuple[list[
             measurements.append(measurement)
             images = source_of(config).load()
             speed = speed_of(measurement, len(images.train) // config.optim.batch_size)
-            keep(config, speed)
+            speeds.append((config, speed))
             alone += len(members) * speed.seconds(config, images)
             together += len(members) * speed.seconds(config, images) / speed.gain
             progress.update()
+    for config, speed in speeds:  # not earlier, since it opens the GPU in this process
+        keep(config, speed)
     return measurements, _estimate(configs, alone, together)
 
 
