@@ -185,6 +185,10 @@ COMMANDS: dict[str, Execution] = {
     # looking at configurations
     "plainres list": AS_IT_STANDS,
     "plainres train experiment=digits --dry-run": SWEEP,
+    "plainres train experiment=digits --dry-run --json": SWEEP,
+    "plainres train experiment=digits --json > trained.json": not_run(
+        ELSEWHERE.format("cli/test_json_output.py: test_a_sweep_says_what_was_trained")
+    ),
     "plainres train experiment=digits seed=0 model.depth=8 --cfg job": AS_IT_STANDS,
     "plainres train --config-dir=conf data=fashion optim=cifar10_quick --cfg job": AS_IT_STANDS,
     "eval $(plainres train -sc install=bash)": not_run(ELSEWHERE.format("cli/test_main.py: test_tab_completes")),
@@ -199,6 +203,9 @@ COMMANDS: dict[str, Execution] = {
     "plainres status runs/default": AS_IT_STANDS,
     "plainres status runs/default --watch": AS_IT_STANDS,
     "plainres status runs": AS_IT_STANDS,
+    "plainres status runs/digits --json": AS_IT_STANDS,
+    "plainres status runs --json": AS_IT_STANDS,
+    "plainres report runs/digits --json": AS_IT_STANDS,
     "plainres report runs/digits": AS_IT_STANDS,
     "plainres report runs/digits --open": AS_IT_STANDS,
     "plainres report runs/digits runs/narrow": AS_IT_STANDS,
@@ -213,6 +220,7 @@ COMMANDS: dict[str, Execution] = {
     "diff before.txt after.txt": AS_IT_STANDS,
     # after training
     "plainres eval RUN": AS_IT_STANDS,
+    "plainres eval RUN --json": AS_IT_STANDS,
     "plainres eval RUN data=synthetic data.shape=[1,8,8]": AS_IT_STANDS,
     "plainres export RUN mine.safetensors": AS_IT_STANDS,
     "plainres eval mine.safetensors": AS_IT_STANDS,
@@ -234,6 +242,7 @@ COMMANDS: dict[str, Execution] = {
     "plainres bench model.depth=20 model.width=8": instead(
         f"plainres bench model.depth=8 model.width=4 optim.epochs=1 {MEASURED}"
     ),
+    "plainres bench experiment=digits": instead(f"plainres bench {ONE_SHORTCUT} study=digits {MEASURED}"),
     "plainres bench experiment=cifar10_quick": not_run(
         ELSEWHERE.format("benchmark/test_measure.py: test_a_study_is_measured_network_by_network, of another study")
     ),

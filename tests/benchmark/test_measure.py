@@ -16,13 +16,14 @@ import torch
 import torch.nn.functional as F
 
 from plainres.benchmark.baselines import PARTS, BareLoop, DataLoaderBaseline, evaluate
-from plainres.benchmark.measure import CONTENDERS, OURS, Measurement, _run_seconds, announcement, resolve_compile
+from plainres.benchmark.measure import CONTENDERS, OURS, Measurement, announcement, speed_of
 from plainres.cli.main import main
 from plainres.config.instantiate import source_of
 from plainres.config.schema import Config, SweepOptions
 from plainres.data import batches
 from plainres.data.sources import Synthetic
 from plainres.errors import InputError
+from plainres.launch.speeds import resolve_compile
 from plainres.runs.provenance import weights_sha256
 from plainres.runs.record import Run
 from plainres.training import compilation
@@ -150,17 +151,18 @@ def test_the_report_follows_from_the_measurement() -> None:
 
 def test_the_time_of_a_run_is_estimated(make_config: Make) -> None:
     config = make_config(optim={"batch_size": 20, "epochs": 3})  # 100 images, 5 steps; 30 test images
+    images = source_of(config).load()
     # 15 steps, an evaluation after each of 3 epochs, and both sets at the end
-    assert _run_seconds(config, measurement()) == pytest.approx(15 * 0.25 + (3 + 1 + 100 / 30) * 0.5)
+    seconds = speed_of(measurement(), 5).seconds(config, images)
+    assert seconds == pytest.approx(15 * 0.25 + (3 + 1 + 100 / 30) * 0.5)
     # a window of 10 steps contains two epochs with their evaluations
-    windows = {OURS: [4.0]}
-    assert _run_seconds(config, measurement(windows=windows, steps={OURS: 10})) == pytest.approx(
-        15 * 0.3 + (3 + 1 + 100 / 30) * 0.5
-    )
+    speed = speed_of(measurement(windows={OURS: [4.0]}, steps={OURS: 10}), 5)
+    assert speed.seconds(config, images) == pytest.approx(15 * 0.3 + (3 + 1 + 100 / 30) * 0.5)
 
 
-def test_a_study_is_measured_network_by_network(tmp_path: Any) -> None:
+def test_a_study_is_measured_network_by_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["-m", "model/shortcut=plain,identity", "seed=0,1", *SMALL, "optim.epochs=2", f"runs={tmp_path / 'runs'}"]
+    monkeypatch.setenv("PLAINRES_CACHE", str(tmp_path / "cache"))
     done = forking.run([PLAINRES, "bench", *options, "--rounds", "2", "--seconds", "0.2", "--json"])
     assert done.returncode == 0, done.stderr
     assert re.match(r"measuring 2 networks, about \d+ s: (12|20) timing windows of 0.2 s, and setup\n", done.stderr)
@@ -173,6 +175,10 @@ def test_a_study_is_measured_network_by_network(tmp_path: Any) -> None:
         assert each["versions"]["torch"] == torch.__version__
     assert output["estimate"].startswith("4 runs: ")
     assert not (tmp_path / "runs").exists()
+    planned = json.loads(forking.run([PLAINRES, "train", *options, "--dry-run", "--json"]).stdout)
+    assert planned["note"] == ""
+    assert planned["seconds"] > 0
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", planned["measured"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

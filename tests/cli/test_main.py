@@ -387,7 +387,8 @@ def test_a_dry_run_lists_the_states_of_the_runs(capsys: pytest.CaptureFixture[st
     rows = capsys.readouterr().out.splitlines()
     assert [row.split()[0] for row in rows[:2]] == ["missing", "missing"]
     assert rows[0].split()[1].startswith("runs/small/plain-8-w4-s0-")
-    assert rows[2:] == ["", "2 runs: 2 missing"]
+    assert rows[2:4] == ["", "2 runs: 2 missing"]
+    assert rows[4].startswith("the time is not known: the speed of 2 of the 2 runs was not measured on this machine")
     assert not list(tmp_path.iterdir())
     assert main(["train", *SMALL, "study=small", "model/shortcut=plain"]) == 0
     (run,) = (tmp_path / "runs" / "small").iterdir()

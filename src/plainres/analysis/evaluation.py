@@ -33,6 +33,39 @@ EVALUATION = ("data", "trainer", "precision")  # config groups that may differ f
 
 
 @dataclass(frozen=True)
+class ClassError:
+    """Error of the images of one class in percent."""
+
+    number: int
+    name: str | None
+    images: int
+    error: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean loss and error in percent on a test set, the number of its images, and the error of each class it has."""
+
+    loss: float
+    error: float
+    images: int
+    classes: list[ClassError]
+
+    def __str__(self) -> str:
+        named = any(each.name is not None for each in self.classes)
+        lines = [
+            f"loss {self.loss:.4f}",
+            f"error {self.error:.2f} % of {self.images:,} images",
+            "",
+            f"class  images  error in %{'  name' if named else ''}",
+        ]
+        for each in self.classes:
+            name = "" if each.name is None else f"  {each.name}"
+            lines.append(f"{each.number:5}  {each.images:6,}  {each.error:10.2f}{name}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
 class Predictions:
     """A network's logits (N, classes) float32 on a test set, its targets (N,) int64, and the names of the classes."""
 
@@ -50,19 +83,25 @@ class Predictions:
         """Whether each image is misclassified (N,)."""
         return self.logits.argmax(1) != self.targets
 
-    def __str__(self) -> str:
-        lines = [
-            f"loss {self.losses.double().mean().item():.4f}",
-            f"error {100 * self.wrong.double().mean().item():.2f} % of {len(self.targets):,} images",
-            "",
-            f"class  images  error in %{'  name' if self.classes else ''}",
+    @property
+    def evaluation(self) -> Evaluation:
+        """Mean loss, and the errors of all images and of each class."""
+        classes = [
+            ClassError(
+                number, self.classes[number] if self.classes else None, images, self._error(self.targets == number)
+            )
+            for number, images in enumerate(torch.bincount(self.targets).tolist())
+            if images
         ]
-        for target, images in enumerate(torch.bincount(self.targets).tolist()):
-            if images:
-                error = 100 * self.wrong[self.targets == target].double().mean().item()
-                name = f"  {self.classes[target]}" if self.classes else ""
-                lines.append(f"{target:5}  {images:6,}  {error:10.2f}{name}")
-        return "\n".join(lines)
+        everywhere = torch.ones_like(self.targets, dtype=torch.bool)
+        return Evaluation(self.losses.double().mean().item(), self._error(everywhere), len(self.targets), classes)
+
+    def _error(self, chosen: Tensor) -> float:
+        """Return the error in percent of the images for which `chosen` (N,) is True."""
+        return 100 * self.wrong[chosen].double().mean().item()
+
+    def __str__(self) -> str:
+        return str(self.evaluation)
 
     def save(self, file: Path) -> None:
         """Write a Parquet file with one row per image: its index in the test set, target, prediction, loss and logits.

@@ -6,12 +6,12 @@ affects all of them. Each evaluates the test set when an epoch ends within a win
 
 import io
 import json
-import math
 import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass, field, replace
+from datetime import date
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -21,19 +21,19 @@ from lightning.pytorch.callbacks import Callback
 
 from plainres.benchmark.baselines import PARTS, BareLoop, DataLoaderBaseline, Loop, evaluate, wait_for
 from plainres.config.instantiate import check, description_of, source_of
-from plainres.config.schema import AUTO, Config
+from plainres.config.schema import Config
 from plainres.console import bar, duration, say
 from plainres.data.datamodule import ImageBatches
 from plainres.data.streamed_split import StreamedSplit
 from plainres.errors import InputError, StoppedError
 from plainres.launch.preflight import slots
+from plainres.launch.speeds import Speed, keep, resolve_compile
 from plainres.processes.forkserver import call_in_processes, forkserver
 from plainres.reporting.families import labelled
 from plainres.runs.identity import identity
 from plainres.runs.provenance import device_name, peak_memory_mib, versions
 from plainres.runs.record import Run
 from plainres.training.classifier import Classifier
-from plainres.training.compilation import pays
 from plainres.training.epoch_loop import cuda_graph
 from plainres.training.train import train
 
@@ -233,19 +233,6 @@ def measure(config: Config, network: str, rounds: int, seconds: float, threads: 
     return measurement
 
 
-def resolve_compile(config: Config) -> Config:
-    """Replace `trainer.compile=auto` by true or false, according to the length of the run.
-
-    The measured training is endless, so that it could not decide this itself.
-    """
-    if config.trainer.compile != AUTO:
-        return config
-    source = source_of(config)
-    steps = config.optim.length(len(source.load().train) // config.optim.batch_size)
-    compile = pays(config, description_of(config, source).multiply_adds, steps)
-    return replace(config, trainer=replace(config.trainer, compile=compile))
-
-
 class _SideBySide(Callback):
     """Callback of one of several concurrent runs. In each round the first run trains alone, then all train together."""
 
@@ -300,7 +287,7 @@ def side_by_side(config: Config, runs: int, rounds: int, window: int) -> list[fl
 
 
 def bench(configs: Sequence[Config], rounds: int, seconds: float) -> tuple[list[Measurement], str]:
-    """Measure each network of a study once, after printing how long that takes.
+    """Measure each network of a study once, after printing how long that takes, and keep its speed.
 
     Args:
         configs: configurations of the runs.
@@ -332,9 +319,9 @@ def bench(configs: Sequence[Config], rounds: int, seconds: float) -> tuple[list[
                 "plainres bench measures images that are in memory, but these are decoded while training; use other "
                 "data, and measure decoding with experiments/throughput/streaming.py"
             )
-        networks.append(resolve_compile(members[0]))
+        networks.append(resolve_compile(members[0]))  # the measured training is endless, so it cannot decide this
     say(announcement(networks, rounds, seconds))
-    measurements, alone, together = [], 0.0, 0.0
+    measurements, speeds, alone, together = [], [], 0.0, 0.0
     with bar("measuring", "network", len(groups), leave=False) as progress:
         for config, members in zip(networks, groups.values(), strict=True):
             model, name = config.model, families[Run.of(config).name][0]
@@ -347,9 +334,14 @@ def bench(configs: Sequence[Config], rounds: int, seconds: float) -> tuple[list[
                 window = measurement.steps[OURS]
                 measurement.gains = side_by_side(config, measurement.side_by_side, rounds, window)
             measurements.append(measurement)
-            alone += len(members) * _run_seconds(config, measurement)
-            together += len(members) * _run_seconds(config, measurement) / measurement.gain
+            images = source_of(config).load()
+            speed = speed_of(measurement, len(images.train) // config.optim.batch_size)
+            speeds.append((config, speed))
+            alone += len(members) * speed.seconds(config, images)
+            together += len(members) * speed.seconds(config, images) / speed.gain
             progress.update()
+    for config, speed in speeds:  # not earlier, since it opens the GPU in this process
+        keep(config, speed)
     return measurements, _estimate(configs, alone, together)
 
 
@@ -373,16 +365,13 @@ def _concurrent_runs(config: Config) -> int:
     return len(slots([Run.of(config)], 1, ""))
 
 
-def _run_seconds(config: Config, measurement: Measurement) -> float:
-    """Return the seconds of a run, with an evaluation of the test set after each epoch and of both sets at the end."""
-    images = source_of(config).load()
-    train, test = len(images.train), len(images.test)
-    per_epoch = train // config.optim.batch_size
-    steps = config.optim.length(per_epoch)
-    evaluations = math.ceil(steps / per_epoch) + 1 + train / test
+def speed_of(measurement: Measurement, steps_per_epoch: int) -> Speed:
+    """Return the measured speed of plainres, with the evaluations that a window contains apart from its steps."""
     window = measurement.steps[OURS]
-    in_window = window // per_epoch * measurement.evaluation  # evaluations within a window
-    return steps * (measurement.step(OURS) - in_window / window) + evaluations * measurement.evaluation
+    evaluations = window // steps_per_epoch * measurement.evaluation
+    step = measurement.step(OURS) - evaluations / window
+    today = date.today().isoformat()
+    return Speed(step, measurement.evaluation, measurement.side_by_side, measurement.gain, today)
 
 
 def _estimate(configs: Sequence[Config], alone: float, together: float) -> str:

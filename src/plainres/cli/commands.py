@@ -1,4 +1,4 @@
-"""Commands that compose configurations, and commands on folders of runs.
+"""Commands that compose configurations without training, and commands on folders of runs.
 
 Each command imports its dependencies when it is called, so that --help does not wait for torch.
 """
@@ -7,91 +7,14 @@ import json
 import shutil
 import sys
 import webbrowser
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from plainres.cli.arguments import Arguments, integer, positive_number, split_overrides
-from plainres.cli.descriptions import BENCH, DESCRIBE, EVAL, LIST, REPORT, STATUS, TRAIN
+from plainres.cli.descriptions import BENCH, DESCRIBE, EVAL, LIST, REPORT, STATUS
+from plainres.cli.output import print_json, standard_output_free
 from plainres.errors import InputError, RunFailedError
 
-if TYPE_CHECKING:
-    from plainres.runs.record import Run
-
 STUDY = "folder of a study's runs, such as runs/digits"
-
-
-def train(arguments: list[str]) -> int:
-    """Train one network, or every run of a sweep."""
-    if {"-h", "--help"} & set(arguments):
-        print(TRAIN, end="")
-        return 0
-    from plainres.processes.signals import StopSignals
-    from plainres.processes.world import World
-
-    with StopSignals(early=World.current().size == 1):
-        from plainres.config.compose import compose_jobs
-        from plainres.runs.record import Run
-
-        jobs = compose_jobs([word for word in arguments if word != "--dry-run"])
-        runs = [Run.of(config) for config in jobs.configs]
-        if "--dry-run" in arguments:
-            _list_runs(runs)
-            return 0
-        if jobs.launcher != "basic":
-            if not jobs.overrides:
-                raise InputError(f"hydra/launcher={jobs.launcher} starts the runs of a sweep: add -m")
-            from plainres.launch.hydra_launchers import sweep_with
-
-            return 1 if sweep_with(jobs) else 0
-        if len(runs) > 1:
-            from plainres.launch.sweep import sweep
-
-            return 1 if sweep(runs) else 0
-        for run in runs:
-            _train_one(run)
-    return 0
-
-
-def _list_runs(runs: Sequence["Run"]) -> None:
-    """Check the configurations of runs, and print the state of each run and their numbers.
-
-    Raises:
-        InputError: a configuration is invalid, or the record of a run is damaged.
-    """
-    from plainres.config.instantiate import check
-    from plainres.console import aligned
-    from plainres.runs.record import State
-
-    distinct = {run.folder: run for run in runs}
-    for run in {repr((run.config.model, run.config.data)): run for run in distinct.values()}.values():
-        check(run.config, devices=False)
-    states = {run.folder: run.state for run in distinct.values()}
-    rows = []
-    for folder, state in states.items():
-        run = distinct[folder]
-        details = {State.INTERRUPTED: f"at step {run.step}", State.FAILED: run.failure or ""}
-        rows.append((state.value, str(folder), details.get(state, "")))
-    counts = Counter(state.value for state in states.values())
-    summary = ", ".join(f"{counts[state.value]} {state.value}" for state in State if counts[state.value])
-    if rows:
-        print("\n".join([*aligned(rows), "", f"{len(rows)} {'run' if len(rows) == 1 else 'runs'}: {summary}"]))
-
-
-def _train_one(run: "Run") -> None:
-    from plainres.launch.devices import train
-    from plainres.processes.world import World
-
-    if run.finished and run.result:
-        print(f"{run.name} is finished already", file=sys.stderr)
-    result = train(run).result
-    if World.current().rank == 0:
-        print(
-            f"train error {result['train_error']:.2f} % (running), {result['train_error_eval']:.2f} % (eval); "
-            f"test error {result['test_error']:.2f} %"
-        )
-        print(run.folder)
 
 
 def list_options(arguments: list[str]) -> int:
@@ -115,10 +38,20 @@ def status(arguments: list[str]) -> int:
         action="store_true",
         help="refresh until no run is left to train, or none has been running for 30 seconds",
     )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     options = parser.parse_args(arguments)
-    from plainres.launch.status import status, watch
+    if options.json and options.watch:
+        raise InputError("--watch refreshes a table, and --json prints one object: leave out one of the two")
+    from dataclasses import asdict
 
-    watch(options.folder) if options.watch else print(status(options.folder))
+    from plainres.launch.status import read_status, watch
+
+    if options.watch:
+        watch(options.folder)
+    elif options.json:
+        print_json(asdict(read_status(options.folder)))
+    else:
+        print(read_status(options.folder))
     return 0
 
 
@@ -127,7 +60,9 @@ def report(arguments: list[str]) -> int:
     parser = Arguments("report", REPORT, example="runs/digits")
     parser.add_argument("folders", type=Path, nargs="+", metavar="folder", help=STUDY)
     modes = ("offline", "online")
-    parser.add_argument("--format", choices=("markdown", "latex"), help="print only the table, in this format")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--format", choices=("markdown", "latex"), help="print only the table, in this format")
+    output.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.add_argument("--title", help="title of the figures (default: the study and its data)")
     parser.add_argument(
         "--width", type=positive_number, metavar="INCHES", help="width of the figures (default: fitted to the panels)"
@@ -144,26 +79,31 @@ def report(arguments: list[str]) -> int:
         if arguments[position - 1] == "--wandb" and word not in modes:
             arguments[position - 1] = "--wandb=offline"  # the next word is a folder
     options = parser.parse_args(arguments)
-    from plainres.reporting.report import FORMATS, NotWrittenError, write_report
+    from plainres.reporting import report
     from plainres.reporting.study import read_study
-    from plainres.runs.record import REPORT as REPORTED
 
     if options.format:
-        print(FORMATS[options.format](read_study(*options.folders).families))
+        print(report.FORMATS[options.format](read_study(*options.folders).families))
         return 0
     columns = shutil.get_terminal_size().columns  # 80 if the output is piped
-    try:
-        print(write_report(*options.folders, title=options.title, width=options.width, columns=columns))
-    except NotWrittenError as error:
-        print(error.text)
-        raise
-    page = read_study(*options.folders).home / REPORTED / "index.html"
-    if options.open and not webbrowser.open(page.resolve().as_uri()):
-        print(f"there is no browser to open {page} with", file=sys.stderr)
-    if options.wandb:
-        from plainres.reporting.wandb_report import show
+    with standard_output_free(options.json):
+        try:
+            study = report.write_files(*options.folders, title=options.title, width=options.width)
+        except report.NotWrittenError as error:
+            print(report.text(error.study, columns))
+            raise
+        page = report.page_of(study)
+        print(f"{report.text(study, columns)}\n\nReport: {page}")
+        if options.open and not webbrowser.open(page.resolve().as_uri()):
+            print(f"there is no browser to open {page} with", file=sys.stderr)
+        if options.wandb:
+            from plainres.reporting.wandb_report import show
 
-        print(show(read_study(*options.folders), page.parent, options.wandb))
+            print(show(read_study(*options.folders), page.parent, options.wandb))
+    if options.json:
+        from plainres.reporting.values import values
+
+        print_json(values(study))
     return 0
 
 
@@ -258,11 +198,14 @@ def bench(arguments: list[str]) -> int:
 
 def eval_(arguments: list[str]) -> int:
     """Evaluate a trained network on a test set."""
-    parser = Arguments("eval", EVAL, usage="RUN|WEIGHTS [OVERRIDES]", overrides=True)
+    parser = Arguments("eval", EVAL, usage="RUN|WEIGHTS [OVERRIDES] [--json]", overrides=True)
     parser.add_argument("target", type=Path, nargs="?", metavar="RUN|WEIGHTS", help="folder of a run, or weights file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     options, overrides = parser.parse_known_args(arguments)
     if options.target is None or "=" in str(options.target).partition("/")[0]:
         raise InputError("plainres eval needs the folder of a run or a file of weights first; see plainres eval --help")
+    from dataclasses import asdict
+
     from plainres.analysis.evaluation import predict, with_overrides
     from plainres.analysis.exchange import predict_with_file
     from plainres.runs.record import Run
@@ -270,19 +213,24 @@ def eval_(arguments: list[str]) -> int:
     target: Path = options.target
     if not target.exists():
         raise InputError(f"{target}: there is no such file of weights, and no such folder of a run")
-    if target.is_dir():
-        run = Run.read(target)
-        config, name, prefix = with_overrides(run.config, overrides), run.name, f"{target}/"
-        predictions = predict(run, overrides)
+    with standard_output_free(options.json):
+        if target.is_dir():
+            run = Run.read(target)
+            config, name, prefix = with_overrides(run.config, overrides), run.name, f"{target}/"
+            predictions = predict(run, overrides)
+        else:
+            config, predictions = predict_with_file(target, overrides)
+            name, prefix = target.stem, f"{target.stem}-"
+        data = config.options["data"]
+        file = Path(f"{prefix}predictions-{data}.parquet")
+        predictions.save(file)
+    evaluation = predictions.evaluation
+    if options.json:
+        print_json({"network": name, "data": data, **asdict(evaluation), "predictions": str(file)})
     else:
-        config, predictions = predict_with_file(target, overrides)
-        name, prefix = target.stem, f"{target.stem}-"
-    data = config.options["data"]
-    file = Path(f"{prefix}predictions-{data}.parquet")
-    predictions.save(file)
-    print(f"{name} on the test set of {data}")
-    print(predictions)
-    print(f"\npredictions of each image: {file}")
+        print(f"{name} on the test set of {data}")
+        print(evaluation)
+        print(f"\npredictions of each image: {file}")
     return 0
 
 

@@ -1,7 +1,7 @@
 """Texts that --help prints about the commands."""
 
 TRAIN = """\
-usage: plainres train [OVERRIDES] [-m] [--dry-run] [--cfg job]
+usage: plainres train [OVERRIDES] [-m] [--dry-run] [--json] [--cfg job]
                       [--config-dir FOLDER]
 
 Train one network, or every run of a sweep. A run is kept in
@@ -30,7 +30,9 @@ common overrides:
 options:
   -m, --multirun       train every combination of comma-separated values; an
                        experiment implies it
-  --dry-run            list the runs and their states, train nothing
+  --dry-run            check everything, list the runs and their states, and
+                       estimate their time; train nothing
+  --json               print one JSON object about the runs when all are done
   --cfg job            print the configuration, train nothing
   --info defaults      print the files of conf/ that make up the configuration
   --config-dir FOLDER  add the options in a folder of your own, laid out like
@@ -65,7 +67,7 @@ BENCH = """\
 Measure how fast this machine trains a network, or each network of a study: images/s and ms/step of plainres, of a bare
 PyTorch loop over the same network, batches and precision (the limit), and of a DataLoader whose worker processes crop
 and mirror single images (eager float32). The three take turns in one process. Also report the parts of a step, the peak
-memory, and the time that the run or the study would take.
+memory, and the time that the run or the study would take. plainres train --dry-run uses the measured speeds later.
 
   plainres bench data=cifar10 optim=he2015 model.depth=20 trainer.threads=2
   plainres bench experiment=cifar10_degradation trainer=gpu precision=bf16-mixed

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import TextIO
 
 from plainres import __version__
-from plainres.cli import analysis, commands, data
+from plainres.cli import analysis, commands, data, training
 from plainres.console import open_closed_streams, unfailing_output
 from plainres.errors import InputError, RunFailedError, StoppedError
 from plainres.processes.environment import isolate
@@ -48,7 +48,7 @@ Tab completion: eval "$(plainres train -sc install=bash)"
 """
 
 COMMANDS = {
-    "train": commands.train,
+    "train": training.train,
     "list": commands.list_options,
     "status": commands.status,
     "report": commands.report,

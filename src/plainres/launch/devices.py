@@ -71,16 +71,11 @@ def launch(run: Run) -> None:
         InputError: this process belongs to a group whose world size does not fit the configuration.
         Exception: see `plainres.training.train.train` and `train_in_processes`.
     """
-    devices, world = run.config.trainer, World.current()
-    if devices.processes == world.size:
+    check_processes(run)
+    if run.config.trainer.processes == World.current().size:
         from plainres.training.train import train
 
         train(run)
-    elif world.size > 1 or devices.num_nodes > 1:
-        needed = f"trainer.devices={devices.devices} and trainer.num_nodes={devices.num_nodes} need {devices.processes}"
-        if world.size > 1:
-            raise InputError(f"{needed} processes, but {world}")
-        raise InputError(f"{needed}; start a run on several machines with torchrun or srun (see docs/resuming.md)")
     else:
         from plainres.config.instantiate import source_of
 
@@ -88,6 +83,21 @@ def launch(run: Run) -> None:
         check_unchanged([run])
         run.prepare()
         train_in_processes(run)
+
+
+def check_processes(run: Run) -> None:
+    """Check that this command can train a run: alone, as one of its processes, or by starting processes here.
+
+    Raises:
+        InputError: this process belongs to a group whose world size does not fit the configuration, or the run needs
+            several machines.
+    """
+    devices, world = run.config.trainer, World.current()
+    needed = f"trainer.devices={devices.devices} and trainer.num_nodes={devices.num_nodes} need {devices.processes}"
+    if world.size not in (1, devices.processes):
+        raise InputError(f"{needed} processes, but {world}")
+    if world.size == 1 and devices.num_nodes > 1:
+        raise InputError(f"{needed}; start a run on several machines with torchrun or srun (see docs/resuming.md)")
 
 
 def train_in_processes(run: Run) -> None:

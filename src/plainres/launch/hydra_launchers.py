@@ -19,18 +19,17 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
 from plainres.config.compose import Jobs
-from plainres.config.instantiate import check
 from plainres.console import quantity, say
 from plainres.errors import InputError, StoppedError, first_line
 from plainres.launch.active import mark_active
 from plainres.launch.hints import hints
 from plainres.launch.messages import print_outcome, print_summary, report_upload_problem
-from plainres.launch.preflight import check_alone, check_priority, check_unchanged, urgency
+from plainres.launch.preflight import check_alone, preflight_jobs, urgency
 from plainres.launch.sweep import select_runs, train_quietly
 from plainres.processes.environment import isolate
 from plainres.processes.signals import StopSignals
 from plainres.processes.world import requeue
-from plainres.runs.record import Run, data_of
+from plainres.runs.record import Run
 from plainres.tracking.wandb_alert import alert
 
 POLL_SECONDS = 0.5  # between two polls of the folders of the runs
@@ -47,8 +46,7 @@ def sweep_with(jobs: Jobs) -> int:
     Raises:
         InputError: a configuration is invalid, or the launcher cannot start a job; no run has been trained.
     """
-    check_alone()
-    jobs.check_installed()
+    check_launcher(jobs)
     started = time.monotonic()
     overrides = {Run.of(config).folder: each for config, each in zip(jobs.configs, jobs.overrides, strict=True)}
     runs = [Run.of(config) for config in jobs.configs]
@@ -57,14 +55,7 @@ def sweep_with(jobs: Jobs) -> int:
         say(hint)
     elsewhere = [run for run in unfinished if run.locked]
     missing = sorted((run for run in unfinished if run not in elsewhere), key=urgency)
-    check_priority(missing)
-    # the jobs compare the images themselves, since these may be at hand only on other machines
-    moved = [run for run in runs if run.finished and data_of(Run.read(run.folder).config) != data_of(run.config)]
-    check_unchanged(moved)
-    for run in runs:
-        run.check_code()
-    for run in missing:
-        check(run.config, devices=False)  # the jobs may run on other machines
+    preflight_jobs(runs, missing)
     for run in missing:
         run.prepare()
         (run.folder / "failed.json").unlink(missing_ok=True)
@@ -83,6 +74,18 @@ def sweep_with(jobs: Jobs) -> int:
                 time.sleep(POLL_SECONDS)
             monitor.conclude(run, "its training process exited early; run the same command again to resume")
     return print_summary(runs, missing, failed + monitor.failed, time.monotonic() - started)
+
+
+def check_launcher(jobs: Jobs) -> None:
+    """Check that the launcher is installed, and that it has a sweep to start from this process.
+
+    Raises:
+        InputError: it is not, or has not.
+    """
+    check_alone()
+    if not jobs.overrides:
+        raise InputError(f"hydra/launcher={jobs.launcher} starts the runs of a sweep: add -m")
+    jobs.check_installed()
 
 
 def _launch(jobs: Jobs, runs: Sequence[Run], overrides: Sequence[Sequence[str]], monitor: "_Monitor") -> None:

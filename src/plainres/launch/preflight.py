@@ -1,5 +1,6 @@
 """Checks before a sweep starts, and its schedule: costs, priorities and slots."""
 
+import os
 from collections.abc import Sequence
 
 import joblib
@@ -8,7 +9,7 @@ from plainres.config.schema import AUTO
 from plainres.errors import InputError
 from plainres.processes.world import World
 from plainres.runs.identity import matches, settings
-from plainres.runs.record import Run
+from plainres.runs.record import Run, data_of
 from plainres.tracking.wandb_agent import check_single
 
 
@@ -42,6 +43,41 @@ def check_unchanged(runs: Sequence[Run]) -> None:
 
             digests[data] = source_of(run.config).load().sha256()
         run.check_data(digests[data])
+
+
+def check_writable(run: Run) -> None:
+    """Check that the folder of a run exists, or can be made, without making it.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    existing = next(each for each in (run.folder, *run.folder.parents) if os.access(each, os.F_OK))
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "Permission denied" if existing.is_dir() else f"{existing} is not a folder"
+        raise InputError(f"cannot write the run's folder {run.folder}: {reason}; set runs=FOLDER")
+
+
+def preflight_jobs(runs: Sequence[Run], missing: Sequence[Run]) -> None:
+    """Check what can be checked here of runs that train in jobs, which may run on other machines.
+
+    The jobs compare the images themselves, since these may be at hand only there.
+
+    Args:
+        runs: all runs.
+        missing: the runs to train.
+
+    Raises:
+        InputError: a configuration is invalid, or a class of the user or the images of a finished run have changed.
+    """
+    from plainres.config.instantiate import check
+
+    check_priority(missing)
+    moved = [run for run in runs if run.finished and data_of(Run.read(run.folder).config) != data_of(run.config)]
+    check_unchanged(moved)
+    for run in runs:
+        run.check_code()
+    for run in missing:
+        check(run.config, devices=False)
 
 
 def preflight(runs: Sequence[Run], finished: Sequence[Run] = ()) -> tuple[list[float], int]:
@@ -91,6 +127,11 @@ def urgency(run: Run) -> int:
     """Return the index of the first entry of `sweep.priority` that matches a run; 0 is the most urgent."""
     priority = run.config.sweep.priority
     return next((i for i, entry in enumerate(priority) if matches(run.config, entry)), len(priority))
+
+
+def in_order(costs: Sequence[float], runs: Sequence[Run]) -> list[tuple[float, Run]]:
+    """Return the runs of a sweep with their costs; the last one starts first: by `sweep.priority`, then by cost."""
+    return sorted(zip(costs, runs, strict=True), key=lambda pair: (-urgency(pair[1]), pair[0]))
 
 
 def check_priority(runs: Sequence[Run]) -> None:

@@ -29,7 +29,7 @@ from plainres.launch.active import mark_active
 from plainres.launch.devices import launch
 from plainres.launch.hints import hints
 from plainres.launch.messages import print_outcome, print_summary, remaining_time, report_upload_problem, without_hash
-from plainres.launch.preflight import check_alone, check_unchanged, preflight, slots, urgency
+from plainres.launch.preflight import check_alone, check_unchanged, in_order, preflight, slots
 from plainres.processes.environment import isolate
 from plainres.processes.forkserver import attach_to_command, call_in_processes, forkserver
 from plainres.processes.signals import StopSignals
@@ -139,8 +139,7 @@ class _Pool:
         signals: StopSignals,
     ) -> None:
         self.context, self.signals = context, signals
-        # runs are taken from the end
-        self.waiting = sorted(zip(costs, runs, strict=True), key=lambda pair: (-urgency(pair[1]), pair[0]))
+        self.waiting = in_order(costs, runs)  # taken from the end
         self.elsewhere: list[tuple[float, Run]] = []
         self.free = list(free)
         self.total, self.done, self.count = sum(costs), 0.0, len(runs)

@@ -47,17 +47,38 @@ FORMATS = {"markdown": table.markdown, "latex": table.latex}  # formats of the t
 
 
 class NotWrittenError(InputError):
-    """The report cannot be written. `text` is its text."""
+    """The report on a study cannot be written."""
 
-    def __init__(self, message: str, text: str) -> None:
+    def __init__(self, message: str, study: Study) -> None:
         super().__init__(message)
-        self.text = text
+        self.study = study
 
 
 def write_report(
     *folders: Path | str, title: str | None = None, width: float | None = None, columns: int = TERMINAL
 ) -> str:
     """Write a report on one or several studies, and return its text.
+
+    Args:
+        folders: folders of studies, or of their evidence.
+        title: the title of the figures; None uses the names of the study and its data sets.
+        width: the width of the figures in inches; None uses the width that their panels need.
+        columns: the width of the text, as of a terminal.
+
+    Raises:
+        InputError, NotWrittenError: see `write_files`.
+    """
+    study = write_files(*folders, title=title, width=width)
+    return f"{text(study, columns)}\n\nReport: {page_of(study)}"
+
+
+def page_of(study: Study) -> Path:
+    """Return the path of the report's page."""
+    return study.home / REPORT / "index.html"
+
+
+def write_files(*folders: Path | str, title: str | None = None, width: float | None = None) -> Study:
+    """Write the files of a report on one or several studies, and return what it is about.
 
     The report of one study is in report/ within its folder. The report of studies A and B is in A+B/report, next to A.
     It contains the evidence (see `plainres.reporting.evidence`), figures drawn from it as SVG and PNG, table.csv with
@@ -67,7 +88,6 @@ def write_report(
         folders: folders of studies, or of their evidence.
         title: the title of the figures; None uses the names of the study and its data sets.
         width: the width of the figures in inches; None uses the width that their panels need.
-        columns: the width of the text, as of a terminal.
 
     Raises:
         InputError: no run is finished.
@@ -95,10 +115,10 @@ def write_report(
         )
         study = replace(study, unused=study.unused + unusable + more)
         write_atomically(report / "table.csv", csv_text(table.records(study.families)))
-        write_atomically(report / "index.html", _page(study, kept, drawn, title))
+        write_atomically(page_of(study), _page(study, kept, drawn, title))
     except OSError as error:
-        raise NotWrittenError(f"cannot write the report {report}: {error.strerror}", text(study, columns)) from error
-    return f"{text(study, columns)}\n\nReport: {report / 'index.html'}"
+        raise NotWrittenError(f"cannot write the report {report}: {error.strerror}", study) from error
+    return study
 
 
 def text(study: Study, columns: int = TERMINAL) -> str:

@@ -321,6 +321,19 @@ class Run:
                 "study=NAME, or else undo the edit"
             )
 
+    def check_configuration(self) -> None:
+        """Compare the configuration with that of the run in the folder, if there is one.
+
+        Raises:
+            InputError: they differ, or the other one is damaged.
+        """
+        if not (self.folder / "config.yaml").is_file():
+            return
+        old, new = (flat(complete(run.config)) for run in (Run.read(self.folder), self))
+        if differing := sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)):
+            keys = ", ".join(f"{key} is {old.get(key)} (requested: {new.get(key)})" for key in differing)
+            raise InputError(f"{self.folder} contains a run of another configuration, where {keys}; move it away")
+
     def prepare(self, data_sha256: str | None = None) -> None:
         """Create the folder and write config.yaml and, if the digest of the images is known, data.json and code.json.
 
@@ -331,12 +344,7 @@ class Run:
         if data_sha256 is not None:
             self.check_data(data_sha256)
             self.check_code()
-        if (self.folder / "config.yaml").is_file():
-            old, new = (flat(complete(run.config)) for run in (Run.read(self.folder), self))
-            differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-            if differing:
-                keys = ", ".join(f"{key} is {old.get(key)} (requested: {new.get(key)})" for key in differing)
-                raise InputError(f"{self.folder} contains a run of another configuration, where {keys}; move it away")
+        self.check_configuration()
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
