@@ -94,7 +94,8 @@ def test_the_time_of_one_run_and_of_its_rest(make_config: Make) -> None:
     assert rest.seconds == pytest.approx(8 * 0.5 + 2 * 3 + at_the_end)
     assert str(rest).splitlines()[2:] == [
         "1 run: 1 interrupted",
-        "1 run that is left: about 23 s of training and evaluation (plainres bench, 2025-01-31)",
+        "1 run that is left: about 23 s of training and evaluation, "
+        "plus the start of each (plainres bench, 2025-01-31)",
     ]
 
 
@@ -118,7 +119,9 @@ def test_the_time_of_a_sweep_counts_concurrent_runs(make_config: Make) -> None:
     assert sweep.seconds == pytest.approx(4 * alone / 1.6)
     assert [run.seconds for run in sweep.runs] == [pytest.approx(alone)] * 4
     assert "4 runs that are left: about " in str(sweep)
-    assert str(sweep).endswith(" of training and evaluation, 2 at a time (plainres bench, 2025-01-31)")
+    assert str(sweep).endswith(
+        " of training and evaluation, 2 at a time, plus the start of each (plainres bench, 2025-01-31)"
+    )
 
 
 def test_a_sweep_without_every_speed_has_no_time(make_config: Make) -> None:

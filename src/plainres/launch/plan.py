@@ -81,7 +81,7 @@ class Plan:
             which = "1 run that is left" if included == 1 else f"{included} runs that are left"
             lines.append(
                 f"{which}: {most}about {duration(self.seconds)} of training and evaluation{several}, "
-                f"without the start of each process (plainres bench, {self.measured})"
+                f"plus the start of each (plainres bench, {self.measured})"
             )
         if self.note:
             lines.append(self.note)
