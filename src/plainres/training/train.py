@@ -17,8 +17,8 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.strategies import DDPStrategy
 
+from plainres.arithmetic import set_arithmetic
 from plainres.config.instantiate import network_of, probes_of, source_of
 from plainres.data.datamodule import ImageBatches
 from plainres.data.workers import worker_count
@@ -35,6 +35,7 @@ from plainres.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from plainres.training.classifier import Classifier
 from plainres.training.compilation import Compilation, pays
 from plainres.training.epoch_loop import EpochLoop, cuda_graph
+from plainres.training.strategy import OneStreamDDP
 
 MEETING = timedelta(minutes=10)  # longest wait of a process for the others
 
@@ -83,7 +84,7 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
     config, world = run.config, World.current()
     environment = _environment(world)
     rank_zero_only.rank = world.rank  # Lightning guesses it from variables that may be left over  # pyright: ignore
-    torch.set_num_threads(config.trainer.threads)
+    set_arithmetic(config.trainer.threads)
     for logger in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(logger).setLevel(logging.WARNING)
     source = source_of(config)
@@ -133,7 +134,7 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
                 accelerator=config.trainer.accelerator,
                 devices=config.trainer.devices,
                 num_nodes=config.trainer.num_nodes,
-                strategy=DDPStrategy(timeout=MEETING) if world.size > 1 else "auto",
+                strategy=OneStreamDDP(timeout=MEETING) if world.size > 1 else "auto",
                 precision=config.precision,  # pyright: ignore[reportArgumentType]
                 deterministic=config.trainer.deterministic,
                 benchmark=not config.trainer.deterministic,
