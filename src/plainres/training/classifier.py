@@ -146,6 +146,8 @@ class Classifier(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Move the sums and the position to the device, and share the position with the noise modules."""
         self.counted, self.position = self.counted.to(self.device), self.position.to(self.device)
+        trainer = self.trainer
+        self.position[1] = trainer.global_rank * (self.recipe.batch_size // trainer.world_size)
         for noise in self.noises:
             noise.position = self.position
 
@@ -170,7 +172,7 @@ class Classifier(pl.LightningModule):
         if lr != self.lr:
             self._set_lr(lr)
         if self.noises:
-            self.position.copy_(torch.tensor([step, self.trainer.global_rank * len(batch[0])]))
+            self.position[0].fill_(step)  # unlike a copy from the CPU, this does not wait for a GPU
 
     def _set_lr(self, lr: float) -> None:
         self.lr = lr
