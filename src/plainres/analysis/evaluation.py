@@ -336,7 +336,7 @@ def evaluate(network: nn.Module, config: Config, statistics: tuple[Tensor, Tenso
 def _evaluate(
     network: nn.Module, config: Config, source: Source, images: Images, statistics: tuple[Tensor, Tensor] | None
 ) -> Predictions:
-    device = torch.device("cuda" if config.trainer.accelerator == "gpu" else "cpu")
+    device = torch.device(config.trainer.device_type)
     set_arithmetic(config.trainer.threads)
     statistics = statistics or images.channel_statistics
     channels = len(statistics[0])

@@ -38,7 +38,7 @@ TrainingBatch = SampledBatch | StreamedBatch  # what `Pixels.materialize` accept
 # CPU's cache, and an image of CIFAR-10 takes up to 1.75 times as long (experiments/throughput). The size for GPUs has
 # not been tuned. Small batches would be bound by kernel launches, and a size that does not divide CIFAR's numbers of
 # images would leave a smaller last batch, for which cuDNN chooses its algorithms anew.
-EVALUATION_BATCH = {"cpu": 256, "cuda": 2500}
+EVALUATION_BATCH = {"cpu": 256, "cuda": 2500, "mps": 1000}
 
 
 class Pixels(Protocol):

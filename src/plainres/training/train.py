@@ -107,6 +107,7 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
         data.steps_per_epoch,
         evaluated=[*data.images.evaluated, "train_eval"],
         capturable=capturable,
+        sums=torch.float32 if config.trainer.accelerator == "mps" else torch.float64,  # all that Apple's GPUs have
     )
     data_sha256 = data.images.sha256()
     if world.rank == 0:
@@ -258,6 +259,6 @@ def _result(
         "channel_mean": mean.tolist(),  # for normalising images, in units of pixel values
         "channel_std": std.tolist(),
         "wall_time_s": round(checkpoints.elapsed_s, 3),
-        "peak_memory_mib": round(peak_memory_mib(config.trainer.accelerator), 1),
+        "peak_memory_mib": peak_memory_mib(config.trainer.accelerator),
         "attempts": checkpoints.attempts,
     }
