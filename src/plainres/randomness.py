@@ -39,8 +39,12 @@ def _scrambled(z: Tensor) -> Tensor:
 
 
 def _mixed(index: Tensor, key: Tensor | int) -> Tensor:
-    """Return the output of SplitMix64 with seed `key` at each `index`: 64 random bits as int64."""
-    return _scrambled((index + 1) * _signed(0x9E3779B97F4A7C15) + key)
+    """Return the output of SplitMix64 with seed `key` at each `index`: 64 random bits as int64.
+
+    The index is incremented by -~, since torch.compile would fold (arange + 1) * constant into the index of a kernel,
+    which overflows.
+    """
+    return _scrambled(-~index * _signed(0x9E3779B97F4A7C15) + key)
 
 
 def augmentation_key(seed: int, epoch: int) -> int:

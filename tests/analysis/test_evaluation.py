@@ -10,7 +10,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from plainres.analysis.evaluation import Predictions, load, load_network, predict, training_statistics, with_overrides
+from plainres.analysis.evaluation import (
+    Predictions,
+    evaluate,
+    load,
+    load_network,
+    predict,
+    training_statistics,
+    with_overrides,
+)
 from plainres.cli.main import main
 from plainres.config.instantiate import source_of
 from plainres.config.schema import CheckpointTimes, Config
@@ -247,6 +255,15 @@ def test_invalid_overrides_of_a_run(
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_fault_of_the_gpu_is_not_blamed_on_the_images(run: Run) -> None:
+    class Faulty(torch.nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
+        evaluate(Faulty(1, 1), run.config)
 
 
 def test_exported_weights_can_be_evaluated_and_initialise_another_run(

@@ -1,10 +1,12 @@
 """Tests of `plainres bench`: the contenders do the same work, and the report follows from the measurements."""
 
+import io
 import json
 import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -228,6 +230,21 @@ def test_seeds_stacked_into_one_network_have_the_weights_of_their_separate_runs(
     assert done.returncode == 0, done.stderr
     worst = float(done.stdout.split("largest difference ")[1].split(",", maxsplit=1)[0])
     assert 0 < worst < 1e-9
+
+
+def test_a_part_of_the_gpu_script_that_fails_leaves_its_traceback_and_the_others_their_results(tmp_path: Path) -> None:
+    script, archive = ROOT / "experiments" / "throughput" / "gpu.py", tmp_path / "results.tar.gz"
+    options = ["--dry-run", "--only=step-eager,ceilings", f"--pack={archive}"]
+    command = [sys.executable, script, tmp_path / "results", *options, "optim.lr=-1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "step-eager: FAILED" in done.stdout
+    with tarfile.open(archive) as packed:
+        parts = {name: json.load(packed.extractfile(name) or io.BytesIO()) for name in packed.getnames()}
+    assert parts.keys() == {"ceilings.json", "step-eager.json"}
+    assert "Traceback" in parts["step-eager.json"]["failure"]
+    assert "optim.lr is -1" in parts["step-eager.json"]["failure"]
+    assert parts["ceilings.json"]["result"]["flop_per_s"] > 0
 
 
 @pytest.mark.parametrize(

@@ -294,7 +294,7 @@ def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
         ("optim.steps.x=1", "optim.steps.x=1"),
         ("model.depth=twenty", "model.depth is 'twenty'; it must be an integer"),
         ("precision=16", "precision is '16'; it must be one of 32-true, bf16-mixed"),
-        ("trainer.accelerator=tpu", "trainer.accelerator is 'tpu'; it must be cpu or gpu"),
+        ("trainer.accelerator=tpu", "trainer.accelerator is 'tpu'; it must be cpu, gpu or mps"),
         ("depth", "'depth' is not an override; write group=option or path.to.key=value, as in "),
         ("~model.depth", "model lacks depth"),
         ("model.shortcut=plain", "choose an option with a slash, model/shortcut=plain"),

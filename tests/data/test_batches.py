@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plainres.data.batches import DeviceImages, EvaluationBatches, TrainingBatches
+from plainres.data.batches import EVALUATION_BATCH, DeviceImages, EvaluationBatches, TrainingBatches
 from plainres.data.sources import Split, Synthetic
 from plainres.randomness import draws
 
@@ -131,3 +131,9 @@ def test_constant_channel_does_not_divide_by_zero() -> None:
     statistics = torch.tensor([7.0]), torch.tensor([0.0])
     images, _ = DeviceImages(split, Synthetic([1, 2, 2], 2, 1, 1, 0, False), statistics, CPU).batch(torch.arange(2))
     assert not images.any()
+
+
+@pytest.mark.parametrize("images", [10_000, 50_000, 45_000, 5_000])  # test, training, and a validation set held out
+def test_evaluation_of_cifar_on_a_gpu_has_equal_batches(images: int) -> None:
+    """cuDNN would choose its algorithms anew for a smaller last batch."""
+    assert images % EVALUATION_BATCH["cuda"] == 0

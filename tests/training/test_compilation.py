@@ -18,6 +18,9 @@ from plainres.config.compose import compose
 from plainres.config.instantiate import check, description_of, source_of
 from plainres.config.schema import Config, Devices
 from plainres.errors import InputError
+from plainres.models.networks import CifarNet
+from plainres.models.shortcuts import Dropout
+from plainres.randomness import seed_noise
 from plainres.runs.record import Run
 from plainres.training import compilation
 from plainres.training.compilation import PAYS_FROM, pays
@@ -47,6 +50,17 @@ def test_a_compiled_run_equals_the_eager_run_to_rounding_and_resumes_bit_exactly
     assert final_state(run) == final_state(whole)
     assert (eager.result["compile"], run.result["compile"]) == (False, True)
     assert run.curve()[0] == pytest.approx(eager.curve()[0], rel=1e-2)
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # from torch.compile itself
+def test_a_network_that_draws_random_numbers_for_each_element_compiles() -> None:
+    """Inductor would fold the counters of these numbers into indices of 64 bits, which overflow."""
+    network = CifarNet(1, 10, 8, 4, Dropout)
+    seed_noise(network, 0)
+    images = torch.randn(4, 1, 8, 8)
+    torch.compiler.reset()
+    torch.testing.assert_close(torch.compile(network.forward, dynamic=False)(images), network(images))
 
 
 def test_the_length_of_a_run_decides_whether_compilation_pays(make_config: Make) -> None:

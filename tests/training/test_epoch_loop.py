@@ -1,7 +1,11 @@
 """Inner training loop: equivalence with Lightning's own, and captured steps."""
 
-from collections.abc import Callable
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import Mock
 
 import lightning.pytorch as pl
 import pytest
@@ -14,7 +18,7 @@ from plainres.models.networks import CifarNet
 from plainres.models.shortcuts import Dropout, ShortcutFactory
 from plainres.randomness import seed_noise
 from plainres.training.classifier import Classifier
-from plainres.training.epoch_loop import EAGER_STEPS, EpochLoop, Replay
+from plainres.training.epoch_loop import EAGER_STEPS, EpochLoop, Replay, cuda_graph
 from support.shipped import SHORTCUTS
 from support.training import Recorder, Rows, bare_trainer, recipe
 
@@ -139,3 +143,90 @@ def test_a_capturable_optimizer_reads_its_learning_rate_from_a_tensor() -> None:
         if isinstance(value, torch.Tensor):
             torch.testing.assert_close(value, capturable[key], msg=key)
     assert rows[-1]["train/loss"] == pytest.approx(capturable_rows[-1]["train/loss"], rel=1e-4)
+
+
+@pytest.fixture
+def capturing(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Stand-ins for torch's CUDA graphs and streams; return the list of the streams on which graphs are captured."""
+    streams: list[Any] = []
+
+    @contextmanager
+    def graph(_: Any, *, stream: Any = None) -> Iterator[None]:
+        streams.append(stream)
+        try:
+            yield
+        finally:
+            if sys.exc_info()[0]:  # as the end of a capture that was interrupted
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Mock)
+    monkeypatch.setattr(torch.cuda, "Stream", Mock)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    return streams
+
+
+@pytest.mark.parametrize("error", [ValueError("the cause"), KeyboardInterrupt()])
+def test_a_failed_capture_raises_its_cause(capturing: list[Any], error: BaseException) -> None:
+    def launch() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        cuda_graph(launch)
+    assert raised.value is error
+
+
+def test_each_graph_is_captured_on_a_stream_of_its_own(capturing: list[Any]) -> None:
+    for _ in range(2):
+        cuda_graph(lambda: None)
+    assert None not in capturing
+    assert capturing[0] is not capturing[1]
+
+
+def test_garbage_is_collected_before_a_capture_rather_than_in_it(
+    capturing: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(gc, "collect", lambda: calls.append("collect"))
+    cuda_graph(lambda: calls.append("launch"))
+    assert calls == ["collect", "launch"]
+
+
+def test_no_accumulation_of_gradients_outlives_a_step() -> None:
+    """A capture would otherwise accumulate gradients on the stream of the steps before it, which it cannot wait for."""
+
+    def accumulator(parameter: torch.Tensor) -> Any:
+        """Return the node of a parameter that accumulates its gradient. It is created anew if none is alive."""
+        with torch.enable_grad():
+            node = parameter.expand_as(parameter).grad_fn
+        assert node is not None
+        return node.next_functions[0][0]
+
+    alive: list[int] = []
+
+    def change(trainer: pl.Trainer) -> None:
+        loop = EpochLoop(trainer)
+        step = loop.step
+
+        def observed(batch: Any) -> None:
+            parameters = list(trainer.lightning_module.parameters())
+            forward, held = trainer.lightning_module.training_step, []
+
+            def marked(*arguments: Any) -> Any:
+                loss = forward(*arguments)
+                for parameter in parameters:
+                    accumulator(parameter).metadata["step"] = trainer.global_step
+                return loss
+
+            trainer.lightning_module.training_step = marked
+            gc.disable()  # a cycle would keep nodes alive until the next collection
+            step(batch)
+            held = [parameter for parameter in parameters if "step" in accumulator(parameter).metadata]
+            gc.enable()
+            alive.append(len(held))
+            del trainer.lightning_module.training_step
+
+        loop.step = observed
+        trainer.fit_loop.epoch_loop = loop
+
+    fitted(change, capturable=True)
+    assert alive == [0] * 10

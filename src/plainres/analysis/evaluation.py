@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from plainres.arithmetic import set_arithmetic
 from plainres.config.compose import compose
 from plainres.config.instantiate import build_network, check_devices, source_of
 from plainres.config.schema import Config
@@ -374,8 +375,8 @@ def evaluate(network: nn.Module, config: Config, statistics: tuple[Tensor, Tenso
 def _evaluate(
     network: nn.Module, config: Config, source: Source, images: Images, statistics: tuple[Tensor, Tensor] | None
 ) -> Predictions:
-    device = torch.device("cuda" if config.trainer.accelerator == "gpu" else "cpu")
-    torch.set_num_threads(config.trainer.threads)
+    device = torch.device(config.trainer.device_type)
+    set_arithmetic(config.trainer.threads)
     statistics = statistics or images.channel_statistics
     channels = len(statistics[0])
     if channels != source.shape[0]:
@@ -397,7 +398,7 @@ def _evaluate(
             x = x.to(device, next(network.parameters()).dtype)  # noqa: PLW2901
             try:
                 logits.append(over_crops(lambda crops: network(crops).float(), x).cpu())
-            except torch.OutOfMemoryError:
+            except (torch.OutOfMemoryError, torch.AcceleratorError):  # not a question of the shape
                 raise
             except RuntimeError as error:
                 reason = first_line(error)

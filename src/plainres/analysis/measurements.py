@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from plainres.analysis.evaluation import load_network
+from plainres.arithmetic import set_arithmetic
 from plainres.config.instantiate import source_of
 from plainres.console import bar
 from plainres.data.batches import Batch, EvaluationBatches
@@ -104,7 +105,7 @@ def read_finished(folders: Sequence[Path], images: int | None = None, location: 
     """
     unique = {folder.resolve(): folder for folder in folders}
     runs = [Finished.read(folder, images, location) for folder in unique.values()]
-    torch.set_num_threads(max(finished.run.config.trainer.threads for finished in runs))
+    set_arithmetic(max(finished.run.config.trainer.threads for finished in runs))
     return runs
 
 
@@ -264,7 +265,7 @@ def _in_processes(tasks: Sequence[tuple[Any, ...]], processes: int) -> Iterator[
 
 def _begin() -> None:
     attach_to_command()
-    torch.set_num_threads(1)  # since there is one process per core
+    set_arithmetic(1)  # since there is one process per core
 
 
 def _work(work: Work, folder: Path, images: int | None, location: Location, row: Row) -> Sequence[float]:

@@ -37,6 +37,8 @@ def wait_for(device: torch.device) -> None:
     """Wait until a GPU has finished its queued work. Do nothing on the CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 class BareLoop:

@@ -63,7 +63,7 @@ class Measurement:
     windows: dict[str, list[float]] = field(default_factory=dict)  # times of each contender's windows, one per round
     parts: dict[str, float] = field(default_factory=dict)  # times of the parts of a step in the bare loop
     evaluation: float = 0.0  # time to evaluate the test set
-    peak_memory: float = 0.0  # of training and evaluation by plainres
+    peak_memory: float | None = None  # of training and evaluation by plainres
     side_by_side: int = 1  # concurrent runs in a sweep on this machine
     gains: list[float] = field(default_factory=list)  # images/s of concurrent runs relative to one run, one per round
     versions: dict[str, str] = field(default_factory=versions)
@@ -99,7 +99,8 @@ class Measurement:
         lines.append(f"  a step of the bare loop: {shares}; plainres adds {added:+.2f} ms")
         rate = 6 * self.multiply_adds * self.batch_size / self.step(OURS)  # backward costs twice the forward pass
         lines.append(f"  {rate / 1e9:,.1f} GFLOP/s; evaluation of the test set {self.evaluation:.2f} s")
-        lines.append(f"  peak memory {self.peak_memory:,.0f} MiB")
+        if self.peak_memory is not None:
+            lines.append(f"  peak memory {self.peak_memory:,.0f} MiB")
         if self.gains:
             spread = f"{min(self.gains):.2f} .. {max(self.gains):.2f}"
             lines.append(

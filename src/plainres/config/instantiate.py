@@ -86,6 +86,8 @@ def check_devices(config: Config) -> None:
             f"trainer.compile=true needs a C++ compiler on the CPU, but there is no {compiler}; "
             "install one, name it in the environment variable CXX, or set trainer.compile=false"
         )
+    if trainer.accelerator == "mps" and not torch.backends.mps.is_available():
+        raise InputError("trainer.accelerator is mps, but torch finds no GPU by Apple here; use trainer=cpu")
     gpus = torch.cuda.device_count()
     if trainer.accelerator == "gpu" and gpus < trainer.devices:
         if gpus:

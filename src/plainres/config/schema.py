@@ -14,6 +14,7 @@ from omegaconf import MISSING
 
 from plainres.errors import InputError
 
+ACCELERATORS = {"cpu": "cpu", "gpu": "cuda", "mps": "mps"}  # torch's type of device for each
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 AUTO = "auto"
 # keys of `model` that are not in the signature of its network, because they set the initial weights
@@ -108,7 +109,7 @@ class Recipe:
 class Devices:
     """Hardware of a run and its use. Not part of a run's identity."""
 
-    accelerator: str = MISSING  # cpu or gpu
+    accelerator: str = MISSING  # cpu, gpu (NVIDIA) or mps (Apple)
     devices: int = MISSING  # per machine, with one process each
     threads: int = MISSING  # CPU threads per process
     num_nodes: int = 1  # machines
@@ -119,15 +120,25 @@ class Devices:
     deterministic: bool = False  # bit-identical repetitions on a GPU, with slower kernels
 
     @property
+    def device_type(self) -> str:
+        """torch's name of the type of device: cpu, cuda or mps."""
+        return ACCELERATORS[self.accelerator]
+
+    @property
     def processes(self) -> int:
         """Number of processes on all machines."""
         return self.devices * self.num_nodes
 
     def __post_init__(self) -> None:
-        if self.accelerator not in ("cpu", "gpu"):
-            raise InputError(f"trainer.accelerator is {self.accelerator!r}; it must be cpu or gpu")
+        if self.accelerator not in ACCELERATORS:
+            raise InputError(f"trainer.accelerator is {self.accelerator!r}; it must be cpu, gpu or mps")
         if self.cuda_graph and (self.accelerator != "gpu" or self.processes > 1):
             raise InputError("trainer.cuda_graph=true is for one GPU only; set trainer.cuda_graph=false")
+        if self.accelerator == "mps" and self.processes > 1:
+            raise InputError(
+                f"trainer.accelerator=mps is a single device, but there are {self.processes} processes; set "
+                "trainer.devices=1 trainer.num_nodes=1"
+            )
         if not isinstance(self.compile, bool) and self.compile != AUTO:
             raise InputError(f"trainer.compile is {self.compile!r}; it must be true, false or auto")
         _at_least(1, trainer__devices=self.devices, trainer__threads=self.threads, trainer__num_nodes=self.num_nodes)
@@ -233,6 +244,11 @@ class Config:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise InputError(f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
+        if self.trainer.accelerator == "mps" and (self.precision == "64-true" or self.probes):
+            reason = "precision is 64-true" if self.precision == "64-true" else "probes compute in float64"
+            raise InputError(
+                f"{reason}, which trainer.accelerator=mps does not support; leave it out, or use trainer=cpu"
+            )
         _at_least(0, seed=self.seed)
         if self.study in ("", "..") or Path(self.study).name != self.study:
             raise InputError(f"study is {self.study!r}; it must be the name of a folder, without a slash")

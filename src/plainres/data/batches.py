@@ -36,8 +36,9 @@ TrainingBatch = SampledBatch | StreamedBatch  # what `Pixels.materialize` accept
 
 # Batch size by device type, which does not affect the results of evaluation. With 512 images the activations exceed a
 # CPU's cache, and an image of CIFAR-10 takes up to 1.75 times as long (experiments/throughput). The size for GPUs has
-# not been tuned; small batches would be bound by kernel launches.
-EVALUATION_BATCH = {"cpu": 256, "cuda": 1024}
+# not been tuned. Small batches would be bound by kernel launches, and a size that does not divide CIFAR's numbers of
+# images would leave a smaller last batch, for which cuDNN chooses its algorithms anew.
+EVALUATION_BATCH = {"cpu": 256, "cuda": 2500, "mps": 1000}
 
 
 class Pixels(Protocol):

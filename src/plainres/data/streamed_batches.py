@@ -23,7 +23,7 @@ from plainres.data.workers import Workers
 PART = 16  # images that a worker decodes at a time, about 40 ms of work on photographs
 BATCHES_AHEAD = 2  # batches that the workers decode in advance
 # images of an evaluation batch by device type; activations of large images take much memory
-EVALUATION_BATCH = {"cpu": 32, "cuda": 256}
+EVALUATION_BATCH = {"cpu": 32, "cuda": 256, "mps": 64}
 
 Wanted = tuple[Tensor, int | None]  # indices (N,) of a batch, and the key of its augmentation; None: crops of a test
 
@@ -118,7 +118,7 @@ class StreamedImages:
 
     def _on_device(self, batches: Iterator[StreamedBatch]) -> Iterator[StreamedBatch]:
         """Copy each batch to the device while the device works on the batch before it."""
-        if self.device.type == "cpu":
+        if self.device.type != "cuda":
             yield from batches
             return
         copying, using = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)

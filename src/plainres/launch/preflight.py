@@ -161,6 +161,8 @@ def slots(runs: Sequence[Run], gpus: int, visible: str) -> list[str | None]:
     if all(trainer.accelerator == "cpu" for trainer in trainers):
         threads = max(trainer.threads * trainer.devices for trainer in trainers)
         return [None] * max(requested or [1, joblib.cpu_count() // threads])
+    if all(trainer.accelerator != "gpu" for trainer in trainers):  # Apple's single GPU, which torch does not number
+        return [None] * max(requested or [1])
     names = visible.split(",")[:gpus] if visible else [str(number) for number in range(gpus)]
     size = max(trainer.devices for trainer in trainers)
     groups = [",".join(names[first : first + size]) for first in range(0, len(names) - size + 1, size)]

@@ -61,6 +61,8 @@ def conditions(config: Config, devices: int) -> dict[str, Any]:
 
 def device_name(accelerator: str) -> str:
     """Return the model of the GPU or CPU that this process trains on. Different models round differently."""
+    if accelerator == "mps":
+        return f"mps {torch.backends.mps.get_name()}"
     return torch.cuda.get_device_name() if accelerator == "gpu" else f"cpu {cpu_name()}"
 
 
@@ -79,12 +81,17 @@ def cpu_name() -> str:
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def peak_memory_mib(accelerator: str) -> float:
-    """Return the peak memory of this process in MiB: GPU memory if it trains on a GPU, otherwise resident memory."""
+def peak_memory_mib(accelerator: str) -> float | None:
+    """Return the peak memory of this process in MiB: GPU memory if it trains on a GPU, otherwise resident memory.
+
+    None on Apple's GPUs, of which torch reports no peak.
+    """
+    if accelerator == "mps":
+        return None
     if accelerator == "gpu":
-        return torch.cuda.max_memory_allocated() / 2**20
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
     unit = 1 if sys.platform == "darwin" else 2**10  # getrusage returns bytes on macOS, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
 
 
 def weights_sha256(network: nn.Module) -> str:

@@ -27,9 +27,9 @@ class LossAndError(Metric):
     full_state_update = False
     sums: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
-        self.add_state("sums", torch.zeros(3, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(3, dtype=dtype), dist_reduce_fx="sum")
 
     def update(self, sums: Tensor) -> None:
         """Add the sums (3,) of `count`."""
@@ -90,6 +90,7 @@ class Classifier(pl.LightningModule):
         steps_per_epoch: the number of training batches in an epoch.
         evaluated: the names of the sets of images in the evaluation loaders, in order.
         capturable: whether steps are captured in a CUDA graph, which requires a tensor as learning rate.
+        sums: the dtype of the sums of losses and errors.
     """
 
     def __init__(
@@ -101,17 +102,18 @@ class Classifier(pl.LightningModule):
         *,
         evaluated: Sequence[str] = ("test", "train_eval"),
         capturable: bool = False,
+        sums: torch.dtype = torch.float64,
     ) -> None:
         super().__init__()
         self.capturable = capturable
         self.network, self.recipe = network, recipe
         self.logits_of = network.forward  # used by training steps only; `Compilation` may replace it
         self.steps, self.steps_per_epoch = steps, steps_per_epoch
-        self.running = LossAndError()
+        self.running = LossAndError(sums)
         # Not buffers, because DDP would overwrite those of every rank with rank 0's.
-        self.counted = torch.zeros(len(COUNTED), dtype=torch.float64)  # sums of this rank since the epoch started
+        self.counted = torch.zeros(len(COUNTED), dtype=sums)  # sums of this rank since the epoch started
         self.position = torch.zeros(2, dtype=torch.int64)  # step, and index of this rank's first image in the batch
-        self.evaluations = nn.ModuleDict({name: LossAndError() for name in evaluated})
+        self.evaluations = nn.ModuleDict({name: LossAndError(sums) for name in evaluated})
         self.evaluated: dict[str, float] = {}  # losses and errors of the last evaluation
         self.rows: list[dict[str, float]] = []  # all rows logged so far
         self.lr = 0.0  # of the last step
@@ -146,6 +148,8 @@ class Classifier(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Move the sums and the position to the device, and share the position with the noise modules."""
         self.counted, self.position = self.counted.to(self.device), self.position.to(self.device)
+        trainer = self.trainer
+        self.position[1] = trainer.global_rank * (self.recipe.batch_size // trainer.world_size)
         for noise in self.noises:
             noise.position = self.position
 
@@ -170,7 +174,7 @@ class Classifier(pl.LightningModule):
         if lr != self.lr:
             self._set_lr(lr)
         if self.noises:
-            self.position.copy_(torch.tensor([step, self.trainer.global_rank * len(batch[0])]))
+            self.position[0].fill_(step)  # unlike a copy from the CPU, this does not wait for a GPU
 
     def _set_lr(self, lr: float) -> None:
         self.lr = lr
@@ -203,7 +207,7 @@ class Classifier(pl.LightningModule):
         images, targets = batch
         measure = list(self.evaluations.values())[dataloader_idx]
         assert isinstance(measure, LossAndError)
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        sums = torch.zeros(3, dtype=self.counted.dtype, device=self.device)
         if len(targets):  # a rank's share is empty if there are fewer images than ranks
             logits = over_crops(lambda crops: full_precision(self(crops)), images)
             count(sums, F.cross_entropy(logits, targets), logits, targets)
@@ -248,7 +252,7 @@ class Classifier(pl.LightningModule):
 
         On a GPU, return the value copied asynchronously by the previous call, to avoid a synchronisation.
         """
-        if self.device.type == "cpu":
+        if self.device.type != "cuda":
             return math.isfinite(self.counted[0].item())
         previous, copied = self.pending, torch.cuda.Event()
         self.pending = self.counted[0].to("cpu", non_blocking=True), copied
@@ -275,7 +279,7 @@ class Classifier(pl.LightningModule):
         self.warming_up, self.rows = checkpoint["warming_up"], checkpoint["rows"]
         if self.trainer.is_global_zero:
             measured = [float(checkpoint["measured"][name]) for name in COUNTED]
-            self.counted.copy_(torch.tensor(measured, dtype=torch.float64))
+            self.counted.copy_(torch.tensor(measured, dtype=self.counted.dtype))
 
     def _sum(self, values: Tensor) -> Tensor:
         """Return the sum of a tensor over all ranks."""

@@ -4,6 +4,7 @@ Lightning's own loop spends 0.3 ms more in Python per step (experiments/throughp
 updates the same counters, so checkpoints, evaluation, curves and the stopping condition stay Lightning's.
 """
 
+import gc
 from collections.abc import Callable
 from functools import cached_property
 
@@ -126,8 +127,24 @@ class StepGraph:
 
 
 def cuda_graph(launch: Replay) -> Replay:
-    """Capture the kernels that `launch` launches as a CUDA graph, and return its replay."""
+    """Capture the kernels that `launch` launches as a CUDA graph, and return its replay.
+
+    Each graph is captured on a stream of its own. cuBLAS has one workspace for each stream, so graphs from the common
+    capture stream of torch could not be replayed at the same time.
+
+    Raises:
+        Exception: what `launch` raises, rather than the error of the capture that it interrupted.
+    """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        launch()
+    failure: BaseException | None = None
+    gc.collect()  # tensors that are freed during a capture would end it
+    try:
+        with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
+            try:
+                launch()
+            except BaseException as error:
+                failure = error
+                raise
+    except Exception as error:
+        raise failure or error from None
     return graph.replay

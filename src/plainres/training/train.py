@@ -17,8 +17,8 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.strategies import DDPStrategy
 
+from plainres.arithmetic import set_arithmetic
 from plainres.config.instantiate import network_of, probes_of, source_of
 from plainres.data.datamodule import ImageBatches
 from plainres.data.workers import worker_count
@@ -35,6 +35,7 @@ from plainres.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from plainres.training.classifier import Classifier
 from plainres.training.compilation import Compilation, pays
 from plainres.training.epoch_loop import EpochLoop, cuda_graph
+from plainres.training.strategy import OneStreamDDP
 
 MEETING = timedelta(minutes=10)  # longest wait of a process for the others
 
@@ -83,7 +84,7 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
     config, world = run.config, World.current()
     environment = _environment(world)
     rank_zero_only.rank = world.rank  # Lightning guesses it from variables that may be left over  # pyright: ignore
-    torch.set_num_threads(config.trainer.threads)
+    set_arithmetic(config.trainer.threads)
     for logger in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(logger).setLevel(logging.WARNING)
     source = source_of(config)
@@ -106,6 +107,7 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
         data.steps_per_epoch,
         evaluated=[*data.images.evaluated, "train_eval"],
         capturable=capturable,
+        sums=torch.float32 if config.trainer.accelerator == "mps" else torch.float64,  # all that Apple's GPUs have
     )
     data_sha256 = data.images.sha256()
     if world.rank == 0:
@@ -133,7 +135,7 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
                 accelerator=config.trainer.accelerator,
                 devices=config.trainer.devices,
                 num_nodes=config.trainer.num_nodes,
-                strategy=DDPStrategy(timeout=MEETING) if world.size > 1 else "auto",
+                strategy=OneStreamDDP(timeout=MEETING) if world.size > 1 else "auto",
                 precision=config.precision,  # pyright: ignore[reportArgumentType]
                 deterministic=config.trainer.deterministic,
                 benchmark=not config.trainer.deterministic,
@@ -258,6 +260,6 @@ def _result(
         "channel_mean": mean.tolist(),  # for normalising images, in units of pixel values
         "channel_std": std.tolist(),
         "wall_time_s": round(checkpoints.elapsed_s, 3),
-        "peak_memory_mib": round(peak_memory_mib(config.trainer.accelerator), 1),
+        "peak_memory_mib": peak_memory_mib(config.trainer.accelerator),
         "attempts": checkpoints.attempts,
     }
