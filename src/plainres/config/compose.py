@@ -38,7 +38,7 @@ ConfigStore.instance().store(name="schema", node=Config)
 
 # conf/hydra/launcher/ray.yaml replaces the settings that Ray's plugin stores under the same name
 warnings.filterwarnings(
-    "ignore", message=".*is validated against ConfigStore schema with the same name", category=UserWarning
+    "ignore", message=r"\s*.*is validated against ConfigStore schema with the same name", category=UserWarning
 )
 
 # Hydra composes every job of a sweep twice, to validate it and to launch it. The collector below does it once.
