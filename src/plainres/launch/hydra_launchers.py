@@ -51,12 +51,12 @@ def sweep_with(jobs: Jobs) -> int:
     started = time.monotonic()
     overrides = {Run.of(config).folder: each for config, each in zip(jobs.configs, jobs.overrides, strict=True)}
     runs = [Run.of(config) for config in jobs.configs]
+    check_priority(runs)
     unfinished, failed = select_runs(runs)
     for hint in hints(unfinished):
         say(hint)
     elsewhere = [run for run in unfinished if run.locked]
     missing = sorted((run for run in unfinished if run not in elsewhere), key=urgency)
-    check_priority(missing)
     # the jobs compare the images themselves, since these may be at hand only on other machines
     moved = [run for run in runs if run.finished and data_of(Run.read(run.folder).config) != data_of(run.config)]
     check_unchanged(moved)
@@ -101,7 +101,7 @@ def _launch(jobs: Jobs, runs: Sequence[Run], overrides: Sequence[Sequence[str]],
         except (SystemExit, KeyboardInterrupt):
             raise
         except Exception as caught:
-            error = f"hydra/launcher={jobs.launcher} failed: {type(caught).__name__}: {first_line(caught)}"
+            error = f"hydra/launcher={jobs.launcher} failed: {type(caught).__name__}: {first_line(caught).rstrip('.')}"
     if error and not monitor.started and not monitor.reported:
         raise InputError(f"{error}; no run has been trained")
     for run, reason in zip(runs, [*returned, *[None] * (len(runs) - len(returned))], strict=True):

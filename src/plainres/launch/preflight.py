@@ -61,7 +61,6 @@ def preflight(runs: Sequence[Run], finished: Sequence[Run] = ()) -> tuple[list[f
 
     from plainres.config.instantiate import check, description_of, source_of
 
-    check_priority(runs)
     images: dict[str, int] = {}
     multiply_adds: dict[str, int] = {}
     costs = []
