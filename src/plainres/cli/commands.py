@@ -83,10 +83,11 @@ def _train_one(run: "Run") -> None:
     from plainres.launch.devices import train
     from plainres.processes.world import World
 
-    if run.finished and run.result:
+    first = World.current().rank == 0
+    if first and run.finished and run.result:
         print(f"{run.name} is finished already", file=sys.stderr)
     result = train(run).result
-    if World.current().rank == 0:
+    if first:
         print(
             f"train error {result['train_error']:.2f} % (running), {result['train_error_eval']:.2f} % (eval); "
             f"test error {result['test_error']:.2f} %"
@@ -102,7 +103,7 @@ def list_options(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     from plainres.config.options import Options
 
-    print(Options(options.config_dir).table(options.group))
+    print(Options(options.config_dir).table(options.group, shutil.get_terminal_size().columns))
     return 0
 
 
@@ -219,7 +220,8 @@ def describe(arguments: list[str]) -> int:
         networks = [{"network": name, **asdict(description)} for name, description in descriptions.values()]
         print(json.dumps(networks[0] if len(networks) == 1 else networks, indent=2))
     else:
-        print("\n\n".join(f"{name}\n{description}" for name, description in descriptions.values()))
+        columns = shutil.get_terminal_size().columns  # 80 if the output is piped
+        print("\n\n".join(f"{name}\n{description.table(columns)}" for name, description in descriptions.values()))
     return 0
 
 
