@@ -38,8 +38,8 @@ NAME = "identity-110-w16-s0-a1b2c3d4"
 @pytest.mark.parametrize(
     ("columns", "start", "end"),
     [
-        (120, f"{NAME}:  10%|#", "| 6200/64000 [10:00<1:33:31, 10.30step/s, test error 12.34 %]"),
-        (100, f"{NAME}:  10%| ", " 6200/64000 [10:00<1:33:31, 10.30step/s, test error 12.34 %]"),
+        (120, f"{NAME}:  10 %|#", "| 6200/64000 [10:00<1:33:31, 10.30step/s, test error 12.34 %]"),
+        (100, f"{NAME}:  10 %| ", " 6200/64000 [10:00<1:33:31, 10.30step/s, test error 12.34 %]"),
         (80, "identity-110-w16-s0…: ", " 6200/64000 [1:33:31 left, 10.30step/s, test error 12.34 %]"),
         (60, "identity-110…: ", " 6200/64000 [1:33:31 left, test error 12.34 %]"),
         (40, "identity-11", " 6200/64000 [1:33:31 left]"),

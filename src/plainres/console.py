@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 # the contents of a progress bar, richest first
 BAR_FORMATS = (
-    "{l_bar}{bar}{r_bar}",
-    "{desc}: {percentage:3.0f}%| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
+    "{desc}: {percentage:3.0f} %|{bar}{r_bar}",
+    "{desc}: {percentage:3.0f} %| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
     "{desc}: {n_fmt}/{total_fmt} [{remaining} left, {rate_fmt}{postfix}]",
     "{desc}: {n_fmt}/{total_fmt} [{remaining} left{postfix}]",
     "{desc}: {n_fmt}/{total_fmt} [{remaining} left]",

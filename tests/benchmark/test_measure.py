@@ -146,7 +146,7 @@ def test_the_report_follows_from_the_measurement() -> None:
     assert "bare loop              40     250.00   225.00 .. 300.00" in text
     assert "images/s of plainres / bare loop: 1.000 (0.900 .. 1.200; 3 rounds)" in text
     assert "images/s of plainres / DataLoader: 3.000 (2.000 .. 4.000; 3 rounds)" in text
-    assert "data 25%, forward 25%, backward 25%, optimizer 25%; plainres adds +0.00 ms" in text
+    assert "data 25 %, forward 25 %, backward 25 %, optimizer 25 %\n  a step of plainres takes 0.00 ms more\n" in text
     assert "evaluation of the test set 0.50 s" in text
     assert "peak memory 300 MiB" in text
 

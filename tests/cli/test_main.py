@@ -102,12 +102,15 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"plainres {importlib.metadata.version('plainres')}\n"
 
 
-def test_list_shows_every_option_with_the_first_line_of_its_file(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_shows_every_option_with_the_first_line_of_its_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     assert main(["list"]) == 0
     output = capsys.readouterr().out
     for file in CONF.rglob("*.yaml"):
         group = file.parent.relative_to(CONF).as_posix()
-        if group not in (".", "hydra/launcher"):
+        if group != ".":
             first = next(line for line in file.read_text().splitlines() if not line.startswith("# @package"))
             assert f"\n{group}\n" in f"\n{output}"
             assert re.search(rf"^  {file.stem} +{re.escape(first.removeprefix('# '))}$", output, re.MULTILINE)
@@ -115,7 +118,32 @@ def test_list_shows_every_option_with_the_first_line_of_its_file(capsys: pytest.
     assert max(map(len, output.splitlines())) <= 150
 
 
-def test_list_shows_one_group(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_list_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["list"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_list_shows_the_launchers_of_plugins_as_well(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "hydra/launcher"]) == 0
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["hydra/launcher"]
+    assert ["basic", "plainres itself, on this machine."] in lines
+    assert ["joblib", "The plugin hydra_joblib_launcher."] in lines
+
+
+def test_list_shows_no_path_of_a_file_as_its_description(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    option = tmp_path / "conf" / "data" / "own.yaml"
+    option.parent.mkdir(parents=True)
+    option.write_text("# conf/data/own.yaml\n# Images of mine.\n")
+    assert main(["list", "data", "--config-dir", str(tmp_path / "conf")]) == 0
+    assert "  own            Images of mine." in capsys.readouterr().out.splitlines()
+
+
+def test_list_shows_one_group(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     option = tmp_path / "conf" / "model" / "shortcut" / "halved.yaml"
     option.parent.mkdir(parents=True)
     option.write_text("# y = F(x) + x / 2.\n_target_: mine.Halved\n")
@@ -242,7 +270,10 @@ def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
         ("+model.foo=1", "model has no option 'foo'; CifarNet takes in_channels, classes, depth, width, shortcut, "),
         ("++model.foo=1", "model has no option 'foo'; CifarNet takes in_channels, classes, depth, width, shortcut, "),
         ("+data.foo=1", "data has no option 'foo'; Digits takes pad, flip, validation_per_class\n"),
-        ("+model/foo=x", "there is no group model/foo; the groups are data, experiment, logger, model, "),
+        (
+            "+model/foo=x",
+            "there is no group model/foo; the groups are data, experiment, hydra/launcher, logger, model, ",
+        ),
         ("+hydra.foo=1", "there is no option hydra.foo; there are defaults, mode, searchpath, "),
         ("+probes.foo=1", "probes.foo is 1; it must be a node with _target_, as in conf/probes/gradients.yaml\n"),
         ("+options.data=x", "there is no option options"),
@@ -260,7 +291,10 @@ def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
         ("order=fixup", "there is no option order; did you mean model/block/order=fixup?\n"),
         ("model.shortcuts=plain", "there is no option model.shortcuts; did you mean model/shortcut=plain?\n"),
         ("model/shortcuts=plain", "there is no group model/shortcuts; did you mean model/shortcut=plain?\n"),
-        ("model/x=y", "there is no group model/x; the groups are data, experiment, logger, model, model/block, "),
+        (
+            "model/x=y",
+            "there is no group model/x; the groups are data, experiment, hydra/launcher, logger, model, model/block, ",
+        ),
         ("xyz=1", "there is no option xyz; there are model, data, optim, trainer, checkpoint, logger, study, runs, "),
         ("--depth 20", "there is no option --depth; did you mean model.depth=20?\n"),
         ("--depth=20", "there is no option --depth; did you mean model.depth=20?\n"),
@@ -365,7 +399,7 @@ def test_a_sweep_with_an_invalid_run_trains_nothing(capfd: pytest.CaptureFixture
             "there is no group 'model/shortcat'; did you mean `plainres list model/shortcut`?\n",
         ),
         (["list", "init"], "there is no group 'init'; did you mean `plainres list model/init`?\n"),
-        (["list", "xyz"], "there is no group 'xyz'; the groups are data, experiment, logger, model, "),
+        (["list", "xyz"], "there is no group 'xyz'; the groups are data, experiment, hydra/launcher, logger, model, "),
         (["list", "xyz"], "list one with its whole name, as in `plainres list model/shortcut`\n"),
         (["trian"], "there is no command 'trian'; did you mean `plainres train`?\n"),
         (["xyz"], "there is no command 'xyz'; the commands are train, list, status, report, describe, bench, eval, "),

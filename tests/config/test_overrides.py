@@ -50,6 +50,32 @@ def test_the_names_of_studies_in_a_sweep_are_what_was_typed(monkeypatch: pytest.
         compose(["study=2024_01_15,1e3"])
 
 
+def test_a_choice_between_studies_that_are_read_as_numbers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["plainres"])
+    assert [config.study for config in compose(["-m", "study=choice(a,b)"])] == ["a", "b"]
+    with pytest.raises(
+        InputError, match=r"^study=choice\(b,2024_01_15\): 20240115 is read as a number; list the values"
+    ):
+        compose(["-m", "study=choice(b,2024_01_15)"])
+    with pytest.raises(InputError, match="2024_01_15 is read as a number"):
+        compose(["-m", "study=choice('2024_01_15',b)"])
+
+
+def test_studies_among_the_axes_of_a_file_are_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["plainres"])
+    file = tmp_path / "experiment" / "own.yaml"
+    file.parent.mkdir()
+    axes = "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      study: "
+    file.write_text(f"{G}{axes}'1e3'\n")
+    assert [config.study for config in compose([f"--config-dir={tmp_path}", "experiment=own"])] == ["1e3"]
+    file.write_text(f"{G}{axes}1e3,2024_01_15\n")
+    studies = [config.study for config in compose([f"--config-dir={tmp_path}", "experiment=own"])]
+    assert studies == ["1e3", "2024_01_15"]
+    file.write_text(f"{G}{axes}1e3\n")
+    with pytest.raises(InputError, match=r"own\.yaml: YAML reads the name of the study as 1000\.0; write it in quotes"):
+        compose([f"--config-dir={tmp_path}", "experiment=own"])
+
+
 @pytest.mark.parametrize(
     ("word", "problem"),
     [

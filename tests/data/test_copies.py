@@ -198,7 +198,10 @@ def test_unfinished_copies_of_dead_processes_are_removed(folder: Path, cache: Pa
     assert not left.exists()
 
 
-def test_listing_checking_and_removing(folder: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_listing_checking_and_removing(
+    folder: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     images_in(folder, cache).load()
     copy = copy_in(cache).folder
     (cache / "mine-0.tmp-12").mkdir()
@@ -210,11 +213,16 @@ def test_listing_checking_and_removing(folder: Path, cache: Path, capsys: pytest
     command = ["data", "list", "--cache", str(cache)]
     assert main(command) == 0
     listed = capsys.readouterr().out
+    (row,) = [line.split() for line in listed.splitlines() if line.startswith(copy.name)]
+    assert (row[1], row[-1]) == ("16", str(folder))
     assert sorted(line.split()[0] for line in listed.splitlines()[1:-1]) == ["mine-0.tmp-12", copy.name, "old-1"]
     assert listed.splitlines()[-1].startswith(f"3 copies in {cache}, ")
-    assert f"{folder}      16  " in listed
     assert "unfinished" in listed
     assert "older" in listed
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 80 or line.strip() == str(folder) for line in lines[:-1])  # a path is never split
     assert main(["data", "check", "--cache", str(cache)]) == 0
     assert f"{copy.name}: intact" in capsys.readouterr().out
     with (copy / "train_images.bin").open("r+b") as file:

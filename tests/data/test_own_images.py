@@ -56,6 +56,20 @@ def test_a_folder_is_trained_on_and_evaluated(flowers: Path, capsys: pytest.Capt
     assert [line.split()[-1] for line in lines[5:7]] == ["daisy", "rose"]
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_empty_folder_is_a_class_without_images_even_if_there_is_a_decoded_copy(
+    split: str, flowers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["describe", "data=images", "data.path=flowers", "model.depth=8"]
+    assert main(command) == 0
+    (flowers / split / "lily").mkdir()
+    assert main(command) == 2
+    assert "flowers: class 1 (lily) of 3 has no training images" in capsys.readouterr().err
+    (flowers / split / "lily" / "notes.txt").write_text("to be photographed")
+    assert main(command) == 2
+    assert "flowers: class 1 (lily) of 3 has no training images" in capsys.readouterr().err
+
+
 def test_a_network_is_described_for_images_that_are_found(flowers: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["describe", "data=images", f"data.path={flowers}", "model.depth=8"]) == 0
     assert "identity, depth 8, width 16, on images" in capsys.readouterr().out

@@ -202,6 +202,10 @@ def test_torchrun_on_two_machines_survives_a_killed_worker(tmp_path: Path, monke
     attempts = Run.read(folder).result["attempts"]
     assert len(attempts) == 2
     assert attempts[1]["from_step"] >= 5
+    for rank in range(2):  # a finished run is reported by the first rank alone
+        ranks = {"TORCHELASTIC_RUN_ID": "x", "RANK": str(rank), "WORLD_SIZE": "2"}
+        repeated = plainres(*options, **ranks)
+        assert repeated.stderr.count("is finished already") == (rank == 0), repeated.stderr
     whole = plainres("train", *options[1:-2], "trainer.devices=2", "runs=whole")
     assert whole.returncode == 0, whole.stderr
     assert (

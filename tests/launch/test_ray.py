@@ -15,6 +15,13 @@ SWEEP += ["optim.batch_size=64", "optim.epochs=6", "seed=0,1", "checkpoint.every
 SWEEP += ["model._target_=support.recording.Recording"]
 
 
+def test_choosing_ray_warns_of_nothing(tmp_path: Path) -> None:
+    command = [PLAINRES, *SWEEP, "hydra/launcher=ray", "--dry-run"]
+    environment = os.environ | {"PYTHONPATH": str(TESTS)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
 def test_a_worker_and_the_command_are_killed(tmp_path: Path) -> None:
     """Ray starts a killed worker's run again; the repeated command resumes the rest; the bits are equal."""
     environment = {"PYTHONPATH": str(TESTS), "RECORD": str(tmp_path / "record"), "RAY_USAGE_STATS_ENABLED": "0"}

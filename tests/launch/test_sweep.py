@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,14 +20,16 @@ import pytest
 from PIL import Image
 
 from plainres.cli.main import main
+from plainres.config.compose import compose_jobs
 from plainres.config.schema import Config, SweepOptions
 from plainres.console import duration
 from plainres.errors import InputError
 from plainres.launch import sweep as sweep_module
+from plainres.launch.hydra_launchers import sweep_with
 from plainres.launch.preflight import preflight, slots
 from plainres.launch.sweep import sweep, train_quietly
 from plainres.processes.signals import StopSignals
-from plainres.runs.record import Run
+from plainres.runs.record import Run, State
 from support import forking
 from support.places import PLAINRES, TESTS
 
@@ -242,6 +245,17 @@ def test_runs_are_ordered_by_priority_then_by_cost(
     assert sorted(order[:4]) == ["identity-14-s1", "identity-8-s1", "plain-14-s1", "plain-8-s1"]
     assert all("-14-" in name for name in order[:2])
     assert order[4:] == ["plain-14-s0", "plain-8-s0", "identity-14-s0", "identity-8-s0"]
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_a_wrong_key_of_the_priority_is_an_error_even_if_all_runs_are_finished(
+    launcher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["plainres"])
+    jobs = compose_jobs(["-m", "seed=0,1", "sweep.priority=[{sed:0}]", f"hydra/launcher={launcher}"])
+    monkeypatch.setattr(Run, "state", State.FINISHED)
+    with pytest.raises(InputError, match=r"^sweep\.priority names sed, which no run has"):
+        sweep(jobs.configs) if launcher == "basic" else sweep_with(jobs)
 
 
 def test_durations() -> None:

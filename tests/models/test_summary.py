@@ -44,3 +44,12 @@ def test_table_is_aligned() -> None:
     assert lines[0].split() == ["layer", "kind", "output", "parameters", "multiply-adds"]
     assert lines[-1].split() == ["total", "4,934", "48,544"]
     assert len({len(line) for line in (lines[0], *lines[2:-2], lines[-1])}) == 1
+
+
+def test_the_table_drops_the_kinds_of_layers_in_a_narrow_terminal() -> None:
+    description = describe(CifarNet(3, 10, 20, 16, Identity), (3, 32, 32))
+    narrow = description.table(80).splitlines()
+    assert max(map(len, narrow)) <= 80
+    assert narrow[0].split() == ["layer", "output", "parameters", "multiply-adds"]
+    assert narrow[-1].split() == str(description).splitlines()[-1].split()
+    assert "Conv2d" in description.table(120)

@@ -1,12 +1,16 @@
 """Environment variables that must not change a run."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from plainres import train
 from plainres.errors import InputError
 from plainres.processes.environment import environment_of_workers, influencing, isolate
 
@@ -39,6 +43,45 @@ def test_what_torch_may_have_read_at_import_is_refused(monkeypatch: pytest.Monke
     monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
     with pytest.raises(InputError, match="start Python with `env -u ONEDNN_DEFAULT_FPMATH_MODE`"):
         isolate()
+
+
+@pytest.mark.parametrize(
+    ("change", "undo"),
+    [
+        ("torch.set_default_dtype(torch.float64)", "torch.set_default_dtype(torch.float32)"),
+        ("torch.set_default_device('meta')", "torch.set_default_device(None)"),
+        ("torch.set_float32_matmul_precision('medium')", "torch.set_float32_matmul_precision('highest')"),
+        ("torch.backends.mkldnn.conv.fp32_precision = 'bf16'", "torch.backends.mkldnn.conv.fp32_precision = 'none'"),
+        ("torch.backends.mkldnn.enabled = False", "torch.backends.mkldnn.enabled = True"),
+        ("torch.set_autocast_enabled('cpu', True)", "torch.set_autocast_enabled('cpu', False)"),
+        ("torch.set_flush_denormal(True)", "torch.set_flush_denormal(False)"),
+    ],
+)
+def test_a_setting_of_torch_that_would_change_a_run_is_refused_until_it_is_undone(change: str, undo: str) -> None:
+    isolate()
+    exec(change)
+    try:
+        with pytest.raises(InputError, match=re.escape(f"undo this first: {undo}")):
+            isolate()
+    finally:
+        exec(undo)
+    isolate()
+
+
+def test_inference_mode_is_refused() -> None:
+    with torch.inference_mode(), pytest.raises(InputError, match=r"undo this first: leave torch\.inference_mode\(\)"):
+        isolate()
+
+
+@pytest.mark.parametrize("setting", ["torch.set_grad_enabled({})", "torch.use_deterministic_algorithms(not {})"])
+def test_a_setting_of_torch_that_changes_no_run_is_accepted(setting: str, make_config: Any) -> None:
+    undisturbed = train(make_config(study="undisturbed")).result
+    exec(setting.format(False))
+    try:
+        disturbed = train(make_config(study="disturbed")).result
+    finally:
+        exec(setting.format(True))
+    assert disturbed["weights_sha256"] == undisturbed["weights_sha256"]
 
 
 def test_ranks_of_a_group_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:

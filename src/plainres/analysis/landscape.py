@@ -136,7 +136,7 @@ def text(name: str, rows: Sequence[Row]) -> str:
     low = sum(float(row["error"]) < 50 for row in rows) / len(rows)
     return (
         f"{name}: loss {float(lowest['loss']):.4f} at ({lowest['a']}, {lowest['b']}), up to "
-        f"{float(highest['loss']):.4g} at ({highest['a']}, {highest['b']}); error below 50 % at {low:.0%} of "
+        f"{float(highest['loss']):.4g} at ({highest['a']}, {highest['b']}); error below 50 % at {100 * low:.0f} % of "
         f"{len(rows)} points"
     )
 

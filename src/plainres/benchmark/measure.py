@@ -94,9 +94,10 @@ class Measurement:
             lines.append(
                 f"  images/s of plainres / {NAMES[contender]}: {median(ratios):.3f} ({spread}; {rounds} rounds)"
             )
-        shares = ", ".join(f"{name} {self.parts[name] / sum(self.parts.values()):.0%}" for name in PARTS)
+        shares = ", ".join(f"{name} {100 * self.parts[name] / sum(self.parts.values()):.0f} %" for name in PARTS)
         added = 1000 * (self.step(OURS) - self.step("bare"))
-        lines.append(f"  a step of the bare loop: {shares}; plainres adds {added:+.2f} ms")
+        lines.append(f"  a step of the bare loop: {shares}")
+        lines.append(f"  a step of plainres takes {abs(added):.2f} ms {'more' if added >= 0 else 'less'}")
         rate = 6 * self.multiply_adds * self.batch_size / self.step(OURS)  # backward costs twice the forward pass
         lines.append(f"  {rate / 1e9:,.1f} GFLOP/s; evaluation of the test set {self.evaluation:.2f} s")
         if self.peak_memory is not None:

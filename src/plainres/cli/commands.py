@@ -25,7 +25,7 @@ def list_options(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     from plainres.config.options import Options
 
-    print(Options(options.config_dir).table(options.group))
+    print(Options(options.config_dir).table(options.group, shutil.get_terminal_size().columns))
     return 0
 
 
@@ -159,7 +159,8 @@ def describe(arguments: list[str]) -> int:
         networks = [{"network": name, **asdict(description)} for name, description in descriptions.values()]
         print(json.dumps(networks[0] if len(networks) == 1 else networks, indent=2))
     else:
-        print("\n\n".join(f"{name}\n{description}" for name, description in descriptions.values()))
+        columns = shutil.get_terminal_size().columns  # 80 if the output is piped
+        print("\n\n".join(f"{name}\n{description.table(columns)}" for name, description in descriptions.values()))
     return 0
 
 

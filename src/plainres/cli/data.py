@@ -1,6 +1,7 @@
 """The command `plainres data`, which manages the decoded copies of data sets."""
 
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -60,15 +61,15 @@ def _list(copies: Sequence["Copy"], cache: Path) -> None:
     from plainres.console import aligned
     from plainres.data.copies import readable, state_of
 
-    rows = [("name", "decoded from", "images", "size", "last use")]
+    rows = [("name", "images", "size", "last use", "decoded from")]
     for copy in copies:
         contents, state = copy.read(), state_of(copy)
         source = contents.source if contents else state
         images = f"{sum(contents.images.values()):,}" if contents else ""
         used = datetime.fromtimestamp(copy.last_use).astimezone().strftime("%Y-%m-%d %H:%M")
-        rows.append((copy.folder.name, source, images, readable(copy.disk_bytes), used))
+        rows.append((copy.folder.name, images, readable(copy.disk_bytes), used, source))
     if copies:
-        print("\n".join(aligned(rows, right=(2, 3))))
+        print("\n".join(aligned(rows, right=(1, 2), width=shutil.get_terminal_size().columns)))
     total = readable(sum(copy.disk_bytes for copy in copies))
     print(f"{len(copies)} {'copy' if len(copies) == 1 else 'copies'} in {cache}, {total}")
 

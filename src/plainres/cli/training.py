@@ -85,10 +85,11 @@ def _train_one(run: "Run") -> None:
     from plainres.launch.devices import train
     from plainres.processes.world import World
 
-    if run.finished and run.result:
+    first = World.current().rank == 0
+    if first and run.finished and run.result:
         print(f"{run.name} is finished already", file=sys.stderr)
     result = train(run).result
-    if World.current().rank == 0:
+    if first:
         print(
             f"train error {result['train_error']:.2f} % (running), {result['train_error_eval']:.2f} % (eval); "
             f"test error {result['test_error']:.2f} %"

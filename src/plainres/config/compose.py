@@ -25,13 +25,14 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from plainres.config.messages import RESUME, one_line, unknown_option, value_of
 from plainres.config.options import Options
-from plainres.config.overrides import as_typed, check_hydra, check_list, check_word, parse
+from plainres.config.overrides import as_typed, check_choice, check_hydra, check_list, check_word, parse
 from plainres.config.schema import Config
 from plainres.config.suggestions import keys_of, suggestion
 from plainres.console import bar
 from plainres.errors import InputError
 
 LISTS = ("experiment", "logger", "probes")  # groups of which several options can be chosen
+SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 ASSIGNED = ("options", "weights_sha256")  # keys that `typed` sets
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -145,6 +146,8 @@ def compose_jobs(arguments: Sequence[str]) -> Jobs:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints its errors itself, and exits
     plugins: Any = Plugins.instance()
     instantiate_launcher, plugins.instantiate_launcher = plugins.instantiate_launcher, collector.instantiate
+    # not the class that can be imported, because Hydra loads its plugins a second time
+    plugins.class_name_to_class[SWEEPER]._parse_config = _axes
     try:
         with tempfile.TemporaryDirectory() as scratch:  # Hydra writes a multirun.yaml for every sweep
             os.environ["PLAINRES_SCRATCH"] = scratch
@@ -166,6 +169,11 @@ def compose_jobs(arguments: Sequence[str]) -> Jobs:
     for name, study in {(str(each.options.get("experiment")), each.study) for each in jobs.configs}:
         Options(flags.config_dir).check_study(f"experiment/{name}", study)
     return jobs
+
+
+def _axes(sweeper: Any) -> list[str]:
+    """Return the axes of a study's file as overrides, with the texts among them as they were written."""
+    return [as_typed(f"{key}={value}") for key, value in sweeper.params.items()]
 
 
 def _parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
@@ -197,6 +205,7 @@ def _parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     for word in words:
         override = parse(as_typed(word))
         check_hydra(override)
+        check_choice(override)
         if isinstance(override.value(), list):
             check_list(override, list(Options(flags.config_dir).groups()), LISTS)
     if flags.multirun and (flags.cfg or flags.info):

@@ -8,7 +8,8 @@ from pathlib import Path
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.utils import create_config_search_path
 from hydra.core.object_type import ObjectType
-from omegaconf import DictConfig
+from hydra.core.plugins import Plugins
+from omegaconf import DictConfig, OmegaConf
 
 from plainres.config.suggestions import similar_names
 from plainres.console import aligned
@@ -16,6 +17,7 @@ from plainres.errors import InputError
 
 CONF = "plainres.conf"
 GLOBAL = "# @package _global_"  # first line of an experiment
+LAUNCHERS = "hydra/launcher"  # the only one of Hydra's own groups to choose from
 BOM = b"\xef\xbb\xbf"
 
 
@@ -31,6 +33,7 @@ class Options:
 
     @cached_property
     def _repository(self) -> ConfigRepository:
+        Plugins.instance()  # which store the launchers of installed plugins
         path = create_config_search_path(f"pkg://{CONF}")
         if self.config_dir:
             path.prepend("command-line", f"file://{Path(self.config_dir).absolute()}")
@@ -41,12 +44,10 @@ class Options:
         return self._repository.get_group_options(group, ObjectType.CONFIG)
 
     def groups(self, parent: str = "") -> Iterator[str]:
-        """Yield the groups that have options, except Hydra's own."""
+        """Yield the groups that have options; of Hydra's own, only that of the launchers."""
         for name in self._repository.get_group_options(parent, ObjectType.GROUP):
             group = f"{parent}/{name}".lstrip("/")
-            if group == "hydra":
-                continue
-            if self.of(group):
+            if self.of(group) and (group.partition("/")[0] != "hydra" or group == LAUNCHERS):
                 yield group
             yield from self.groups(group)
 
@@ -71,8 +72,9 @@ class Options:
             InputError: it is.
         """
         loaded = self._repository.load_config(name)
-        written = loaded.config.get("study") if loaded and isinstance(loaded.config, DictConfig) else None
-        if isinstance(written, int | float) and str(written) == study:
+        keys = "study", "hydra.sweeper.params.study"
+        written = [OmegaConf.select(loaded.config, key) for key in keys] if loaded else []
+        if any(isinstance(each, int | float) and str(each) == study for each in written):
             raise InputError(f"{self.file(name)}: YAML reads the name of the study as {study}; write it in quotes")
 
     def undecodable(self, arguments: Sequence[str]) -> Path | None:
@@ -86,18 +88,31 @@ class Options:
         return None
 
     def header(self, group: str, option: str) -> str:
-        """Return the first line of the comment at the top of an option's YAML file, "" if there is none."""
+        """Return the first line of the comment at the top of an option's YAML file, "" if there is none.
+
+        The path of the file itself, and a package, do not count. An option without a file, a launcher, has the name of
+        its plugin.
+        """
         folders = [Path(self.config_dir)] if self.config_dir else []
         for folder in [*folders, files(CONF)]:
             file = folder.joinpath(group, f"{option}.yaml")
             if file.is_file():
                 lines = file.read_text(encoding="utf-8").splitlines()
                 comments = [line.removeprefix("#").strip() for line in lines if line.startswith("#")]
-                return next((line for line in comments if not line.startswith("@package")), "")
-        return ""
+                none = "@package", f"conf/{group}/{option}.yaml"
+                return next((line for line in comments if not line.startswith(none)), "")
+        if option == "basic":
+            return "plainres itself, on this machine."
+        loaded = self._repository.load_config(f"{group}/{option}")
+        target = str(loaded.config.get("_target_", "")) if loaded and isinstance(loaded.config, DictConfig) else ""
+        return f"The plugin {target.split('.')[1]}." if target.startswith("hydra_plugins.") else ""
 
-    def table(self, group: str | None = None) -> str:
-        """Return one line for each option of a group, or of every group.
+    def table(self, group: str | None = None, width: int | None = None) -> str:
+        """Return each option of a group, or of every group, with its description.
+
+        Args:
+            group: the group (default: all).
+            width: maximum length of a line (default: any).
 
         Raises:
             InputError: the group does not exist.
@@ -115,5 +130,5 @@ class Options:
         blocks = []
         for name in [group] if group else groups:
             rows = [(option, self.header(name, option)) for option in self.of(name)]
-            blocks.append("\n".join([name, *aligned(rows, indent="  ")]))
+            blocks.append("\n".join([name, *aligned(rows, indent="  ", width=width)]))
         return "\n\n".join(blocks)

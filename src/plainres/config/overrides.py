@@ -8,7 +8,7 @@ from functools import cache
 
 from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 
 from plainres.errors import InputError, first_line
@@ -174,6 +174,19 @@ def check_hydra(override: Override) -> None:
     names = [*(each.name for each in fields(HydraConf)), "env"]
     if added and root == "hydra" and rest.partition(".")[0] not in names:
         raise InputError(f"there is no option {override.key_or_group}; there are {', '.join(names)}")
+
+
+def check_choice(override: Override) -> None:
+    """Check that a function such as choice(a, b) has no text that looks like a number, which Hydra would convert.
+
+    Raises:
+        InputError: it has one, quoted or not.
+    """
+    key, chosen = override.get_key_element(), override.value()
+    if not isinstance(chosen, ChoiceSweep) or chosen.simple_form:
+        return
+    if changed := [each for each in chosen.list if as_typed(f"{key}={each}") != f"{key}={each}"]:
+        raise InputError(f"{override.input_line}: {changed[0]} is read as a number; list the values, as in {key}=A,B")
 
 
 def check_list(override: Override, groups: Sequence[str], lists: Sequence[str]) -> None:

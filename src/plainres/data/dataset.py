@@ -9,7 +9,7 @@ from typing import Any
 from plainres.data.copies import is_clutter
 from plainres.data.download import NAME, find_on_hub
 from plainres.data.encoded import Layout
-from plainres.data.folders import walk
+from plainres.data.folders import empty_folders, walk
 from plainres.data.layouts import Chosen, choose, find_layout
 from plainres.errors import InputError
 
@@ -77,7 +77,7 @@ class Dataset:
         return choose(self._layout(), str(self), self.test_split, self.test_share, self.classes)
 
     def fingerprint(self) -> list[Any]:
-        """Return the path of a local data set, and the size and the time of modification of each of its files.
+        """Return the path of a local data set, the size and the time of modification of its files, and empty folders.
 
         Raises:
             InputError: as `local`, or a link in the folder leads nowhere or to its own parent.
@@ -92,7 +92,7 @@ class Dataset:
             for entry in walk(local)
             if not is_clutter(entry.name)
         ]
-        return [str(local.resolve()), *files]
+        return [str(local.resolve()), *files, *empty_folders(local)]
 
     def _layout(self) -> Layout:
         columns = self.subset, self.image_column, self.label_column

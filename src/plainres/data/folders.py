@@ -46,6 +46,12 @@ def _walk(folder: str, parents: tuple[str, ...]) -> Iterator[os.DirEntry[str]]:
             yield entry
 
 
+def empty_folders(folder: Path) -> list[str]:
+    """Return the paths of the empty folders in a folder, and in the folders there: those of splits and classes."""
+    folders = [path for depth in ("*", "*/*") for path in sorted(folder.glob(depth)) if path.is_dir()]
+    return [str(path) for path in folders if not path.name.startswith(".") and not _entries(str(path))]
+
+
 def _entries(folder: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:

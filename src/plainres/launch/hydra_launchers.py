@@ -24,7 +24,7 @@ from plainres.errors import InputError, StoppedError, first_line
 from plainres.launch.active import mark_active
 from plainres.launch.hints import hints
 from plainres.launch.messages import print_outcome, print_summary, report_upload_problem
-from plainres.launch.preflight import check_alone, preflight_jobs, urgency
+from plainres.launch.preflight import check_alone, check_priority, preflight_jobs, urgency
 from plainres.launch.sweep import select_runs, train_quietly
 from plainres.processes.environment import isolate
 from plainres.processes.signals import StopSignals
@@ -50,6 +50,7 @@ def sweep_with(jobs: Jobs) -> int:
     started = time.monotonic()
     overrides = {Run.of(config).folder: each for config, each in zip(jobs.configs, jobs.overrides, strict=True)}
     runs = [Run.of(config) for config in jobs.configs]
+    check_priority(runs)
     unfinished, failed = select_runs(runs)
     for hint in hints(unfinished):
         say(hint)
@@ -105,7 +106,7 @@ def _launch(jobs: Jobs, runs: Sequence[Run], overrides: Sequence[Sequence[str]],
         except (SystemExit, KeyboardInterrupt):
             raise
         except Exception as caught:
-            error = f"hydra/launcher={jobs.launcher} failed: {type(caught).__name__}: {first_line(caught)}"
+            error = f"hydra/launcher={jobs.launcher} failed: {type(caught).__name__}: {first_line(caught).rstrip('.')}"
     if error and not monitor.started and not monitor.reported:
         raise InputError(f"{error}; no run has been trained")
     for run, reason in zip(runs, [*returned, *[None] * (len(runs) - len(returned))], strict=True):

@@ -15,6 +15,7 @@ from plainres.launch.hints import hints
 from plainres.launch.hydra_launchers import check_launcher
 from plainres.launch.preflight import (
     check_alone,
+    check_priority,
     check_unchanged,
     check_writable,
     in_order,
@@ -101,6 +102,7 @@ def plan(jobs: Jobs, command: Sequence[str]) -> Plan:
         InputError, OSError: the command would refuse to start.
     """
     runs = list({run.folder: run for run in map(Run.of, jobs.configs)}.values())
+    check_priority(runs)
     states = {run.folder: run.state for run in runs}
     left = [run for run in runs if _is_left(run, states[run.folder])]
     finished = [run for run in runs if states[run.folder] is State.FINISHED]

@@ -71,7 +71,6 @@ def preflight_jobs(runs: Sequence[Run], missing: Sequence[Run]) -> None:
     """
     from plainres.config.instantiate import check
 
-    check_priority(missing)
     moved = [run for run in runs if run.finished and data_of(Run.read(run.folder).config) != data_of(run.config)]
     check_unchanged(moved)
     for run in runs:
@@ -99,7 +98,6 @@ def preflight(runs: Sequence[Run], finished: Sequence[Run] = ()) -> tuple[list[f
 
     from plainres.config.instantiate import check, description_of, source_of
 
-    check_priority(runs)
     images: dict[str, int] = {}
     multiply_adds: dict[str, int] = {}
     costs = []

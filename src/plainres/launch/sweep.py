@@ -29,7 +29,7 @@ from plainres.launch.active import mark_active
 from plainres.launch.devices import launch
 from plainres.launch.hints import hints
 from plainres.launch.messages import print_outcome, print_summary, remaining_time, report_upload_problem, without_hash
-from plainres.launch.preflight import check_alone, check_unchanged, in_order, preflight, slots
+from plainres.launch.preflight import check_alone, check_priority, check_unchanged, in_order, preflight, slots
 from plainres.processes.environment import isolate
 from plainres.processes.forkserver import attach_to_command, call_in_processes, forkserver
 from plainres.processes.signals import StopSignals
@@ -86,6 +86,7 @@ def sweep(runs: Sequence[Run | Config]) -> int:
     check_alone()
     started = time.monotonic()
     all_runs = [run if isinstance(run, Run) else Run.of(run) for run in runs]
+    check_priority(all_runs)
     selected, failed = select_runs(all_runs)
     finished = [run for run in all_runs if run.finished]
     for hint in hints(selected):
@@ -267,7 +268,8 @@ class _Pool:
             return ""
         names = [training.run.name for training in self.running]
         shares = [_progress(training.run) for training in self.running]
-        parts = [f" {share:.0%}" if share else "" for share in shares]  # no share before the first row of the curve
+        # there is no share before the first row of the curve
+        parts = [f" {100 * share:.0f} %" if share else "" for share in shares]
         long = ", ".join(f"{name}{part}" for name, part in zip(names, parts, strict=True))
         short = ", ".join(f"{without_hash(name)}{part}" for name, part in zip(names, parts, strict=True))
         remaining = self._remaining()

@@ -1,5 +1,6 @@
 """Summary of a network: output shape, parameters and multiply-adds of each layer."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from plainres.console import aligned
+from plainres.console import aligned, narrowed
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,18 @@ class Description:
     multiply_adds: int  # of convolutions and linear layers, per image; He et al. 2015 call them FLOPs
 
     def __str__(self) -> str:
+        return self.table(sys.maxsize)
+
+    def table(self, width: int) -> str:
+        """Return a line for each layer. Above `width` columns, the kinds of the layers are dropped."""
         rows = [("layer", "kind", "output", "parameters", "multiply-adds")]
         for layer in self.layers:
             shape = " x ".join(map(str, layer.output))
             rows.append((layer.name, layer.kind, shape, f"{layer.parameters:,}", f"{layer.multiply_adds:,}"))
         rows.append(("total", "", "", f"{self.parameters:,}", f"{self.multiply_adds:,}"))
-        lines = aligned(rows, right=(3, 4))
+        kept, _ = narrowed(rows, ("kind",), width)
+        last = len(kept[0]) - 1
+        lines = aligned(kept, right=(last - 1, last))
         rule = "-" * max(map(len, lines))
         return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
 

@@ -1,16 +1,18 @@
-"""Environment variables that would change a run, which is a function of its configuration alone.
+"""Environment variables and settings of torch that would change a run, a function of its configuration alone.
 
 Lightning takes arguments of its Trainer from variables, and torch and its libraries take precisions, instruction sets
 and compiler options. Variables of these families are removed before they are read. Those that concern speed, places,
-logs and diagnosis remain, as do numbers of threads, which each run sets itself.
+logs and diagnosis remain, as do numbers of threads, which each run sets itself. Settings that a program has made in
+torch, such as another default dtype in a notebook, are refused.
 """
 
 import os
 import socket
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from plainres.console import say
 from plainres.errors import InputError
@@ -36,6 +38,27 @@ HARMLESS = (
 GROUP = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
 GROUP_PREFIXES = ("TORCHELASTIC_", "MASTER_PORT", "SLURM_", "JSM_NAMESPACE_")
 
+IEEE = ("none", "ieee")  # settings that compute in float32, not in bfloat16 or TF32
+# what undoes a setting of torch, and whether there is nothing to undo. Not here: gradients and deterministic
+# algorithms, which Lightning sets itself.
+TORCH_DEFAULTS: Mapping[str, Callable[[Any], bool]] = {
+    "torch.set_default_dtype(torch.float32)": lambda torch: torch.get_default_dtype() == torch.float32,
+    "torch.set_default_device(None)": lambda torch: torch.get_default_device().type == "cpu",
+    "torch.set_float32_matmul_precision('highest')": lambda torch: (
+        {torch.backends.mkldnn.matmul.fp32_precision, torch.backends.cuda.matmul.fp32_precision} <= {*IEEE}
+    ),
+    "torch.backends.mkldnn.conv.fp32_precision = 'none'": lambda torch: (
+        torch.backends.mkldnn.conv.fp32_precision in IEEE
+    ),
+    "torch.backends.mkldnn.enabled = True": lambda torch: torch.backends.mkldnn.enabled,
+    "torch.set_autocast_enabled('cpu', False)": lambda torch: not torch.is_autocast_enabled("cpu"),
+    "torch.set_autocast_enabled('cuda', False)": lambda torch: not torch.is_autocast_enabled("cuda"),
+    "leave torch.inference_mode()": lambda torch: not torch.is_inference_mode_enabled(),
+    "torch.set_flush_denormal(False)": lambda torch: bool(
+        torch.tensor(1e-40, dtype=torch.float32, device="cpu").mul(0.5)
+    ),
+}
+
 
 def isolate() -> None:
     """Remove the variables from this process's environment that would change a run, and name them on the screen.
@@ -44,14 +67,21 @@ def isolate() -> None:
     which SLURM names the job.
 
     Raises:
-        InputError: torch has been imported before, and may have read one of them.
+        InputError: torch has been imported before, and may have read one of them, or has been set otherwise than by
+            default.
     """
     influences = influencing(os.environ)
     early = [name for name in influences if not _in(name, READ_WHEN_USED)]
-    if early and "torch" in sys.modules:
+    torch: Any = sys.modules.get("torch")
+    if early and torch is not None:
         raise InputError(
             f"the environment has {', '.join(early)}, which torch may have read when it was imported, but a run must "
             f"depend on its configuration only; start Python with `env -u {' -u '.join(early)}`"
+        )
+    if altered := [undo for undo, default in TORCH_DEFAULTS.items() if torch is not None and not default(torch)]:
+        raise InputError(
+            "torch's global settings have been changed, but a run must depend on its configuration only; undo "
+            f"this first: {'; '.join(altered)}"
         )
     for name in influences:
         del os.environ[name]
