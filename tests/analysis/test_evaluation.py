@@ -47,7 +47,7 @@ def test_eval_reproduces_the_result_of_a_run(run: Run, capsys: pytest.CaptureFix
     capsys.readouterr()
     assert main(["eval", str(run.folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{run.name} on the test set of synthetic"
+    assert lines[0] == f"{run.name} on the test set of data=synthetic"
     assert lines[1] == f"loss {run.result['test_loss']:.4f}"
     assert lines[2] == f"error {run.result['test_error']:.2f} % of 256 images"
     file = run.folder / "predictions-synthetic.parquet"

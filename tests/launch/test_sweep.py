@@ -201,8 +201,8 @@ def test_a_sweep_that_is_stopped_leaves_no_process_behind(tmp_path: Path, number
 @pytest.mark.parametrize(
     ("columns", "line"),
     [
-        (None, "4 left, about 1 min, ends around 12:34; running: {0} 50%, {1}, {2}"),
-        (90, "4 left, about 1 min; running: identity-8-w4-s0 50%, identity-8-w4-s1, identity-8-w4-s2"),
+        (None, "4 left, about 1 min, ends around 12:34; running: {0} 50 %, {1}, {2}"),
+        (91, "4 left, about 1 min; running: identity-8-w4-s0 50 %, identity-8-w4-s1, identity-8-w4-s2"),
         (80, "4 left, about 1 min, ends around 12:34; 3 running"),
         (40, "4 left, about 1 min; 3 running"),
         (20, "4 left; 3 running"),

@@ -229,7 +229,7 @@ def eval_(arguments: list[str]) -> int:
     if options.json:
         print_json({"network": name, "data": data, **asdict(evaluation), "predictions": str(file)})
     else:
-        print(f"{name} on the test set of {data}")
+        print(f"{name} on the test set of data={data}")
         print(evaluation)
         print(f"\npredictions of each image: {file}")
     return 0

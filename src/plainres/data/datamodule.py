@@ -25,7 +25,7 @@ class ImageBatches(pl.LightningDataModule):
         super().__init__()
         if batch_size > len(images.train):
             raise InputError(
-                f"optim.batch_size is {batch_size}, but there are only {len(images.train)} training images"
+                f"optim.batch_size is {batch_size}, but there are only {len(images.train):,} training images"
             )
         self.images, self.source, self.batch_size, self.seed = images, source, batch_size, seed
         self.workers = workers

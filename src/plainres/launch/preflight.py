@@ -113,7 +113,7 @@ def preflight(runs: Sequence[Run], finished: Sequence[Run] = ()) -> tuple[list[f
         batch_size = config.optim.batch_size
         if batch_size > images[data]:
             raise InputError(
-                f"optim.batch_size is {batch_size}, but there are only {images[data]} training images; "
+                f"optim.batch_size is {batch_size}, but there are only {images[data]:,} training images; "
                 f"set it to at most {images[data]}"
             )
         costs.append(float(multiply_adds[network] * batch_size * config.optim.length(images[data] // batch_size)))
