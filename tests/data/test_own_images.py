@@ -100,6 +100,7 @@ def test_images_are_decoded_only_where_their_shape_is_needed(flowers: Path, caps
     ):
         assert main(command) == 0
         assert not Path("cache").exists()
+    assert "the images of data=images are downloaded or decoded when the command starts" in capsys.readouterr().out
     assert main(["train", *options, *SHORT, "--dry-run"]) == 0
     assert list(Path("cache").glob("*/metadata.json"))
 

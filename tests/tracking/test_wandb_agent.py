@@ -51,7 +51,7 @@ def test_a_sweep_with_agents_logs_each_folder_to_one_run(tmp_path: Path) -> None
             wait_for(lambda: has_rows(tmp_path, "identity", 2))
             assert server.runs["sweep0run0"].exit_code == 0
         kill(tmp_path, "identity")
-        assert "1 finished, 1 interrupted" in status(tmp_path / "runs" / "agent")
+        wait_for(lambda: "1 finished, 1 interrupted" in status(tmp_path / "runs" / "agent"))
         quick = environment | {"RECORD": str(tmp_path / "record")}
         by_hand = forking.run([PLAINRES, *command, "model/shortcut=identity", "seed=0"], cwd=tmp_path, env=quick)
         assert by_hand.returncode == 0, by_hand.stderr

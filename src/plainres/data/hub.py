@@ -163,6 +163,11 @@ class HubImages:
             self._copy.contents()
 
     @property
+    def at_hand(self) -> bool:
+        """Whether `load` neither downloads nor decodes the data set."""
+        return self.stream or Copy(self._copy.folder).read() is not None
+
+    @property
     def views(self) -> Views:
         """Views of images that are decoded while training."""
         assert self.shape is not None

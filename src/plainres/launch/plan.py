@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from plainres.config.compose import Jobs
-from plainres.config.instantiate import source_of
+from plainres.config.instantiate import check, source_of
 from plainres.console import aligned, duration, quantity, say
 from plainres.launch.devices import check_processes
 from plainres.launch.estimate import EXACT, estimate
@@ -92,7 +92,8 @@ class Plan:
 def plan(jobs: Jobs, command: Sequence[str]) -> Plan:
     """Check what a training command checks before the first run trains, and plan its runs. Nothing is trained.
 
-    Images that are not at hand yet are downloaded and decoded, as the command would do. Hints are printed.
+    Images that are not at hand are neither downloaded nor decoded, unless the shape of the networks depends on them.
+    Hints are printed.
 
     Args:
         jobs: the composed command.
@@ -125,12 +126,21 @@ def plan(jobs: Jobs, command: Sequence[str]) -> Plan:
     if not left:
         check_unchanged(finished)
         return Plan([*planned.values()], 0)
+    configs = {repr(run.config.data): run.config for run in left}
+    sources = {data: source_of(config) for data, config in configs.items()}
+    # sources of the user's own may lack at_hand
+    absent = [configs[data] for data, source in sources.items() if not getattr(source, "at_hand", True)]
+    if absent:
+        for run in {repr((run.config.model, run.config.data)): run for run in left}.values():
+            check(run.config)
+        names = ", ".join(sorted({f"data={config.options['data']}" for config in absent}))
+        note = f"the time is not known: the images of {names} are downloaded or decoded when the command starts"
+        return Plan([*planned.values()], len(left), note=note)
     costs, gpus = preflight(left, finished)
     at_a_time = len(slots(left, gpus, os.environ.get("CUDA_VISIBLE_DEVICES", ""))) if len(jobs.configs) > 1 else 1
     ordered = [run for _, run in reversed(in_order(costs, left))]
     here = [run for run in ordered if states[run.folder] is not State.RUNNING]
-    configs = {repr(run.config.data): run.config for run in left}
-    loaded = {data: source_of(config).load() for data, config in configs.items()}
+    loaded = {data: source.load() for data, source in sources.items()}
     images = {run.folder: loaded[repr(run.config.data)] for run in left}
     time = estimate(here, images, at_a_time, gpus, shlex.join(["plainres", "bench", *command]))
     for run in left:
