@@ -188,6 +188,9 @@ class WandbServer:
         viewer = {"id": "V", "entity": ENTITY, "username": ENTITY, "email": "t@example.org", "flags": "{}"}
         return {"viewer": {**viewer, "teams": {"edges": []}}}
 
+    def on_GetDefaultEntity(self, given: dict[str, Any]) -> Any:  # noqa: N802
+        return {"viewer": {"id": "V", "entity": ENTITY}}
+
     def on_ServerFeaturesQuery(self, given: dict[str, Any]) -> Any:  # noqa: N802
         return {"serverInfo": {"features": []}}
 
