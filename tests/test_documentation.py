@@ -120,7 +120,7 @@ COMMANDS: dict[str, Execution] = {
     "plainres data remove --unfinished": AS_IT_STANDS,
     "plainres data remove --older 90": AS_IT_STANDS,
     # loggers
-    "plainres train model.depth=20 logger=wandb": SMALL,
+    "plainres train model.depth=14 logger=wandb": shortened("model.width=4 optim.epochs=1"),
     "plainres train experiment=digits logger=wandb": shortened(f"{ONE_SHORTCUT} study=offline"),
     "plainres train experiment=digits logger=wandb logger.mode=online": shortened(
         f"{ONE_SHORTCUT} study=online model/shortcut=plain"

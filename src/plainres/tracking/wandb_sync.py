@@ -37,7 +37,10 @@ def sync(folder: Path, timeout: float) -> Iterator[tuple[str, bool]]:
         raise InputError(f"{folder} is not a folder; give the folder of a run, of a study, or of all runs")
     owners = sorted({*(file.parents[1] for file in folder.rglob("wandb/id")), *_unlogged(folder)})
     if not owners:
-        raise InputError(f"{folder} contains no W&B data; train with logger=wandb first")
+        raise InputError(
+            f"{folder} contains no W&B data; train with logger=wandb, or give the folder of one finished run, which is "
+            "uploaded from its own files"
+        )
     for number, owner in enumerate(owners):
         is_run = (owner / "config.yaml").exists()
         try:
