@@ -33,15 +33,15 @@ def test_a_worker_and_the_command_are_killed(tmp_path: Path) -> None:
     slow = os.environ | environment | {"RECORD_PAUSE": "0.1"}
     process = subprocess.Popen(command, cwd=tmp_path, env=slow, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        wait_for(lambda: [run for run in runs() if run.step >= 5 and run.owner_file.exists()], 100)
+        wait_for(lambda: [run for run in runs() if run.step >= 5 and run.owner_file.exists()], 300)
         first = next(run for run in runs() if run.step >= 5)
         owner = int(first.owner_file.read_text().partition('"process": ')[2].rstrip("}\n"))
         os.kill(owner, 9)
-        wait_for(lambda: len(steps(tmp_path)) > 30 and first.owner_file.exists(), 100)
+        wait_for(lambda: len(steps(tmp_path)) > 30 and first.owner_file.exists(), 300)
         process.kill()
         process.wait()
-        wait_for(lambda: not any(run.locked for run in runs()), 60)  # the workers exit with the command
-        repeated = forking.run(command, cwd=tmp_path, env=os.environ | environment, timeout=200)
+        wait_for(lambda: not any(run.locked for run in runs()), 200)  # the workers exit with the command
+        repeated = forking.run(command, cwd=tmp_path, env=os.environ | environment, timeout=500)
     finally:
         process.kill()
         process.wait()
@@ -50,7 +50,7 @@ def test_a_worker_and_the_command_are_killed(tmp_path: Path) -> None:
     trained = {run.config.seed: run for run in runs()}
     assert all(run.finished for run in trained.values())
     assert 120 <= len(steps(tmp_path)) <= 120 + 3 * 6  # each end repeats at most the steps after a checkpoint
-    whole = forking.run([PLAINRES, *SWEEP, "runs=whole"], cwd=tmp_path, env=os.environ | environment, timeout=200)
+    whole = forking.run([PLAINRES, *SWEEP, "runs=whole"], cwd=tmp_path, env=os.environ | environment, timeout=500)
     assert whole.returncode == 0, whole.stderr
     for run in trained.values():
         other = Run.read(tmp_path / "whole" / "default" / run.name)

@@ -128,7 +128,7 @@ def write_sweep(folder: Path) -> list[str]:
 
 def make_sweep(environment: dict[str, str], folder: Path) -> None:
     subprocess.run(
-        [sys.executable, "-m", "wandb", "sweep", "sweep.yaml"], cwd=folder, env=environment, check=True, timeout=100
+        [sys.executable, "-m", "wandb", "sweep", "sweep.yaml"], cwd=folder, env=environment, check=True, timeout=300
     )
 
 
@@ -158,7 +158,7 @@ def has_rows(folder: Path, shortcut: str, count: int) -> bool:
     return run is not None and len(run.curve()) >= count
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 100) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "timed out"
