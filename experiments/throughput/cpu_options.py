@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.optim import SGD
 
-from plainres.benchmark.baselines import wait_for
+from plainres.benchmark.loops import wait_for
 from plainres.config.compose import compose
 from plainres.config.instantiate import network_of, source_of
 from plainres.config.schema import Config

@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plainres.arithmetic import set_arithmetic
-from plainres.benchmark.baselines import BareLoop, wait_for
-from plainres.benchmark.measure import OURS, bench, side_by_side
+from plainres.benchmark.bench import bench
+from plainres.benchmark.loops import BareLoop, wait_for
+from plainres.benchmark.measurement import OURS
+from plainres.benchmark.side_by_side import side_by_side
 from plainres.config.compose import compose
 from plainres.config.instantiate import description_of, source_of
 from plainres.config.schema import Config

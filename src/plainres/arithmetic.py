@@ -13,3 +13,11 @@ def set_arithmetic(threads: int) -> None:
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")  # torch's default, unless other code in this process changed it
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def has_bfloat16(device_type: str) -> bool:
+    """Whether a device multiplies in bfloat16; others emulate it, slowly. On x86 this takes AVX512_BF16 or AMX."""
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return device_type == "cpu" and any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from plainres.config.compose import compose
 from plainres.launch.hints import hints
@@ -21,6 +22,20 @@ def test_a_deep_net_without_warm_up_gives_a_hint(tmp_path: Path) -> None:
     assert hints(deep) == ["hint: 110, 164 layers without warm-up; He et al. 2015 warm up with optim.warmup_lr=0.01"]
     assert hints(runs(tmp_path, "model.depth=110", "optim.warmup_lr=0.01")) == []
     assert hints(runs(tmp_path, "model.depth=98")) == []
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_bfloat16_on_a_cpu_without_its_arithmetic_gives_a_hint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bfloat16: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": bfloat16})
+    expected = [
+        "hint: this CPU has no bfloat16 arithmetic, so precision=bf16-mixed is probably slower than 32-true; "
+        "plainres bench measures it"
+    ]
+    assert hints(runs(tmp_path, "precision=bf16-mixed")) == ([] if bfloat16 else expected)
+    assert hints(runs(tmp_path)) == []
+    assert hints(runs(tmp_path, "precision=bf16-mixed", "trainer=gpu")) == []
 
 
 def test_a_changed_length_gives_a_hint(tmp_path: Path) -> None:

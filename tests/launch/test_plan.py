@@ -19,7 +19,7 @@ from plainres.launch.speeds import FOLDER, Speed, keep, kept, resolve_compile
 from plainres.runs.record import Run
 
 Make = Callable[..., Config]
-SPEED = Speed(step=0.5, evaluation=3.0, at_a_time=2, gain=1.6, measured="2025-01-31")
+SPEED = Speed(step=0.5, evaluation=3.0, compilation=0.0, at_a_time=2, gain=1.6, measured="2025-01-31")
 TWO = SweepOptions(runs_per_device=2)
 OWN_IMAGES = {"_target_": "plainres.data.HubImages", "path": "./nowhere", "cache": "cache", "pad": 0, "flip": False}
 

@@ -42,7 +42,7 @@ EVERYTHING = [
     "plainres.analysis.landscape",
     "plainres.analysis.lesion",
     "plainres.analysis.sharpness",
-    "plainres.benchmark.measure",
+    "plainres.benchmark.bench",
     "plainres.cli.main",
     "plainres.config.compose",
     "plainres.launch.hydra_launchers",

@@ -63,13 +63,16 @@ def test_a_network_that_draws_random_numbers_for_each_element_compiles() -> None
     torch.testing.assert_close(torch.compile(network.forward, dynamic=False)(images), network(images))
 
 
-def test_the_length_of_a_run_decides_whether_compilation_pays(make_config: Make) -> None:
-    config = make_config(trainer=on_cpu(threads=4))
-    steps = round(4 * PAYS_FROM / (6 * 1000 * config.optim.batch_size))  # of a network of 1,000 multiply-adds
+@pytest.mark.parametrize("precision", PAYS_FROM)
+def test_the_length_of_a_run_decides_whether_compilation_pays(make_config: Make, precision: str) -> None:
+    config = make_config(precision=precision, trainer=on_cpu(threads=4))
+    per_step = 6 * 1000 * config.optim.batch_size  # with 1,000 multiply-adds
+    steps = round(4 * PAYS_FROM[precision] / per_step)
     assert pays(config, 1000, steps + 1)
     assert not pays(config, 1000, steps - 1)
     unsupported = ({"devices": 2}, {"accelerator": "gpu"}, {"threads": 8})
-    assert not any(pays(make_config(trainer=on_cpu(**changes)), 1000, steps + 1) for changes in unsupported)
+    for changes in unsupported:
+        assert not pays(replace(config, trainer=Devices(**on_cpu(**{"threads": 4, **changes}))), 1000, steps + 1)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +80,10 @@ def test_the_length_of_a_run_decides_whether_compilation_pays(make_config: Make)
     [
         (["optim=digits", "model.depth=56", "model.width=8"], 1500, False),  # the longest run of experiment=digits
         (["optim=cifar10_quick", "data=cifar10", "model.depth=56", "model.width=8"], 5000, False),
+        (["optim=cifar10_quick", "data=cifar10", "model.depth=56", "precision=bf16-mixed"], 5000, False),
         (["optim=he2015", "data=cifar10", "model.depth=20"], 50_000, True),
+        (["optim=he2015", "data=cifar10", "model.depth=20", "optim.steps=5000"], 50_000, False),
+        (["optim=he2015", "data=cifar10", "model.depth=20", "optim.steps=5000", "precision=bf16-mixed"], 50_000, True),
     ],
 )
 def test_short_studies_are_not_compiled(options: list[str], images: int, expected: bool) -> None:
@@ -111,7 +117,7 @@ def test_compilation_does_not_change_the_result(
     alone = Run.of(make_config(shortcut="dropout"))
     train(alone)
     monkeypatch.setattr(torch, "compile", compiler)
-    monkeypatch.setattr(compilation, "PAYS_FROM", 0)
+    monkeypatch.setitem(compilation.PAYS_FROM, "32-true", 0)
     run = Run.of(make_config(shortcut="dropout", runs=str(tmp_path / "long")))
     train(run)
     err = capsys.readouterr().err

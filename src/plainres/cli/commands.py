@@ -187,7 +187,7 @@ def bench(arguments: list[str]) -> int:
         return 0
     from dataclasses import asdict
 
-    from plainres.benchmark.measure import bench
+    from plainres.benchmark.bench import bench
 
     measurements, estimate = bench(configs, options.rounds, options.seconds)
     if options.json:

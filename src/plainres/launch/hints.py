@@ -6,6 +6,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
+from plainres.arithmetic import has_bfloat16
 from plainres.config.schema import Recipe
 from plainres.errors import InputError
 from plainres.runs.code import git_commit, source_sha256
@@ -19,7 +20,7 @@ LENGTH = ("epochs", "steps")  # the options of `optim` that set the length of a 
 def hints(runs: Sequence[Run]) -> list[str]:
     """Return one line per setting of the new runs among `runs` that may be unintended, and per change of the code."""
     new = [run for run in runs if run.state is State.MISSING]
-    return [*_missing_warmup(new), *_changed_length(new), *_changed_code(runs)]
+    return [*_missing_warmup(new), *_slow_precision(new), *_changed_length(new), *_changed_code(runs)]
 
 
 def _changed_code(runs: Sequence[Run]) -> list[str]:
@@ -48,6 +49,16 @@ def _missing_warmup(runs: Sequence[Run]) -> list[str]:
     if not deep:
         return []
     return [f"hint: {deep} layers without warm-up; He et al. 2015 warm up with optim.warmup_lr=0.01"]
+
+
+def _slow_precision(runs: Sequence[Run]) -> list[str]:
+    mixed = any(run.config.precision == "bf16-mixed" and run.config.trainer.accelerator == "cpu" for run in runs)
+    if not mixed or has_bfloat16("cpu"):
+        return []
+    return [
+        "hint: this CPU has no bfloat16 arithmetic, so precision=bf16-mixed is probably slower than 32-true; "
+        "plainres bench measures it"
+    ]
 
 
 def _changed_length(runs: Sequence[Run]) -> list[str]:

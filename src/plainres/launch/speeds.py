@@ -36,6 +36,7 @@ class Speed:
     Args:
         step: time of an optimizer step of a run that trains alone.
         evaluation: time to evaluate the test set.
+        compilation: time before the first step of a compiled run, after the network has been compiled once here.
         at_a_time: number of concurrent runs for which `gain` was measured.
         gain: images/s of concurrent runs together, relative to one that trains alone.
         measured: day of the measurement, such as 2025-01-31.
@@ -43,6 +44,7 @@ class Speed:
 
     step: float
     evaluation: float
+    compilation: float
     at_a_time: int
     gain: float
     measured: str
@@ -56,7 +58,8 @@ class Speed:
         steps = config.optim.length(per_epoch)
         evaluated = sum(map(len, images.evaluated.values()))
         images_evaluated = (math.ceil(steps / per_epoch) - done // per_epoch + 1) * evaluated + len(images.train)
-        return (steps - done) * self.step + images_evaluated / len(images.test) * self.evaluation
+        evaluation = images_evaluated / len(images.test) * self.evaluation
+        return self.compilation + (steps - done) * self.step + evaluation
 
 
 def resolve_compile(config: Config) -> Config:
