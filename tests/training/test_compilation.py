@@ -54,6 +54,29 @@ def test_a_compiled_run_equals_the_eager_run_to_rounding_and_resumes_bit_exactly
 
 @needs_compiler
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # from torch.compile itself
+@pytest.mark.parametrize("shortcut", ["identity", "dropout"])
+def test_a_step_compiled_as_a_whole_equals_the_eager_step_to_rounding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shortcut: str
+) -> None:
+    """As on a GPU: augmentation, network, loss and counting are one function."""
+    options = ["data=synthetic", "data.shape=[3,8,8]", "data.train=64", "data.test=16", "optim.batch_size=16"]
+    options += ["data.pad=1", "data.flip=true", "model.depth=8", "model.width=4", f"model/shortcut={shortcut}"]
+    options += ["optim.steps=6", "optim.epochs=null", "precision=64-true"]
+    results = {}
+    for name, compile, whole in (("eager", False, ()), ("compiled", True, ("cpu",))):
+        torch.compiler.reset()
+        monkeypatch.setattr(compilation, "WHOLE", whole)
+        (config,) = compose([*options, f"trainer.compile={str(compile).lower()}", f"runs={tmp_path / name}"])
+        run = Run.of(config)
+        train(run)
+        results[name] = run.result
+    assert (results["eager"]["compile"], results["compiled"]["compile"]) == (False, True)
+    for key in ("train_loss", "train_error", "train_loss_eval", "test_loss", "test_error"):
+        assert results["compiled"][key] == pytest.approx(results["eager"][key], rel=1e-9), key
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # from torch.compile itself
 def test_a_network_that_draws_random_numbers_for_each_element_compiles() -> None:
     """Inductor would fold the counters of these numbers into indices of 64 bits, which overflow."""
     network = CifarNet(1, 10, 8, 4, Dropout)

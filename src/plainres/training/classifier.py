@@ -1,7 +1,7 @@
 """LightningModule that trains a classifier: loss, error, optimizer and learning-rate schedule."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -107,7 +107,9 @@ class Classifier(pl.LightningModule):
         super().__init__()
         self.capturable = capturable
         self.network, self.recipe = network, recipe
-        self.logits_of = network.forward  # used by training steps only; `Compilation` may replace it
+        # used by training steps only; `Compilation` may replace either
+        self.logits_of = network.forward
+        self.loss_of: Callable[[Batch | TrainingBatch], Tensor] = self._loss
         self.steps, self.steps_per_epoch = steps, steps_per_epoch
         self.running = LossAndError(sums)
         # Not buffers, because DDP would overwrite those of every rank with rank 0's.
@@ -185,9 +187,16 @@ class Classifier(pl.LightningModule):
                 else:
                     group["lr"] = lr
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch | TrainingBatch, batch_idx: int) -> Tensor:
         """Return the mean cross-entropy of a batch and add it to the sums, without waiting for the device."""
-        images, targets = batch
+        return self.loss_of(batch)
+
+    def _loss(self, batch: Batch | TrainingBatch) -> Tensor:
+        data = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        return self.loss_of_images(*data.on_after_batch_transfer(batch, 0))
+
+    def loss_of_images(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean cross-entropy of images (N, C, H, W) with targets (N,), and add it to the sums."""
         logits = full_precision(self.logits_of(images))
         loss = F.cross_entropy(logits, targets)
         self.counted[3] += count(self.counted, loss.detach(), logits.detach(), targets)

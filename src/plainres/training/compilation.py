@@ -1,28 +1,32 @@
-"""Compilation of the network for runs that are long enough.
+"""Compilation of training for runs that are long enough.
 
-torch.compile takes half a minute before the first step and makes each step a little faster.
+torch.compile takes half a minute before the first step and makes each step faster. On the CPU it compiles the network.
+On a GPU, where the number of kernels decides, augmentation, loss and counting are compiled with it as one function.
 """
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
 from plainres.config.schema import AUTO, Config
-from plainres.data.batches import SampledBatch
+from plainres.data.batches import Batch, SampledBatch, TrainingBatch
 from plainres.data.datamodule import ImageBatches
 from plainres.errors import InputError, first_line
 from plainres.processes.signals import StopSignals
-from plainres.training.classifier import Classifier, full_precision
+from plainres.training.classifier import Classifier
 
 # Floating-point operations of a run, per thread, from which compilation pays (experiments/throughput). In float32 they
 # take one to two hours on a core of 2024; compilation then saves at least five minutes and costs at most one. In
 # bfloat16 they take a quarter of an hour on a core with AMX; compilation saves three minutes.
 PAYS_FROM = {"32-true": 5e14, "64-true": 5e14, "bf16-mixed": 1e14}
+
+WHOLE = ("cuda",)  # types of devices for which augmentation, loss and counting are compiled with the network
 
 
 def pays(config: Config, multiply_adds: int, steps: int) -> bool:
@@ -43,9 +47,9 @@ def pays(config: Config, multiply_adds: int, steps: int) -> bool:
 
 
 class Compilation(Callback):
-    """Callback that compiles the network before the first training step; evaluation stays eager.
+    """Callback that compiles what a training step differentiates, before the first one; evaluation stays eager.
 
-    All training batches have the same shape, so the network is compiled once per attempt.
+    All training batches have the same shape, so it is compiled once per attempt.
 
     Args:
         mode: True, False, or "auto", which compiles if that pays and works.
@@ -73,8 +77,11 @@ class Compilation(Callback):
             self._stop_on_signal()
         reason = "trainer.compile=true" if self.mode is True else "a long run"
         _say(trainer, f"compiling the network with torch.compile ({reason}), which may take a minute")
-        eager, started = pl_module.logits_of, time.monotonic()
-        pl_module.logits_of = torch.compile(eager, dynamic=False)
+        eager, started = (pl_module.logits_of, pl_module.loss_of), time.monotonic()
+        if pl_module.device.type in WHOLE:
+            pl_module.loss_of = torch.compile(_loss_of(trainer, pl_module), dynamic=False)
+        else:
+            pl_module.logits_of = torch.compile(pl_module.logits_of, dynamic=False)
         if trainer.world_size > 1:
             return  # the first step compiles, since a pass on a single rank would block in DDP
         try:
@@ -84,7 +91,7 @@ class Compilation(Callback):
             message = f"torch.compile failed ({type(error).__name__}: {first_line(error)})"
             if self.mode is True:
                 raise InputError(f"{message}; use trainer.compile=false to train without it") from error
-            self.attempt["compile"], pl_module.logits_of = False, eager
+            self.attempt["compile"], (pl_module.logits_of, pl_module.loss_of) = False, eager
             _say(trainer, f"{message}; training without it")
         else:
             _say(trainer, f"compiled in {time.monotonic() - started:.0f} s")
@@ -100,20 +107,38 @@ def _say(trainer: pl.Trainer, text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def _run_one_pass(trainer: pl.Trainer, classifier: Classifier) -> None:
-    """Run one forward and backward pass as a training step does, then restore the buffers and clear the gradients."""
+def _loss_of(trainer: pl.Trainer, classifier: Classifier) -> Callable[[Batch | TrainingBatch], Tensor]:
+    """Return the function from a batch to its loss, with augmentation and counting, without Lightning's objects."""
+    training, weight = _data(trainer).training, next(classifier.parameters())
+    device, dtype = weight.device, weight.dtype
+
+    def loss_of(batch: Batch | TrainingBatch) -> Tensor:
+        images, targets = training.materialize(batch) if isinstance(batch, TrainingBatch) else batch
+        return classifier.loss_of_images(images.to(device, dtype), targets.to(device))
+
+    return loss_of
+
+
+def _data(trainer: pl.Trainer) -> ImageBatches:
     data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
     assert isinstance(data, ImageBatches)
+    return data
+
+
+def _run_one_pass(trainer: pl.Trainer, classifier: Classifier) -> None:
+    """Run one forward and backward pass as a training step does, then restore what it changed."""
+    data = _data(trainer)
     device = data.training.targets.device
     index = torch.arange(data.batch_size, device=device)
     sampled = SampledBatch(index, torch.zeros((), dtype=torch.int64, device=device))
-    images, targets = data.on_after_batch_transfer(sampled, 0)
-    before = [buffer.clone() for buffer in classifier.network.buffers()]
+    batch = data.on_device(sampled)
+    changed = [*classifier.network.buffers(), classifier.counted]
+    before = [tensor.clone() for tensor in changed]
     try:
         with trainer.precision_plugin.forward_context():
-            loss = F.cross_entropy(full_precision(classifier.logits_of(images)), targets)
+            loss = classifier.loss_of(batch)
         loss.backward()
     finally:
-        for buffer, value in zip(classifier.network.buffers(), before, strict=True):
-            buffer.copy_(value)
+        for tensor, value in zip(changed, before, strict=True):
+            tensor.copy_(value)
         classifier.zero_grad()

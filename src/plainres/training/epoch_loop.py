@@ -83,7 +83,7 @@ class EpochLoop(_TrainingEpochLoop):
     def _step(self, batch: AnyBatch) -> None:
         """Run the forward pass, the backward pass and the optimizer."""
         trainer = self.trainer
-        loss = trainer.strategy.training_step(self._data.on_after_batch_transfer(batch, 0), 0)
+        loss = trainer.strategy.training_step(batch, 0)
         assert isinstance(loss, Tensor)
         (optimizer,) = trainer.optimizers
         optimizer.zero_grad()
