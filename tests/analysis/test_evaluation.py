@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 
 from plainres.analysis.evaluation import (
-    Predictions,
     evaluate,
     load,
     load_network,
@@ -417,18 +416,3 @@ def test_akamasters_published_errors(
     captured = capsys.readouterr()
     assert f"error {error} % of 10,000 images" in captured.out
     assert f"{file} is akamaster's; images are normalised as in its training" in captured.err
-
-
-def test_summary_of_predictions() -> None:
-    logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 2.0, 0.0]])
-    predictions = Predictions(logits, torch.tensor([0, 1, 0]))
-    assert predictions.wrong.tolist() == [False, False, True]
-    assert str(predictions).splitlines()[1:] == [
-        "error 33.33 % of 3 images",
-        "",
-        "class  images  error in %",
-        "    0       2       50.00",
-        "    1       1        0.00",
-    ]
-    with pytest.raises(InputError, match="cannot write"):
-        predictions.save(Path("/nowhere/predictions.parquet"))

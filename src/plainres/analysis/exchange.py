@@ -11,7 +11,6 @@ import plainres.data
 import plainres.models
 from plainres.analysis.evaluation import (
     EVALUATION,
-    Predictions,
     compare_statistics,
     compose_one,
     evaluate,
@@ -20,6 +19,7 @@ from plainres.analysis.evaluation import (
     training_statistics,
     with_overrides,
 )
+from plainres.analysis.predictions import Predictions
 from plainres.config.instantiate import build_network, check
 from plainres.config.schema import Config
 from plainres.errors import InputError, first_line
