@@ -20,12 +20,14 @@ import pytest
 from PIL import Image
 
 from plainres.cli.main import main
-from plainres.config.compose import compose_jobs
+from plainres.config.compose import Jobs, compose_jobs
 from plainres.config.schema import Config, SweepOptions
 from plainres.console import duration
 from plainres.errors import InputError
+from plainres.launch import devices
 from plainres.launch import sweep as sweep_module
 from plainres.launch.hydra_launchers import sweep_with
+from plainres.launch.plan import plan
 from plainres.launch.preflight import preflight, slots
 from plainres.launch.sweep import sweep, train_quietly
 from plainres.processes.signals import StopSignals
@@ -104,8 +106,18 @@ def test_a_mistake_in_one_run_prevents_the_sweep(make_config: Make, tmp_path: Pa
     with pytest.raises(InputError, match=r"model.depth is 21"):
         sweep(runs)
     assert not (tmp_path / "runs").exists()
-    with pytest.raises(InputError, match="only 100 training images"):
+    with pytest.raises(InputError, match="only 100 training images; set it to at most 100"):
         sweep([Run.of(make_config(optim={"batch_size": 101}))])
+
+
+def test_a_mistake_is_reported_without_hints(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    """No run of a sweep has started then, and the plan and a single run report it alike."""
+    configs = [make_config(depth=110, seed=seed, trainer={"num_nodes": 2}) for seed in range(2)]
+    for refuse in (lambda: sweep(configs), lambda: plan(Jobs(configs), []), lambda: devices.train(configs[0])):
+        with pytest.raises(InputError, match="start a run on several machines with torchrun or srun"):
+            refuse()
+        assert "hint" not in capfd.readouterr().err
+    assert not Run.of(configs[0]).folder.exists()
 
 
 def test_a_failed_run_is_reported_and_the_others_continue(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:

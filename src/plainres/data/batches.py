@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from plainres.data.sources import Source, Split
+from plainres.errors import InputError
 from plainres.randomness import augmentation_key, draws, order, shift_right
 
 Batch = tuple[Tensor, Tensor]  # images (N, C, H, W) float32 in channels_last order, targets (N,) int64
@@ -39,6 +40,18 @@ TrainingBatch = SampledBatch | StreamedBatch  # what `Pixels.materialize` accept
 # not been tuned. Small batches would be bound by kernel launches, and a size that does not divide CIFAR's numbers of
 # images would leave a smaller last batch, for which cuDNN chooses its algorithms anew.
 EVALUATION_BATCH = {"cpu": 256, "cuda": 2500, "mps": 1000}
+
+
+def batches_per_epoch(images: int, batch_size: int) -> int:
+    """Return the number of full training batches in an epoch.
+
+    Raises:
+        InputError: there is none, because there are fewer images than a batch has.
+    """
+    if batch_size > images:
+        most = f"; set it to at most {images}" if images else ""
+        raise InputError(f"optim.batch_size is {batch_size}, but there are only {images:,} training images{most}")
+    return images // batch_size
 
 
 class Pixels(Protocol):
@@ -188,7 +201,7 @@ class TrainingBatches:
         self.position, self.rank, self.world_size = position, rank, world_size
 
     def __len__(self) -> int:
-        return len(self.pixels.targets) // self.batch_size
+        return batches_per_epoch(len(self.pixels.targets), self.batch_size)
 
     def __iter__(self) -> Iterator[TrainingBatch]:
         return self.pixels.training(self._sampled())

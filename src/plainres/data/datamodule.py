@@ -4,10 +4,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from plainres.data.batches import Batch, EvaluationBatches, Pixels, TrainingBatch, TrainingBatches
+from plainres.data.batches import Batch, EvaluationBatches, Pixels, TrainingBatch, TrainingBatches, batches_per_epoch
 from plainres.data.sources import Images, Source
 from plainres.data.streamed_batches import pixels_on
-from plainres.errors import InputError
 
 
 class ImageBatches(pl.LightningDataModule):
@@ -19,23 +18,18 @@ class ImageBatches(pl.LightningDataModule):
         batch_size: number of images in a training batch, over all ranks.
         seed: seed of the run.
         workers: number of processes that decode streamed images for each rank.
+
+    Raises:
+        InputError: there are fewer images than a batch has.
     """
 
     def __init__(self, images: Images, source: Source, batch_size: int, seed: int, workers: int = 0) -> None:
         super().__init__()
-        if batch_size > len(images.train):
-            raise InputError(
-                f"optim.batch_size is {batch_size}, but there are only {len(images.train):,} training images"
-            )
+        self.steps_per_epoch = batches_per_epoch(len(images.train), batch_size)
         self.images, self.source, self.batch_size, self.seed = images, source, batch_size, seed
         self.workers = workers
         self.training: Pixels
         self.evaluated: dict[str, Pixels] = {}
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Number of full batches in the training set."""
-        return len(self.images.train) // self.batch_size
 
     def setup(self, stage: str) -> None:
         """Move the images to the device of this rank."""

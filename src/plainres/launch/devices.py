@@ -20,7 +20,7 @@ from plainres.config.schema import Config
 from plainres.console import say
 from plainres.errors import InputError, LockedError, RunFailedError, StoppedError
 from plainres.launch.hints import hints
-from plainres.launch.preflight import check_unchanged
+from plainres.launch.preflight import check_processes, check_settings, check_unchanged
 from plainres.processes.environment import environment_of_workers, isolate
 from plainres.processes.signals import StopSignals
 from plainres.processes.world import World
@@ -54,9 +54,7 @@ def train(run: Run | Config) -> Run:
         return run
     if (reason := run.failure) and not run.config.sweep.retry_failed:
         raise RunFailedError(f"{run.folder} has failed: {reason}; set sweep.retry_failed=true to retry it")
-    from plainres.config.instantiate import check
-
-    check(run.config)  # before importing Lightning, which takes seconds
+    check_settings([run])  # before importing Lightning, which takes seconds
     if World.current().rank == 0:
         for hint in hints([run]):
             say(hint)
@@ -83,21 +81,6 @@ def launch(run: Run) -> None:
         check_unchanged([run])
         run.prepare()
         train_in_processes(run)
-
-
-def check_processes(run: Run) -> None:
-    """Check that this command can train a run: alone, as one of its processes, or by starting processes here.
-
-    Raises:
-        InputError: this process belongs to a group whose world size does not fit the configuration, or the run needs
-            several machines.
-    """
-    devices, world = run.config.trainer, World.current()
-    needed = f"trainer.devices={devices.devices} and trainer.num_nodes={devices.num_nodes} need {devices.processes}"
-    if world.size not in (1, devices.processes):
-        raise InputError(f"{needed} processes, but {world}")
-    if world.size == 1 and devices.num_nodes > 1:
-        raise InputError(f"{needed}; start a run on several machines with torchrun or srun (see docs/resuming.md)")
 
 
 def train_in_processes(run: Run) -> None:

@@ -23,9 +23,10 @@ from plainres.console import quantity, say
 from plainres.errors import InputError, StoppedError, first_line
 from plainres.launch.active import mark_active
 from plainres.launch.hints import hints
-from plainres.launch.messages import print_outcome, print_summary, report_upload_problem
-from plainres.launch.preflight import check_alone, check_priority, preflight_jobs, urgency
-from plainres.launch.sweep import select_runs, train_quietly
+from plainres.launch.messages import print_outcome, print_states, print_summary, report_upload_problem
+from plainres.launch.preflight import check_alone, preflight_jobs, urgency
+from plainres.launch.selection import select
+from plainres.launch.sweep import train_quietly
 from plainres.processes.environment import isolate
 from plainres.processes.signals import StopSignals
 from plainres.processes.world import requeue
@@ -50,13 +51,14 @@ def sweep_with(jobs: Jobs) -> int:
     started = time.monotonic()
     overrides = {Run.of(config).folder: each for config, each in zip(jobs.configs, jobs.overrides, strict=True)}
     runs = [Run.of(config) for config in jobs.configs]
-    check_priority(runs)
-    unfinished, failed = select_runs(runs)
-    for hint in hints(unfinished):
-        say(hint)
+    selection = select(runs)
+    print_states(selection)
+    unfinished, failed = selection.left, selection.failed
     elsewhere = [run for run in unfinished if run.locked]
     missing = sorted((run for run in unfinished if run not in elsewhere), key=urgency)
     preflight_jobs(runs, missing)
+    for hint in hints(unfinished):
+        say(hint)
     for run in missing:
         run.prepare()
         (run.folder / "failed.json").unlink(missing_ok=True)

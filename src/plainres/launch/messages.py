@@ -1,14 +1,27 @@
-"""Screen messages of a sweep: outcomes of runs, upload problems and the summary."""
+"""Screen messages of a sweep: states and outcomes of runs, upload problems and the summary."""
 
 import os
 import shlex
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from plainres.console import duration, first_that_fits, say, shortened, terminal_columns
-from plainres.runs.record import Run
+from plainres.console import duration, first_that_fits, quantity, say, shortened, terminal_columns
+from plainres.launch.selection import Selection
+from plainres.runs.record import Run, State
 
 FAILURE_COLUMNS = 120  # of a line about a failure that is not printed to a terminal; the summary has the whole reason
+
+
+def print_states(selection: Selection) -> None:
+    """Print the number of runs in each state, and the names of those that are not simply finished or missing."""
+    runs = [run for run, _ in selection.states]
+    say(f"{', '.join(sorted({str(run.folder.parent) for run in runs}))}: {quantity(len(runs), 'run')}")
+    for state in State:
+        if members := selection.in_state(state):
+            say(f"  {len(members):5} {state.value}")
+            for run in members if state in (State.INTERRUPTED, State.FAILED, State.RUNNING) else ():
+                step = f" at step {run.step}" if state is State.INTERRUPTED else ""
+                say(first_that_fits([f"          {run.name}{step}"], terminal_columns()))
 
 
 def print_outcome(

@@ -7,22 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from plainres.config.compose import Jobs
-from plainres.config.instantiate import check, source_of
+from plainres.config.instantiate import source_of
 from plainres.console import aligned, duration, quantity, say
-from plainres.launch.devices import check_processes
+from plainres.data.batches import batches_per_epoch
 from plainres.launch.estimate import EXACT, estimate
 from plainres.launch.hints import hints
 from plainres.launch.hydra_launchers import check_launcher
 from plainres.launch.preflight import (
     check_alone,
-    check_priority,
+    check_settings,
     check_unchanged,
-    check_writable,
     in_order,
     preflight,
     preflight_jobs,
     slots,
 )
+from plainres.launch.selection import Selection, select
 from plainres.runs.record import Run, State
 
 
@@ -102,61 +102,59 @@ def plan(jobs: Jobs, command: Sequence[str]) -> Plan:
     Raises:
         InputError, OSError: the command would refuse to start.
     """
-    runs = list({run.folder: run for run in map(Run.of, jobs.configs)}.values())
-    check_priority(runs)
-    states = {run.folder: run.state for run in runs}
-    left = [run for run in runs if _is_left(run, states[run.folder])]
-    finished = [run for run in runs if states[run.folder] is State.FINISHED]
-    for hint in hints(left):
-        say(hint)
-    for run in left:
-        run.check_configuration()
-        check_writable(run)
-    planned = {run.folder: _planned(run, states[run.folder]) for run in runs}
-    if jobs.launcher != "basic":
+    launched = jobs.launcher != "basic"
+    if launched:
         check_launcher(jobs)
-        preflight_jobs(runs, [run for run in left if states[run.folder] is not State.RUNNING])
-        note = f"the time is not known: hydra/launcher={jobs.launcher} decides where and when the runs train"
-        return Plan([*planned.values()], len(left), note=note if left else "")
-    if len(jobs.configs) > 1:
+    elif len(jobs.configs) > 1:
         check_alone()
-    else:
-        for run in left:
-            check_processes(run)
+    selection = select([Run.of(config) for config in jobs.configs])
+    planned = _in_jobs(selection, jobs.launcher) if launched else _here(selection, len(jobs.configs) > 1, command)
+    for hint in hints(selection.left):
+        say(hint)
+    return planned
+
+
+def _in_jobs(selection: Selection, launcher: str) -> Plan:
+    """Check the runs of a sweep with a launcher, and plan them."""
+    running = {run.folder for run in selection.in_state(State.RUNNING)}
+    preflight_jobs([run for run, _ in selection.states], [run for run in selection.left if run.folder not in running])
+    note = f"the time is not known: hydra/launcher={launcher} decides where and when the runs train"
+    return Plan(
+        [_planned(*each) for each in selection.states], len(selection.left), note=note if selection.left else ""
+    )
+
+
+def _here(selection: Selection, sweep: bool, command: Sequence[str]) -> Plan:
+    """Check one run, or the runs of a sweep, that this machine trains, and plan them."""
+    left = selection.left
+    planned = {run.folder: _planned(run, state) for run, state in selection.states}
     if not left:
-        check_unchanged(finished)
+        check_unchanged(selection.finished)
         return Plan([*planned.values()], 0)
     configs = {repr(run.config.data): run.config for run in left}
     sources = {data: source_of(config) for data, config in configs.items()}
     # sources of the user's own may lack at_hand
     absent = [configs[data] for data, source in sources.items() if not getattr(source, "at_hand", True)]
     if absent:
-        for run in {repr((run.config.model, run.config.data)): run for run in left}.values():
-            check(run.config)
+        check_settings(left)
         names = ", ".join(sorted({f"data={config.options['data']}" for config in absent}))
         note = f"the time is not known: the images of {names} are downloaded or decoded when the command starts"
         return Plan([*planned.values()], len(left), note=note)
-    costs, gpus = preflight(left, finished)
-    at_a_time = len(slots(left, gpus, os.environ.get("CUDA_VISIBLE_DEVICES", ""))) if len(jobs.configs) > 1 else 1
-    ordered = [run for _, run in reversed(in_order(costs, left))]
-    here = [run for run in ordered if states[run.folder] is not State.RUNNING]
+    costs, gpus = preflight(left, selection.finished)
+    at_a_time = len(slots(left, gpus, os.environ.get("CUDA_VISIBLE_DEVICES", ""))) if sweep else 1
+    elsewhere = {run.folder for run in selection.in_state(State.RUNNING)}
+    here = [run for _, run in reversed(in_order(costs, left)) if run.folder not in elsewhere]
     loaded = {data: source.load() for data, source in sources.items()}
     images = {run.folder: loaded[repr(run.config.data)] for run in left}
     time = estimate(here, images, at_a_time, gpus, shlex.join(["plainres", "bench", *command]))
     for run in left:
-        per_epoch = len(images[run.folder].train) // run.config.optim.batch_size
+        per_epoch = batches_per_epoch(len(images[run.folder].train), run.config.optim.batch_size)
         steps = run.config.optim.length(per_epoch)
         planned[run.folder] = replace(planned[run.folder], steps=steps, seconds=time.alone.get(run.folder))
-    elsewhere = len(left) - len(here)
-    note = f"{quantity(elsewhere, 'run')} in training not included" if elsewhere and here else ""
+    note = f"{quantity(len(elsewhere), 'run')} in training not included" if elsewhere and here else ""
     if not here:
         return Plan([*planned.values()], len(left), at_a_time)
     return Plan([*planned.values()], len(left), at_a_time, time.seconds, time.measured, time.note or note)
-
-
-def _is_left(run: Run, state: State) -> bool:
-    """Whether a command trains a run in this state, or waits for another process that does."""
-    return state is not State.FINISHED and (state is not State.FAILED or run.config.sweep.retry_failed)
 
 
 def _planned(run: Run, state: State) -> PlannedRun:

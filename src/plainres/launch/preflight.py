@@ -13,6 +13,44 @@ from plainres.runs.record import Run, data_of
 from plainres.tracking.wandb_agent import check_single
 
 
+def check_settings(runs: Sequence[Run], *, here: bool = True) -> None:
+    """Check the configurations and folders of runs to train, without their images.
+
+    Args:
+        runs: the runs to train.
+        here: whether this machine trains them; otherwise its devices are not checked.
+
+    Raises:
+        InputError: a configuration is invalid or does not fit this machine and its processes, or a folder cannot be
+            written or contains another run.
+    """
+    from plainres.config.instantiate import check
+
+    for run in runs:
+        if here:
+            check_processes(run)
+        run.check_configuration()
+        check_writable(run)
+    checked = {repr((run.config.model, run.config.data, run.config.trainer, run.config.probes)): run for run in runs}
+    for run in checked.values():
+        check(run.config, devices=here)
+
+
+def check_processes(run: Run) -> None:
+    """Check that this command can train a run: alone, as one of its processes, or by starting processes here.
+
+    Raises:
+        InputError: this process belongs to a group whose world size does not fit the configuration, or the run needs
+            several machines.
+    """
+    devices, world = run.config.trainer, World.current()
+    needed = f"trainer.devices={devices.devices} and trainer.num_nodes={devices.num_nodes} need {devices.processes}"
+    if world.size not in (1, devices.processes):
+        raise InputError(f"{needed} processes, but {world}")
+    if world.size == 1 and devices.num_nodes > 1:
+        raise InputError(f"{needed}; start a run on several machines with torchrun or srun (see docs/resuming.md)")
+
+
 def check_alone() -> None:
     """Check that this process can start a sweep, which neither one process of a group nor a child of an agent can.
 
@@ -67,16 +105,13 @@ def preflight_jobs(runs: Sequence[Run], missing: Sequence[Run]) -> None:
         missing: the runs to train.
 
     Raises:
-        InputError: a configuration is invalid, or a class of the user or the images of a finished run have changed.
+        InputError: as `check_settings`, or a class of the user or the images of a finished run have changed.
     """
-    from plainres.config.instantiate import check
-
     moved = [run for run in runs if run.finished and data_of(Run.read(run.folder).config) != data_of(run.config)]
     check_unchanged(moved)
     for run in runs:
         run.check_code()
-    for run in missing:
-        check(run.config, devices=False)
+    check_settings(missing, here=False)
 
 
 def preflight(runs: Sequence[Run], finished: Sequence[Run] = ()) -> tuple[list[float], int]:
@@ -91,13 +126,15 @@ def preflight(runs: Sequence[Run], finished: Sequence[Run] = ()) -> tuple[list[f
         gpus: the number of GPUs.
 
     Raises:
-        InputError: a configuration is invalid, or as `check_unchanged`.
+        InputError: as `check_settings` and `check_unchanged`, or there are fewer images than a batch has.
         OSError: the data cannot be written, for instance because the disk is full.
     """
     import torch
 
-    from plainres.config.instantiate import check, description_of, source_of
+    from plainres.config.instantiate import description_of, source_of
+    from plainres.data.batches import batches_per_epoch
 
+    check_settings(runs)  # before loading the data, which may take minutes
     images: dict[str, int] = {}
     multiply_adds: dict[str, int] = {}
     costs = []
@@ -106,17 +143,12 @@ def preflight(runs: Sequence[Run], finished: Sequence[Run] = ()) -> tuple[list[f
         source = source_of(config)
         data, network = repr(config.data), repr((config.model, config.data))
         if network not in multiply_adds:
-            check(config)  # before loading the data, which may take minutes
             multiply_adds[network] = description_of(config, source).multiply_adds
         if data not in images:
             images[data] = len(source.load().train)
         batch_size = config.optim.batch_size
-        if batch_size > images[data]:
-            raise InputError(
-                f"optim.batch_size is {batch_size}, but there are only {images[data]:,} training images; "
-                f"set it to at most {images[data]}"
-            )
-        costs.append(float(multiply_adds[network] * batch_size * config.optim.length(images[data] // batch_size)))
+        steps = config.optim.length(batches_per_epoch(images[data], batch_size))
+        costs.append(float(multiply_adds[network] * batch_size * steps))
     check_unchanged([*runs, *finished])
     return costs, torch.cuda.device_count()
 

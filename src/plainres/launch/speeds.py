@@ -18,6 +18,7 @@ import joblib
 from plainres.config.instantiate import description_of, source_of
 from plainres.config.schema import AUTO, Config
 from plainres.console import say
+from plainres.data.batches import batches_per_epoch
 from plainres.data.copies import cache_folder
 from plainres.data.sources import AnySplit, Images
 from plainres.errors import InputError
@@ -54,7 +55,7 @@ class Speed:
 
         It evaluates the test set and the validation set after each epoch, and all images at the end.
         """
-        per_epoch = len(images.train) // config.optim.batch_size
+        per_epoch = batches_per_epoch(len(images.train), config.optim.batch_size)
         steps = config.optim.length(per_epoch)
         evaluated = sum(map(len, images.evaluated.values()))
         images_evaluated = (math.ceil(steps / per_epoch) - done // per_epoch + 1) * evaluated + len(images.train)
@@ -67,7 +68,7 @@ def resolve_compile(config: Config) -> Config:
     if config.trainer.compile != AUTO:
         return config
     source = source_of(config)
-    steps = config.optim.length(len(source.load().train) // config.optim.batch_size)
+    steps = config.optim.length(batches_per_epoch(len(source.load().train), config.optim.batch_size))
     compile = pays(config, description_of(config, source).multiply_adds, steps)
     return replace(config, trainer=replace(config.trainer, compile=compile))
 

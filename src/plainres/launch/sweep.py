@@ -28,45 +28,26 @@ from plainres.errors import LockedError, StoppedError, reason_of
 from plainres.launch.active import mark_active
 from plainres.launch.devices import launch
 from plainres.launch.hints import hints
-from plainres.launch.messages import print_outcome, print_summary, remaining_time, report_upload_problem, without_hash
-from plainres.launch.preflight import check_alone, check_priority, check_unchanged, in_order, preflight, slots
+from plainres.launch.messages import (
+    print_outcome,
+    print_states,
+    print_summary,
+    remaining_time,
+    report_upload_problem,
+    without_hash,
+)
+from plainres.launch.preflight import check_alone, check_unchanged, in_order, preflight, slots
+from plainres.launch.selection import select
 from plainres.processes.environment import isolate
 from plainres.processes.forkserver import attach_to_command, call_in_processes, forkserver
 from plainres.processes.signals import StopSignals
-from plainres.runs.record import Run, State
+from plainres.runs.record import Run
 from plainres.tracking.wandb_alert import alert
 
 # imported once, in the fork server; the W&B client imports wandb.sdk.launch when its first run starts
 PRELOADED = ["plainres.training.train", "sklearn.datasets"]
 PRELOADED_FOR_WANDB = ["plainres.tracking.wandb_logger", "wandb.sdk.launch"]
 POLL_SECONDS = 0.5  # between two polls of the running processes
-
-
-def select_runs(runs: Sequence[Run]) -> tuple[list[Run], list[tuple[Run, str]]]:
-    """Print the number of runs in each state and select the runs to train.
-
-    Returns:
-        selected: the runs to train, including runs that another process is training.
-        failed: the failed runs that are not retried, each with its reason.
-    """
-    states = {run.folder: (run, run.state) for run in runs}
-    by_state: dict[State, list[Run]] = {state: [] for state in State}
-    for run, state in states.values():
-        by_state[state].append(run)
-    say(f"{', '.join(sorted({str(run.folder.parent) for run in runs}))}: {quantity(len(states), 'run')}")
-    details = {
-        State.INTERRUPTED: lambda run: f"{run.name} at step {run.step}",
-        State.FAILED: lambda run: run.name,  # the summary has the reason
-        State.RUNNING: lambda run: run.name,
-    }
-    for state, members in by_state.items():
-        if members:
-            say(f"  {len(members):5} {state.value}")
-            for run in members if state in details else []:
-                say(first_that_fits([f"          {details[state](run)}"], terminal_columns()))
-    failed = [(run, str(run.failure)) for run in by_state[State.FAILED] if not run.config.sweep.retry_failed]
-    excluded = {run.folder for run, _ in failed} | {run.folder for run in by_state[State.FINISHED]}
-    return [run for run, _ in states.values() if run.folder not in excluded], failed
 
 
 def sweep(runs: Sequence[Run | Config]) -> int:
@@ -86,15 +67,15 @@ def sweep(runs: Sequence[Run | Config]) -> int:
     check_alone()
     started = time.monotonic()
     all_runs = [run if isinstance(run, Run) else Run.of(run) for run in runs]
-    check_priority(all_runs)
-    selected, failed = select_runs(all_runs)
-    finished = [run for run in all_runs if run.finished]
-    for hint in hints(selected):
-        say(hint)
+    selection = select(all_runs)
+    print_states(selection)
+    selected, finished, failed = selection.left, selection.finished, selection.failed
     if selected:
         wandb = PRELOADED_FOR_WANDB if any(run.config.logger.wandb for run in selected) else []
         context = forkserver([*PRELOADED, *wandb])
         ((costs, gpus),) = call_in_processes(context, [(preflight, selected, finished)])
+        for hint in hints(selected):
+            say(hint)
         for run in selected:
             run.prepare()
         with StopSignals(started=True) as signals, mark_active(selected):
