@@ -120,6 +120,28 @@ def test_a_mistake_is_reported_without_hints(make_config: Make, capfd: pytest.Ca
     assert not Run.of(configs[0]).folder.exists()
 
 
+def test_the_warning_of_a_run_is_on_the_screen_once(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    runs = [
+        Run.of(make_config(seed=seed, optim={"epochs": 60}, sweep=SweepOptions(runs_per_device=2))) for seed in (0, 1)
+    ]
+
+    def warn_while_training(run: Run) -> None:
+        _wait_until(run.owner_file.exists, 60)
+        run.warning_file.write_text("slow\n")
+
+    for run in runs:
+        run.prepare()
+        run.warning_file.write_text("of an attempt that was killed\n")
+    threads = [threading.Thread(target=warn_while_training, args=(run,)) for run in runs]
+    for thread in threads:
+        thread.start()
+    assert sweep(runs) == 0
+    for thread in threads:
+        thread.join()
+    warnings = [line for line in capfd.readouterr().err.splitlines() if line.endswith(("slow", "killed"))]
+    assert warnings in ([f"{run.name}: slow"] for run in runs)
+
+
 def test_a_failed_run_is_reported_and_the_others_continue(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
     broken, healthy = Run.of(make_config(seed=0)), Run.of(make_config(seed=1))
     broken.prepare()

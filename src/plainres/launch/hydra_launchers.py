@@ -23,7 +23,7 @@ from plainres.console import quantity, say
 from plainres.errors import InputError, StoppedError, first_line
 from plainres.launch.active import mark_active
 from plainres.launch.hints import hints
-from plainres.launch.messages import print_outcome, print_states, print_summary, report_upload_problem
+from plainres.launch.messages import print_outcome, print_states, print_summary, report_upload_problem, report_warning
 from plainres.launch.preflight import check_alone, preflight_jobs, urgency
 from plainres.launch.selection import select
 from plainres.launch.sweep import train_quietly
@@ -62,6 +62,7 @@ def sweep_with(jobs: Jobs) -> int:
     for run in missing:
         run.prepare()
         (run.folder / "failed.json").unlink(missing_ok=True)
+        run.warning_file.unlink(missing_ok=True)  # of an attempt that was killed
     monitor = _Monitor([*missing, *elsewhere])
     with StopSignals(started=True), mark_active(missing), monitor.polling():
         if missing:
@@ -122,6 +123,7 @@ class _Monitor:
         self.runs, self.reported = runs, set[Path]()
         self.failed: list[tuple[Run, str]] = []
         self.not_uploaded: list[Run] = []
+        self.warned = False
         self.started: dict[Path, float] = {}  # time at which each run was first seen in training
         self.lock = threading.Lock()
 
@@ -145,6 +147,7 @@ class _Monitor:
     def poll(self) -> None:
         """Report the runs that have finished or failed since the last poll."""
         with self.lock:
+            self.warned = self.warned or report_warning(self.runs)
             for run in self.runs:
                 if run.folder not in self.started and run.owner_file.exists():
                     self.started[run.folder] = time.monotonic()

@@ -2,7 +2,8 @@
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 from plainres.console import duration, first_that_fits, quantity, say, shortened, terminal_columns
@@ -92,6 +93,18 @@ def report_upload_problem(run: Run, affected: list[Run]) -> None:
                 f"and `plainres wandb-sync {run.folder.parent}` uploads them later"
             )
         affected.append(run)
+
+
+def report_warning(runs: Iterable[Run]) -> bool:
+    """Print the warning of the first of the runs in training that has one; return whether there is one.
+
+    One is enough for a sweep, whose runs share their machine.
+    """
+    for run in runs:
+        with suppress(OSError):  # there is no warning
+            say(f"{run.name}: {run.warning_file.read_text().strip()}")
+            return True
+    return False
 
 
 def print_summary(

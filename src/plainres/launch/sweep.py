@@ -34,6 +34,7 @@ from plainres.launch.messages import (
     print_summary,
     remaining_time,
     report_upload_problem,
+    report_warning,
     without_hash,
 )
 from plainres.launch.preflight import check_alone, check_unchanged, in_order, preflight, slots
@@ -129,6 +130,7 @@ class _Pool:
         self.running: list[_Training] = []
         self.failed: list[tuple[Run, str]] = []
         self.not_uploaded: list[Run] = []
+        self.warned = False
         self.name_columns = max(len(run.name) for run in runs)
         self.started = time.monotonic()
 
@@ -158,6 +160,7 @@ class _Pool:
                     for training in [training for training in self.running if not training.process.is_alive()]:
                         self._collect(training)
                     self._poll_elsewhere()
+                    self.warned = self.warned or report_warning(training.run for training in self.running)
                     status.set_description_str(self._status())
         finally:
             for training in self.running:
@@ -175,6 +178,7 @@ class _Pool:
         while self.waiting and count:
             count -= 1
             (cost, run), slot = self.waiting.pop(), self.free.pop()
+            run.warning_file.unlink(missing_ok=True)  # of an attempt that was killed
             receiver, sender = multiprocessing.connection.Pipe(duplex=False)
             process = self.context.Process(target=_work, args=(run.folder, sender, slot))
             process.start()

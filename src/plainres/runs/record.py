@@ -11,6 +11,7 @@ contains
     log.txt        the output of a run of a sweep
     lock           held by the process that trains the run, released by the operating system when that exits
     owner.json     host and number of that process
+    warning        of the process that trains the run, for the screen of its sweep
     failed.json    the reason of a failure; the run is trained again only on request
     result.json    written last and atomically; its presence marks a finished run
 
@@ -32,6 +33,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from plainres.config.schema import Config
+from plainres.console import say
 from plainres.errors import InputError, LockedError, first_line
 from plainres.files import checkpoints_in, read_rows, unfinished_checkpoints_in, write_atomically
 from plainres.locks import HeldError, held, is_held
@@ -172,6 +174,20 @@ class Run:
         return self.folder / "owner.json"
 
     @property
+    def warning_file(self) -> Path:
+        """Path of a one-line file with the warning of the process that trains the run, which exists while it does."""
+        return self.folder / "warning"
+
+    def warn(self, text: str) -> None:
+        """Print a warning of the process that trains the run, and keep it for the sweep that has started the process.
+
+        Raises:
+            OSError: it cannot be kept.
+        """
+        say(text)
+        write_atomically(self.warning_file, text + "\n")
+
+    @property
     def trouble_file(self) -> Path:
         """Path of a one-line file that explains why the last upload to W&B is incomplete."""
         return self.folder / "wandb" / "trouble"
@@ -268,6 +284,7 @@ class Run:
                 ) from error
             write_atomically(owner, json.dumps({"host": platform.node(), "process": os.getpid()}) + "\n")
             stack.callback(owner.unlink, missing_ok=True)
+            stack.callback(self.warning_file.unlink, missing_ok=True)
             for unfinished in unfinished_checkpoints_in(self.checkpoints):
                 unfinished.unlink(missing_ok=True)
             yield

@@ -37,7 +37,7 @@ class EpochLoop(_TrainingEpochLoop):
 
     def __init__(self, trainer: pl.Trainer, capture: Callable[[Replay], Replay] | None = None) -> None:
         super().__init__(trainer)
-        self.step = StepGraph(self._step, capture) if capture else self._step
+        self.step: Callable[[AnyBatch], None] = StepGraph(self._step, capture) if capture else self._step
 
     def _broadcast_sigterm_tensor(self) -> None:
         """Do nothing. Lightning 2.6 would wait for the GPU in each step; `Checkpoints` agrees on signals instead."""

@@ -35,6 +35,7 @@ from plainres.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from plainres.training.classifier import Classifier
 from plainres.training.compilation import Compilation, pays
 from plainres.training.epoch_loop import EpochLoop, cuda_graph
+from plainres.training.slow_steps import SlowSteps
 from plainres.training.strategy import OneStreamDDP
 
 MEETING = timedelta(minutes=10)  # longest wait of a process for the others
@@ -154,7 +155,7 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
             # `Checkpoints` handles signals. Lightning 2.6 would stop within a step, hang if only one rank receives a
             # signal, or exit with code 0.
             trainer._signal_connector.register_signal_handlers = lambda: None
-            trainer.fit_loop.epoch_loop = EpochLoop(trainer, cuda_graph if capturable else None)
+            trainer.fit_loop.epoch_loop = _epoch_loop(trainer, run)
             trainer.fit(classifier, datamodule=data, ckpt_path=saved.path, weights_only=True)
             loaders = [*data.val_dataloader(), data.evaluation_of_training_set()]
             trainer.validate(classifier, loaders, verbose=False)
@@ -162,6 +163,14 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
             run.finish(_result(run, classifier, data, description, checkpoints) | attempt)
         if world.size > 1:
             dist.destroy_process_group()  # its threads may abort a process that exits while they run
+
+
+def _epoch_loop(trainer: pl.Trainer, run: Run) -> EpochLoop:
+    """Return the loop of a run over the batches of an epoch."""
+    loop = EpochLoop(trainer, cuda_graph if run.config.trainer.cuda_graph else None)
+    if trainer.is_global_zero and run.config.trainer.accelerator == "cpu":
+        loop.step = SlowSteps(loop.step, run.config.trainer.threads, run.warn)
+    return loop
 
 
 @contextmanager
