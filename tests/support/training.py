@@ -1,16 +1,19 @@
 """Recipe, trainer, logger and step recorder for training a small network without a run."""
 
 import math
+import signal
 from collections.abc import Iterator
 from itertools import chain, repeat
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from plainres.config.schema import Recipe
+from plainres.training.checkpoints import Checkpoints
 from plainres.training.epoch_loop import Replay
 
 
@@ -64,6 +67,21 @@ def bare_trainer(steps: int, steps_per_epoch: int, rows: Rows) -> pl.Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+
+
+class StopAfter(Callback):
+    """Callback that stops a run after a step, as Ctrl-C does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self.step:
+            (checkpoints,) = trainer.checkpoint_callbacks
+            assert isinstance(checkpoints, Checkpoints)
+            checkpoints.signals.received = signal.SIGINT
 
 
 class Recorder:

@@ -31,6 +31,7 @@ from plainres.runs.record import Run, State
 from plainres.training.train import train
 from support import forking
 from support.places import CIFAR10, PLAINRES, TESTS
+from support.training import StopAfter
 
 Make = Callable[..., Config]
 
@@ -384,6 +385,25 @@ def test_a_run_resumes_with_world_sizes_two_one_two_and_four(
     for row, expected_row in zip(run.curve(), alone.curve(), strict=True):
         assert row == pytest.approx(expected_row, rel=1e-9)
     assert json.loads((run.folder / "result.json").read_text())["devices"] == 4
+
+
+@pytest.mark.parametrize(("earlier", "of_the_run"), [({"peak_memory_mib": 9e5}, 9e5), ({}, None)])
+def test_the_peak_memory_of_a_resumed_run_is_that_of_all_attempts(
+    make_config: Make, earlier: dict[str, float], of_the_run: float | None
+) -> None:
+    """It is not known if an older version, which did not record it, began the run."""
+    run = Run.of(make_config())
+    with pytest.raises(StoppedError):
+        train(run, [StopAfter(2)])
+    (file,) = run.checkpoints.iterdir()
+    state = torch.load(file, weights_only=True)
+    (attempt,) = state["attempts"]
+    assert 100 < attempt.pop("peak_memory_mib") < 9e5
+    attempt |= earlier
+    torch.save(state, file)
+    train(run)
+    assert run.result["peak_memory_mib"] == of_the_run
+    assert len(run.result["attempts"]) == 2
 
 
 def test_unreadable_checkpoints_are_removed_when_a_new_one_is_saved(

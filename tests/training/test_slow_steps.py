@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
-import lightning.pytorch as pl
 import pytest
-from lightning.pytorch.callbacks import Callback
 
 from plainres.config.schema import Config
 from plainres.errors import StoppedError
@@ -17,6 +15,7 @@ from plainres.training import slow_steps
 from plainres.training.classifier import Classifier
 from plainres.training.slow_steps import FACTOR, SlowSteps, warning
 from plainres.training.train import _epoch_loop, train
+from support.training import StopAfter
 
 Make = Callable[..., Config]
 
@@ -114,20 +113,9 @@ def test_only_slow_steps_of_a_run_are_reported(
     assert not run.warning_file.exists()
 
 
-class _Stop(Callback):
-    """Stop a run as Ctrl-C does, after its second step."""
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step == 2:
-            (checkpoints,) = trainer.checkpoint_callbacks
-            checkpoints.signals.received = 2  # pyright: ignore[reportAttributeAccessIssue]
-
-
 def test_a_stopped_run_continues_with_one_thread(make_config: Make) -> None:
     with pytest.raises(StoppedError):
-        train(Run.of(make_config(trainer={"threads": 2})), [_Stop()])
+        train(Run.of(make_config(trainer={"threads": 2})), [StopAfter(2)])
     run = Run.of(make_config(trainer={"threads": 1}))
     assert run.step == 2
     train(run)

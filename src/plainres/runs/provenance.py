@@ -4,6 +4,7 @@ import hashlib
 import platform
 import resource
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
@@ -81,17 +82,45 @@ def cpu_name() -> str:
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def peak_memory_mib(accelerator: str) -> float | None:
-    """Return the peak memory of this process in MiB: GPU memory if it trains on a GPU, otherwise resident memory.
+def reset_peak_memory() -> None:
+    """Forget the peak memory of this process before a run, such as that of an earlier run in the same process."""
+    with suppress(OSError):  # a system may lack the file, or forbid to write it; a fresh process has no earlier peak
+        Path("/proc/self/clear_refs").write_text("5")
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
 
-    None on Apple's GPUs, of which torch reports no peak.
+
+def peak_memory_mib(accelerator: str) -> float | None:
+    """Return the peak memory of this process in MiB since its start or `reset_peak_memory`.
+
+    On a GPU it is the memory of torch's tensors there. On the CPU it is resident memory: allocated pages, and pages of
+    files that are mapped into memory, which are libraries (some 100 MiB) and decoded copies of images as far as they
+    have been read. Neither the processes that decode images nor the other ranks of a run count.
+
+    None on Apple's GPUs, of which torch reports no peak, and where there is no /proc/self/status.
     """
     if accelerator == "mps":
         return None
     if accelerator == "gpu":
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    unit = 1 if sys.platform == "darwin" else 2**10  # getrusage returns bytes on macOS, KiB elsewhere
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
+    if sys.platform == "darwin":
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1)
+    # Linux's ru_maxrss survives exec: a process starts with the peak of the one that has started it. VmHWM does not.
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return round(int(line.split()[1]) / 2**10, 1)  # from KiB
+    return None
+
+
+def peak_memory_of(attempts: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the peak memory of a run in MiB, which is the largest of its attempts.
+
+    None if that of an attempt is not known, as in older versions, or if only some attempts trained on the CPU.
+    """
+    peaks = [peak for attempt in attempts if (peak := attempt.get("peak_memory_mib")) is not None]
+    on_cpu = {str(attempt.get("device")).startswith("cpu ") for attempt in attempts}
+    return max(peaks) if len(peaks) == len(attempts) and len(on_cpu) == 1 else None
 
 
 def weights_sha256(network: nn.Module) -> str:

@@ -62,7 +62,7 @@ class Saved:
     path: Path | None = None
     step: int = 0
     elapsed_s: float = 0.0  # time of training and evaluation in all attempts
-    attempts: list[dict[str, Any]] = field(default_factory=list)  # first step and conditions of each
+    attempts: list[dict[str, Any]] = field(default_factory=list)  # first step, conditions and peak memory of each
     rows: list[dict[str, float]] = field(default_factory=list)  # the curves up to this step
 
 

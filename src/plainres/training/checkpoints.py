@@ -24,6 +24,7 @@ from plainres.config.schema import CheckpointTimes
 from plainres.errors import InputError, RunFailedError, StoppedError
 from plainres.files import atomically, checkpoint_name, checkpoints_in
 from plainres.processes.signals import StopSignals
+from plainres.runs.provenance import peak_memory_mib
 from plainres.runs.record import Run, Saved
 from plainres.training.classifier import Classifier
 
@@ -97,8 +98,12 @@ class Checkpoints(Checkpoint):
 
     @property
     def attempts(self) -> list[dict[str, Any]]:
-        """Conditions of all attempts, each with the step from which it started."""
-        return [*self.resumed.attempts, {"from_step": self.resumed.step, **self.attempt}]
+        """Conditions of all attempts, each with its first step and its peak memory.
+
+        Earlier ones end with their last checkpoint, from which the run has resumed.
+        """
+        peak = peak_memory_mib(self.run.config.trainer.accelerator)
+        return [*self.resumed.attempts, {"from_step": self.resumed.step, **self.attempt, "peak_memory_mib": peak}]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Defer signals to the end of a step, and check that all ranks resume from the same checkpoint.

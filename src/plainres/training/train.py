@@ -27,7 +27,7 @@ from plainres.models.normalisation import convert_sync_batch_norm
 from plainres.models.summary import Description, describe
 from plainres.processes.signals import StopSignals
 from plainres.processes.world import World
-from plainres.runs.provenance import conditions, peak_memory_mib, weights_sha256
+from plainres.runs.provenance import conditions, peak_memory_of, reset_peak_memory, weights_sha256
 from plainres.runs.record import Run
 from plainres.tracking.loggers import CsvLogger, RunLogger, TensorBoardLogger
 from plainres.training.callbacks import Probes, Progress
@@ -86,6 +86,7 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
     environment = _environment(world)
     rank_zero_only.rank = world.rank  # Lightning guesses it from variables that may be left over  # pyright: ignore
     set_arithmetic(config.trainer.threads)
+    reset_peak_memory()
     for logger in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(logger).setLevel(logging.WARNING)
     source = source_of(config)
@@ -227,7 +228,7 @@ def _result(
     checkpoints: Checkpoints,
 ) -> dict[str, Any]:
     """Return the contents of result.json; errors are in percent."""
-    config, evaluated = run.config, classifier.evaluated
+    config, evaluated, attempts = run.config, classifier.evaluated, checkpoints.attempts
     mean, std = data.images.channel_statistics
     rows = classifier.rows
     best = min(rows, key=lambda row: row["test/error"])
@@ -269,6 +270,6 @@ def _result(
         "channel_mean": mean.tolist(),  # for normalising images, in units of pixel values
         "channel_std": std.tolist(),
         "wall_time_s": round(checkpoints.elapsed_s, 3),
-        "peak_memory_mib": peak_memory_mib(config.trainer.accelerator),
-        "attempts": checkpoints.attempts,
+        "peak_memory_mib": peak_memory_of(attempts),
+        "attempts": attempts,
     }
