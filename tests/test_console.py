@@ -60,6 +60,27 @@ def test_a_bar_keeps_its_numbers_in_a_narrow_terminal(
     bar.close()
 
 
+@pytest.mark.parametrize(
+    ("columns", "line"),
+    [
+        (None, "measuring:   0 %|          | 0/2 [01:05, plain]"),
+        (46, "measuring:   0 %|         | 0/2 [01:05, plain]"),
+        (38, "measuring:   0 %| 0/2 [01:05, plain]"),
+        (30, "measuring: 0/2 [01:05, plain]"),
+        (25, "measuring: 0/2 [01:05]"),
+    ],
+)
+def test_a_bar_shows_no_numbers_that_are_not_known_yet(
+    monkeypatch: pytest.MonkeyPatch, columns: int | None, line: str
+) -> None:
+    bar: Any = console.bar("measuring", "network", 2, file=io.StringIO())
+    bar.set_postfix_str("plain", refresh=False)
+    values = dict(bar.format_dict) | {"ncols": columns, "elapsed": 65.0, "rate": None, "ascii": True}
+    monkeypatch.setattr(type(bar), "format_dict", values)
+    assert str(bar) == line
+    bar.close()
+
+
 def test_the_last_cell_is_wrapped_within_its_column_or_below_long_ones() -> None:
     assert aligned([["plain", "failed: the loss is NaN"]], indent="  ", width=24) == [
         *("  plain  failed: the", "         loss is NaN")

@@ -12,11 +12,18 @@ from tqdm import tqdm
 
 # the contents of a progress bar, richest first
 BAR_FORMATS = (
-    "{desc}: {percentage:3.0f} %|{bar}{r_bar}",
+    "{desc}: {percentage:3.0f} %|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
     "{desc}: {percentage:3.0f} %| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
     "{desc}: {n_fmt}/{total_fmt} [{remaining} left, {rate_fmt}{postfix}]",
     "{desc}: {n_fmt}/{total_fmt} [{remaining} left{postfix}]",
     "{desc}: {n_fmt}/{total_fmt} [{remaining} left]",
+)
+# the same before the first step, when neither the rate nor the remaining time is known
+STARTING_FORMATS = (
+    "{desc}: {percentage:3.0f} %|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
+    "{desc}: {percentage:3.0f} %| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
+    "{desc}: {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
+    "{desc}: {n_fmt}/{total_fmt} [{elapsed}]",
 )
 FIRST_CUT = 2  # the first of the formats in which the description is cut before anything else is dropped
 LEAST_BAR = 5  # columns; a shorter bar is dropped
@@ -24,15 +31,18 @@ LEAST_DESCRIPTION = 8  # columns of a description that is cut
 
 
 class _Bar(tqdm):  # pyright: ignore[reportMissingTypeArgument]
-    """A tqdm bar that keeps its numbers in narrow terminals, where tqdm would cut them off."""
+    """A tqdm bar that keeps its numbers in narrow terminals, where tqdm would cut them off, and omits unknown ones."""
 
     def __str__(self) -> str:
-        columns = self.format_dict["ncols"]
-        if columns is None or self.total is None:
+        values = self.format_dict
+        columns, description = values["ncols"], str(values["prefix"]).removesuffix(": ")
+        if self.total is None:
             return super().__str__()
-        description = str(self.format_dict["prefix"]).removesuffix(": ")
+        formats = BAR_FORMATS if values["rate"] or values["n"] > values["initial"] else STARTING_FORMATS
+        if columns is None:
+            return self._formatted(prefix=description, bar_format=formats[0])
         text = ""
-        for number, template in enumerate(BAR_FORMATS):
+        for number, template in enumerate(formats):
             text = self._formatted(prefix=description, ncols=None, bar_format=template.replace("{bar}", ""))
             excess = len(text) + LEAST_BAR * ("{bar}" in template) - columns
             if excess <= 0:
