@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from plainres.runs.record import Run
 from support import forking
 from support.places import PLAINRES, TESTS
 
+SLURM = TESTS / "support" / "slurm.sh"
 SMALL = ["model.depth=8", "model.width=4", "data=synthetic", "data.train=640", "optim.batch_size=64"]
 SMALL += ["data.shape=[1,8,8]"]
 
@@ -30,21 +32,22 @@ def plainres(*arguments: str, **environment: str) -> subprocess.CompletedProcess
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def cluster() -> Iterator[dict[str, str]]:
     """Start a real SLURM cluster of two nodes on this machine; return the environment of its clients."""
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         pytest.skip("SLURM daemons need Linux and root")
     if any(shutil.which(daemon) is None for daemon in ("slurmctld", "slurmd", "munged")):
         pytest.skip("SLURM is not installed (Debian: apt-get install slurm-wlm munge)")
-    folder = tmp_path_factory.mktemp("slurm")
-    lock = FileLock(tmp_path_factory.getbasetemp().parent / "slurm.lock")  # the ports of the cluster are fixed
+    # one folder for all tests of this machine, since the ports of the cluster are fixed, too
+    folder = Path(tempfile.gettempdir()) / "plainres-slurm"
+    lock = FileLock(folder.with_suffix(".lock"))
     lock.acquire()
     try:
-        subprocess.run([TESTS / "support" / "slurm.sh", "start", folder], check=True, capture_output=True, timeout=60)
+        subprocess.run([SLURM, "start", folder], check=True, capture_output=True, timeout=60)
         path = f"{folder}{os.pathsep}{os.environ['PATH']}"
         yield {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": path, "GLOO_SOCKET_IFNAME": "lo"}
     finally:
-        subprocess.run([TESTS / "support" / "slurm.sh", "stop", folder], check=False, capture_output=True, timeout=60)
+        subprocess.run([SLURM, "stop", folder], check=False, capture_output=True, timeout=60)
         lock.release()
 
 
@@ -100,6 +103,16 @@ def test_a_sweep_of_runs_on_several_devices(
     assert again.returncode == 0, again.stderr
     assert runs[5].finished
     assert not runs[5].failure
+
+
+def test_a_sweep_on_slurm_starts_although_killed_tests_have_left_daemons(cluster: dict[str, str]) -> None:
+    def daemons() -> set[int]:
+        return {int(file.read_text()) for file in Path(cluster["SLURM_CONF"]).parent.glob("run/*.pid")}
+
+    left = daemons()
+    subprocess.run([SLURM, "start", Path(cluster["SLURM_CONF"]).parent], check=True, capture_output=True, timeout=60)
+    assert len(daemons()) == len(left) == 4
+    assert left.isdisjoint(daemons())
 
 
 def test_a_sweep_on_slurm(cluster: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
 # Real SLURM cluster on one machine for tests: two nodes with two CPUs, no systemd, no accounting, loopback only.
-#   slurm.sh start FOLDER  start the daemons, with all their files in FOLDER; then export SLURM_CONF=FOLDER/slurm.conf
+#   slurm.sh start FOLDER  start the daemons, with all their files in FOLDER; then export SLURM_CONF=FOLDER/slurm.conf.
+#                          Daemons that an earlier start has left, because its tests were killed, are stopped before.
 #   slurm.sh stop FOLDER   stop the daemons
 set -euo pipefail
 
 start() {
     local folder=$1 node
+    stop "$folder"
+    rm -rf "$folder"
     mkdir -p "$folder"/{state,run,log,munge,spool.n0,spool.n1}
     chmod 755 "$folder" "$folder"/*
     chmod 700 "$folder/munge"
@@ -75,15 +78,19 @@ EOF
 }
 
 stop() {
-    local file # PID file of a daemon, whose port is free once it has exited
+    local file pid daemon
     for file in "$1"/run/slurmctld.pid "$1"/run/slurmd.*.pid "$1"/run/munged.pid; do
         if [ ! -f "$file" ]; then continue; fi
-        kill "$(cat "$file")" || true
-        for _ in $(seq 100); do
-            if ! kill -0 "$(cat "$file")" 2>/dev/null; then break; fi
+        pid=$(cat "$file")
+        rm -f "$file"
+        daemon=$(basename "$file")
+        # another process may have the number of a daemon that has exited
+        if [ "$(cat "/proc/$pid/comm" 2>/dev/null)" != "${daemon%%.*}" ]; then continue; fi
+        kill "$pid" || true
+        for _ in $(seq 100); do # its port is free once it has exited
+            if ! kill -0 "$pid" 2>/dev/null || grep -qs '^State:.*zombie' "/proc/$pid/status"; then break; fi
             sleep 0.1
         done
-        rm -f "$file"
     done
 }
 
