@@ -1,6 +1,8 @@
 """Optional services of W&B: artifacts, alerts and system metrics; with the real client and a fake W&B server."""
 
 import os
+import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from plainres.analysis.evaluation import load_network
 from plainres.config.schema import Config, Loggers
 from plainres.errors import InputError
 from plainres.runs.record import Run
+from plainres.tracking import wandb_alert
+from plainres.tracking.wandb_alert import Alerts
 from plainres.tracking.wandb_logger import WandbLogger
 from support import forking
 from support.places import PLAINRES, TESTS
@@ -53,7 +57,7 @@ def test_the_model_is_uploaded_with_the_run_and_predictions_once_they_exist(serv
     assert names(server.artifacts) == {f"{run.name}-model": [checkpoint, "config.yaml", "result.json"]}
     assert plainres("wandb-sync", folder) == f"{folder}: already uploaded\n"
     plainres("eval", folder)
-    assert f"{folder}: uploaded 0 rows and predictions to {server.url}" in plainres("wandb-sync", folder)
+    assert f"{folder}: uploaded predictions to {server.url}" in plainres("wandb-sync", folder)
     assert names(server.artifacts[1:]) == {f"{run.name}-predictions": ["predictions-synthetic.parquet"]}
     assert plainres("wandb-sync", folder) == f"{folder}: already uploaded\n"
     assert {artifact["type"] for artifact in server.artifacts} == {"model", "predictions"}
@@ -84,7 +88,17 @@ def test_an_artifact_that_does_not_arrive_is_said_and_uploaded_later(server: Wan
     assert "W&B has not received everything (" in output
     assert "not uploaded" in plainres("wandb-sync", folder)
     server.refuses_storage = 0
-    assert f"{folder}: uploaded 0 rows and model to" in plainres("wandb-sync", folder)
+    assert f"{folder}: uploaded model to" in plainres("wandb-sync", folder)
+
+
+def test_a_run_of_which_all_rows_have_arrived_is_uploaded_already(server: WandbServer) -> None:
+    """A process that is killed after its last row leaves an attempt that does not count as uploaded."""
+    plainres(*SMALL, "logger.mode=online")
+    (folder,) = Path("runs/default").iterdir()
+    (mark,) = folder.glob("wandb/run-*/*.synced")
+    mark.unlink()
+    assert f"{folder}: already uploaded, all rows are at {server.url}" in plainres("wandb-sync", folder)
+    assert plainres("wandb-sync", folder) == f"{folder}: already uploaded\n"
 
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
@@ -107,6 +121,31 @@ def test_an_alert_that_cannot_be_sent_does_not_stop_a_sweep(server: WandbServer,
     output = plainres(*SMALL, *options, "-m")
     assert output.count("W&B: no alert was sent about identity-8-w4-s") == 2
     assert "done in" in output
+
+
+def test_a_sweep_continues_while_alerts_are_sent(
+    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer, reasons = threading.Event(), list[str]()
+
+    def wait_for_answer(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        reasons.append(command[-1])
+        answer.wait(60)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(wandb_alert, "TIMEOUT", 1)
+    monkeypatch.setattr(subprocess, "run", wait_for_answer)
+    run = Run.of(make_config(logger=Loggers(wandb=True, mode="online", alert=True)))
+    alerts = Alerts()
+    for reason in ("the loss is NaN", "killed"):
+        alerts.send(run, reason)
+    alerts.wait()
+    assert capsys.readouterr().err == "W&B: 2 alerts not sent within 1 s\n"
+    assert reasons == ["the loss is NaN"]
+    answer.set()
+    alerts.wait()
+    assert capsys.readouterr().err == ""
+    assert reasons == ["the loss is NaN", "killed"]
 
 
 @pytest.mark.parametrize(

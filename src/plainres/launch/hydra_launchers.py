@@ -31,7 +31,7 @@ from plainres.processes.environment import isolate
 from plainres.processes.signals import StopSignals
 from plainres.processes.world import requeue
 from plainres.runs.record import Run
-from plainres.tracking.wandb_alert import alert
+from plainres.tracking.wandb_alert import Alerts
 
 POLL_SECONDS = 0.5  # between two polls of the folders of the runs
 EXITED_EARLY = "its job exited early: cancelled, killed or out of memory; run the same command again to resume"
@@ -77,6 +77,7 @@ def sweep_with(jobs: Jobs) -> int:
             while run.locked:
                 time.sleep(POLL_SECONDS)
             monitor.conclude(run, "its training process exited early; run the same command again to resume")
+    monitor.alerts.wait()
     return print_summary(runs, missing, failed + monitor.failed, time.monotonic() - started)
 
 
@@ -124,6 +125,7 @@ class _Monitor:
         self.failed: list[tuple[Run, str]] = []
         self.not_uploaded: list[Run] = []
         self.warned = False
+        self.alerts = Alerts()
         self.started: dict[Path, float] = {}  # time at which each run was first seen in training
         self.lock = threading.Lock()
 
@@ -167,7 +169,7 @@ class _Monitor:
         report_upload_problem(run, self.not_uploaded)
         if reason is not None:
             self.failed.append((run, reason))
-            alert(run, reason)
+            self.alerts.send(run, reason)
         count, total = len(self.reported), len(self.runs)
         started = self.started.get(run.folder)  # None if it took less than POLL_SECONDS
         print_outcome(

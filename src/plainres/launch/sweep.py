@@ -43,7 +43,7 @@ from plainres.processes.environment import isolate
 from plainres.processes.forkserver import attach_to_command, call_in_processes, forkserver
 from plainres.processes.signals import StopSignals
 from plainres.runs.record import Run
-from plainres.tracking.wandb_alert import alert
+from plainres.tracking.wandb_alert import Alerts
 
 # imported once, in the fork server; the W&B client imports wandb.sdk.launch when its first run starts
 PRELOADED = ["plainres.training.train", "sklearn.datasets"]
@@ -131,6 +131,7 @@ class _Pool:
         self.failed: list[tuple[Run, str]] = []
         self.not_uploaded: list[Run] = []
         self.warned = False
+        self.alerts = Alerts()
         self.name_columns = max(len(run.name) for run in runs)
         self.started = time.monotonic()
 
@@ -171,6 +172,8 @@ class _Pool:
                 f"stopped: {left} of {quantity(self.count, 'run')} left; run the same command again to resume",
                 self.signals.received,
             )
+        self.signals.deferring = False  # there is nothing left to save
+        self.alerts.wait()
         return self.failed
 
     def _start(self, count: int) -> None:
@@ -221,7 +224,7 @@ class _Pool:
         else:
             self.total -= cost
             self.failed.append((run, reason))
-            alert(run, reason)
+            self.alerts.send(run, reason)
         report_upload_problem(run, self.not_uploaded)
         print_outcome(
             self.outcomes.total(),

@@ -153,7 +153,8 @@ def send_run(folder: Path, timeout: float, *, assigned: Assignment | None = None
             if isinstance(error, CommError) and any(word in str(error) for word in ("timed out", "deadline exceeded")):
                 raise TimeoutError from error
             raise
-    return f"uploaded {' and '.join([quantity(missing, 'row'), *artifacts])} to {url}"
+    uploaded = [*([quantity(missing, "row")] if missing else []), *artifacts]
+    return f"uploaded {' and '.join(uploaded)} to {url}" if uploaded else f"{UP_TO_DATE}, all rows are at {url}"
 
 
 def _send_report(folder: Path, timeout: float) -> str:
