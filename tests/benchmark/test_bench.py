@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import torch
 from plainres.benchmark.bench import announcement, speed_of
 from plainres.benchmark.loops import PARTS
 from plainres.benchmark.measurement import BARE, CONTENDERS, OURS, Measurement
+from plainres.benchmark.trials import compilation_s
 from plainres.cli.main import main
 from plainres.config.instantiate import source_of
 from plainres.config.schema import Config, SweepOptions
@@ -75,7 +77,7 @@ def test_the_report_follows_from_the_measurement() -> None:
     assert max(map(len, text.splitlines())) <= 80
     two = str(measurement(windows={BARE: [1.0], OURS: [1.0]}, compilation=7.0))
     assert "DataLoader" not in two
-    assert "compiled; 7 s before the first step, and longer the first time" in two
+    assert "compiled; later runs take 7 s for that, and a new network longer" in two
 
 
 def test_the_time_of_a_run_is_estimated(make_config: Make) -> None:
@@ -86,6 +88,13 @@ def test_the_time_of_a_run_is_estimated(make_config: Make) -> None:
     assert seconds == pytest.approx(15 * 0.25 + (3 + 1 + 100 / 30) * 0.5)
     compiled = speed_of(measurement(compilation=7.0)).seconds(config, images)
     assert compiled == pytest.approx(seconds + 7)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # from torch.compile itself
+def test_compilation_is_timed(make_config: Make) -> None:
+    torch.compiler.reset()
+    assert compilation_s(make_config(trainer={"compile": True})) > 0.1
 
 
 def test_a_study_is_measured_network_by_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

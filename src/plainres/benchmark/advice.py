@@ -12,7 +12,7 @@ from statistics import median
 
 import torch
 
-from plainres.arithmetic import has_bfloat16
+from plainres.arithmetic import has_bfloat16, set_arithmetic
 from plainres.benchmark.loops import BareLoop, Windows, wait_for
 from plainres.config.instantiate import source_of
 from plainres.config.schema import Config
@@ -132,6 +132,7 @@ def advise(config: Config, windows: Windows, cores: int) -> Advice:
         windows: number and length of the timing windows.
         cores: the largest number of threads.
     """
+    set_arithmetic(config.trainer.threads)
     source = source_of(config)
     images = source.load()
     device = config.trainer.device_type

@@ -11,7 +11,7 @@ from plainres.benchmark.advice import advise
 from plainres.benchmark.loops import Windows
 from plainres.benchmark.measurement import BARE, CONTENDERS, OURS, Measurement
 from plainres.benchmark.side_by_side import PRELOADED, side_by_side
-from plainres.benchmark.trials import measure
+from plainres.benchmark.trials import compilation_s, measure
 from plainres.config.instantiate import check, description_of, source_of
 from plainres.config.schema import Config
 from plainres.console import bar, duration, say
@@ -76,6 +76,8 @@ def bench(configs: Sequence[Config], rounds: int, seconds: float) -> tuple[list[
             contenders = CONTENDERS if config is largest else (BARE, OURS)
             (measurement,) = call_in_processes(context, [(measure, config, network, contenders, windows, cores)])
             progress.update()
+            if config.trainer.compile is True:
+                (measurement.compilation,) = call_in_processes(context, [(compilation_s, config)])
             measurement.side_by_side = _concurrent_runs(config)
             if TOGETHER in parts:
                 window = measurement.steps[OURS]

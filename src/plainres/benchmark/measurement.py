@@ -41,7 +41,7 @@ class Measurement:
     windows: dict[str, list[float]] = field(default_factory=dict)  # times of each contender's windows, one per round
     parts: dict[str, float] = field(default_factory=dict)  # times of the parts of a step in the bare loop
     evaluation: float = 0.0  # time to evaluate the test set
-    compilation: float = 0.0  # time before the first step of a compiled run whose network has been compiled before
+    compilation: float = 0.0  # time that a later run takes to compile, with torch's cache filled
     ceiling: list[float] = field(default_factory=list)  # FLOP/s of matrix products in this precision, by round
     peak_memory: float | None = None  # of training and evaluation by plainres
     side_by_side: int = 1  # concurrent runs in a sweep on this machine
@@ -90,7 +90,7 @@ class Measurement:
         memory = f"; peak memory {self.peak_memory:,.0f} MiB" if self.peak_memory is not None else ""
         lines.append(f"  evaluation of the test set {self.evaluation:.2f} s{memory}")
         if self.compilation:
-            lines.append(f"  compiled; {self.compilation:.0f} s before the first step, and longer the first time")
+            lines.append(f"  compiled; later runs take {self.compilation:.0f} s for that, and a new network longer")
         if self.gains:
             spread = f"{min(self.gains):.2f} .. {max(self.gains):.2f}"
             lines.append(

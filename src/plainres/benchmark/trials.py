@@ -16,6 +16,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from plainres.arithmetic import set_arithmetic
 from plainres.benchmark.ceiling import matrix_product_flop_per_s
 from plainres.benchmark.dataloader import DataLoaderLoop
 from plainres.benchmark.loops import BareLoop, Loop, Windows, evaluate, wait_for
@@ -55,6 +56,24 @@ def measure(config: Config, network: str, contenders: Sequence[str], windows: Wi
     measurement.multiply_adds = description_of(config, source_of(config)).multiply_adds
     train_endlessly(config, _Trials(config, contenders, windows, threads, measurement))
     return measurement
+
+
+def compilation_s(config: Config) -> float:
+    """Return the time in seconds that compilation takes in this process, which should be a fresh one.
+
+    The network has been compiled on this machine before, so that torch's cache on the disk is filled.
+    """
+    source, device = source_of(config), torch.device(config.trainer.device_type)
+    set_arithmetic(config.trainer.threads)
+    loop = BareLoop(config, source.load(), source, device, cuda_graph if config.trainer.cuda_graph else None)
+    times = []
+    for _ in range(2):
+        started = time.perf_counter()
+        loop.run(1)
+        wait_for(device)
+        times.append(time.perf_counter() - started)
+    first, second = times
+    return max(0.0, first - second)
 
 
 def train_endlessly(config: Config, observer: Callback) -> None:
@@ -144,7 +163,7 @@ class _Trials(Callback):
         return elapsed
 
     def _prepare(self, trainer: pl.Trainer, classifier: pl.LightningModule, step: float) -> None:
-        """Record evaluation, compilation and peak memory, warm up the contenders, and choose the lengths of windows."""
+        """Record evaluation and peak memory, warm up the contenders, and choose the lengths of windows."""
         steps = max(1, round(self.windows.seconds / step))
         data = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         assert isinstance(data, ImageBatches)
@@ -156,11 +175,7 @@ class _Trials(Callback):
         self.measurement.peak_memory = peak_memory_mib(self.config.trainer.accelerator)
         capture = cuda_graph if self.config.trainer.cuda_graph else None
         bare = BareLoop(self.config, data.images, data.source, self.device, capture)
-        started = self._clock()
-        bare.run(1)
-        if self.config.trainer.compile is True:  # plainres has filled the compiler's cache, as for later runs
-            self.measurement.compilation = self._clock() - started
-        bare.run(1)
+        bare.run(2)
         self.measurement.parts = bare.parts(min(steps, PART_STEPS))
         self.others = {BARE: bare}
         self.measurement.steps = {OURS: steps, BARE: steps}
