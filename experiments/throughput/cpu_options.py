@@ -2,7 +2,8 @@
 
     python experiments/throughput/cpu_options.py [OVERRIDES] [--steps 5] [--rounds 5]
 
-Steps of a bare loop with each option are measured in alternation.
+Steps of a bare loop with each option are measured in alternation. The profiler then tells how much of a step each kind
+of operation takes, and how much of it is arithmetic that a matrix product of this machine would do in less time.
 """
 
 import argparse
@@ -14,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch.optim import SGD
 
+from plainres.benchmark.ceiling import matrix_product_flop_per_s
 from plainres.benchmark.loops import wait_for
 from plainres.config.compose import compose
-from plainres.config.instantiate import network_of, source_of
+from plainres.config.instantiate import description_of, network_of, source_of
 from plainres.config.schema import Config
+from plainres.training.classifier import full_precision
 
 CPU = torch.device("cpu")
 EVALUATION_BATCH_SIZES = (64, 128, 256, 512)  # images
@@ -37,6 +40,7 @@ class Steps:
         momentum, decay = recipe.momentum, recipe.weight_decay
         self.optimizer = SGD(self.network.parameters(), recipe.lr, momentum, weight_decay=decay, fused=fused)
         generator = torch.Generator().manual_seed(0)
+        self.mixed = config.precision == "bf16-mixed"
         self.images = torch.randn(recipe.batch_size, *source.shape, generator=generator).to(memory_format=layout)
         self.targets = torch.randint(source.classes, (recipe.batch_size,), generator=generator)
 
@@ -45,9 +49,21 @@ class Steps:
         started = time.perf_counter()
         for _ in range(steps):
             self.optimizer.zero_grad()
-            F.cross_entropy(self.logits_of(self.images), self.targets).backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.mixed):
+                loss = F.cross_entropy(full_precision(self.logits_of(self.images)), self.targets)
+            loss.backward()
             self.optimizer.step()
         return (time.perf_counter() - started) / steps
+
+
+def shares(contender: Steps, steps: int) -> dict[str, float]:
+    """Return the shares of convolutions, forward and backward, and of all else in the time of a step."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        contender.run(steps)
+    times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+    total = sum(times.values())
+    forward, backward = (times[f"aten::{name}"] / total for name in ("mkldnn_convolution", "convolution_backward"))
+    return {"convolution": forward, "its backward pass": backward, "all else": 1 - forward - backward}
 
 
 def evaluation(
@@ -90,6 +106,18 @@ def main() -> None:
         print(
             f"{option:12} {1000 * median(times[option]):8.1f} ms/step, {median(ratios):.2f} times as fast as the "
             f"baseline ({ratios[0]:.2f} .. {ratios[-1]:.2f}); first two steps {first[option]:.1f} s"
+        )
+    ceiling = matrix_product_flop_per_s(CPU, config.precision)
+    flop = 6 * description_of(config, source_of(config)).multiply_adds * config.optim.batch_size
+    print(f"matrix products: {ceiling / 1e9:,.0f} GFLOP/s ({config.precision})")
+    for option in ("baseline", "compiled"):
+        rate = flop / median(times[option])
+        parts = shares(contenders[option], given.steps)
+        text = ", ".join(f"{name} {100 * share:.0f} %" for name, share in parts.items())
+        convolutions = rate / (1 - parts["all else"])
+        print(
+            f"{option:12} {rate / 1e9:,.0f} GFLOP/s, {100 * rate / ceiling:.0f} % of that; {text}; convolutions alone "
+            f"{100 * convolutions / ceiling:.0f} %"
         )
     for size, measured in evaluation(config, given.rounds).items():
         print(

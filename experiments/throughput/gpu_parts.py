@@ -327,16 +327,9 @@ def packing(setting: Setting) -> dict[int, list[float]]:
     return {number: side_by_side(setting.config(), number, 3, setting.steps(400)) for number in (2, 4)}
 
 
-def stacked(setting: Setting) -> list[str]:
-    """Return the output of stacked.py, without its check."""
-    script = [sys.executable, str(Path(__file__).with_name("stacked.py")), "--no-check", "--seeds=1,2,4", "--rounds=3"]
-    process = subprocess.run([*script, *setting.arguments()], check=True, capture_output=True, text=True)
-    return process.stdout.splitlines()
-
-
 def benchmark(setting: Setting) -> dict[str, Any]:
-    """Compare plainres with the bare loop and the DataLoader baseline."""
-    (result,), estimate = bench([setting.config()], 3, 0.1 if setting.dry else 2.0)
+    """Compare plainres, compiled, with the bare loop and DataLoader loops, and advise."""
+    (result,), estimate = bench([setting.config({"trainer.compile": "true"})], 3, 0.1 if setting.dry else 2.0)
     return asdict(result) | {"ms_per_step": 1000 * result.step(OURS), "estimate": estimate}
 
 

@@ -162,16 +162,6 @@ def test_images_that_are_decoded_while_training_are_refused(tmp_path: Path, caps
     )
 
 
-@pytest.mark.parametrize("shortcut", ["plain", "identity"])
-def test_seeds_stacked_into_one_network_have_the_weights_of_their_separate_runs(shortcut: str) -> None:
-    script = ROOT / "experiments" / "throughput" / "stacked.py"
-    options = ["model.depth=14", "model.width=4", f"model/shortcut={shortcut}", "--rounds=0"]
-    done = forking.run([sys.executable, script, *options])
-    assert done.returncode == 0, done.stderr
-    worst = float(done.stdout.split("largest difference ")[1].split(",", maxsplit=1)[0])
-    assert 0 < worst < 1e-9
-
-
 def test_a_part_of_the_gpu_script_that_fails_leaves_its_traceback_and_the_others_their_results(tmp_path: Path) -> None:
     script, archive = ROOT / "experiments" / "throughput" / "gpu.py", tmp_path / "results.tar.gz"
     options = ["--dry-run", "--only=step-eager,ceilings", f"--pack={archive}"]
