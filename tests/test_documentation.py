@@ -226,6 +226,7 @@ COMMANDS: dict[str, Execution] = {
     "plainres eval mine.safetensors": AS_IT_STANDS,
     "plainres eval mine.safetensors model.depth=8": AS_IT_STANDS,
     "plainres lesion RUN RUN2": shortened("--most 1 --draws 1 --images 50"),
+    "plainres linearise RUN RUN2": shortened("--steps 1 --images 50"),
     "plainres landscape RUN RUN2": shortened("--points 3 --images 50"),
     "plainres landscape RUN RUN2 --dimensions 2": shortened("--points 2 --images 50"),
     "plainres sharpness RUN RUN2": shortened("--images 50 --tolerance 0.5"),

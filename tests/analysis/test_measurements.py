@@ -1,4 +1,4 @@
-"""The commands lesion, landscape and sharpness, from the command line; killed and resumed."""
+"""The commands lesion, linearise, landscape and sharpness, from the command line; killed and resumed."""
 
 import os
 import re
@@ -18,7 +18,8 @@ import plainres.analysis.sharpness
 from plainres.analysis.landscape import measure_row as measure_point
 from plainres.analysis.lesion import measure_row as measure_lesion
 from plainres.analysis.lesion import plan_rows
-from plainres.analysis.measurements import Finished, Plan, measure, read_finished
+from plainres.analysis.linearise import measure_row as measure_linear
+from plainres.analysis.measurements import Finished, Plan, loss_and_error, measure, read_finished
 from plainres.analysis.sharpness import Estimate
 from plainres.cli.main import main
 from plainres.config.instantiate import source_of
@@ -91,6 +92,41 @@ def test_lesions_on_other_test_images_have_other_keys(tmp_path: Path) -> None:
     (run,) = tmp_path.glob("runs/default/*")
     sample, complete = ([*plan_rows(Finished.read(run, images), 1, 1, 0)[0].items()] for images in (128, None))
     assert set(sample) ^ set(complete) == {("test_images", "128 of 200"), ("test_images", "200")}
+
+
+def test_linear_channels(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["linearise", *map(str, runs), "--steps=4"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == "runs/default/linearise.svg"
+    for run, depth in zip(runs, (10.0, 13.0), strict=True):
+        assert all((run / f"linearise.{kind}").exists() for kind in ("svg", "png"))
+        rows = read_rows(run / "linearise.csv")
+        assert [row["linear"] for row in rows] == ["0", "29", "58", "87", "116"]
+        result = Run.read(run).result
+        assert float(rows[0]["train_error"]) == result["train_error_eval"]
+        assert float(rows[0]["test_error"]) == result["test_error"]
+        assert (float(rows[0]["effective_depth"]), float(rows[0]["nonlinear_layers"])) == (depth, 13)
+        assert (float(rows[-1]["effective_depth"]), float(rows[-1]["nonlinear_layers"])) == (0, 0)
+        depths = [float(row["effective_depth"]) for row in rows]
+        assert depths == sorted(depths, reverse=True)
+        finished = Finished.read(run)
+        original = {key: value.clone() for key, value in finished.network.state_dict().items()}
+        intact = [
+            *loss_and_error(finished.network, finished.training),
+            *loss_and_error(finished.network, finished.test),
+        ]
+        assert [repr(value) for value in intact] == list(rows[0].values())[-4:]
+        assert [repr(value) for value in measure_linear(finished, rows[2])] == list(rows[2].values())[-6:]
+        state = finished.network.state_dict()
+        assert list(state) == list(original)
+        assert all(torch.equal(value, original[key]) for key, value in state.items())
+    remove_figures(Path("runs"))
+    assert main(command) == 0  # measures nothing again
+    assert capsys.readouterr().out == out
+    (runs[0] / "linearise.csv").unlink()
+    assert main(["linearise", str(runs[0]), "--steps=1", "--images=50"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(runs[0] / "linearise.svg")
 
 
 def test_rows_of_an_older_version_on_the_first_images_are_not_reused(runs: list[Path]) -> None:
@@ -231,7 +267,7 @@ def test_a_run_in_double_precision_is_measured_in_double_precision(tmp_path: Pat
     assert all(weight.dtype == torch.float64 for weight in Finished.read(run).network.parameters())
 
 
-@pytest.mark.parametrize("command", ["lesion", "landscape", "sharpness"])
+@pytest.mark.parametrize("command", ["lesion", "linearise", "landscape", "sharpness"])
 def test_a_checkpoint_that_does_not_match_the_result_is_rejected(
     command: str, runs: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -249,7 +285,7 @@ def test_a_checkpoint_that_does_not_match_the_result_is_rejected(
     assert not (runs[0] / f"{command}.csv").exists()
 
 
-@pytest.mark.parametrize("command", ["lesion", "landscape", "sharpness"])
+@pytest.mark.parametrize("command", ["lesion", "linearise", "landscape", "sharpness"])
 def test_invalid_arguments(command: str, runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     run, other = map(str, runs)
     (runs[1] / "result.json").rename("result.json")
@@ -301,7 +337,7 @@ def test_invalid_tables_and_options_of_landscape(runs: list[Path], capsys: pytes
     assert f"{run} is locked by another process" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["lesion", "landscape", "sharpness"])
+@pytest.mark.parametrize("command", ["lesion", "linearise", "landscape", "sharpness"])
 def test_help_is_instant(command: str) -> None:
     code = (
         "import sys; from plainres.cli.main import main\ntry: main(sys.argv[1:])\nfinally: print(sorted(sys.modules))"

@@ -19,6 +19,7 @@ from support.images import write_folders
 
 COMMANDS = {
     "lesion": ["lesion", "RUN", "--most", "1", "--draws", "1"],
+    "linearise": ["linearise", "RUN", "--steps", "1"],
     "landscape": ["landscape", "RUN", "--points", "3", "--images", "8"],
     "sharpness": ["sharpness", "RUN", "--images", "8", "--iterations", "2"],
     "eval": ["eval", "RUN"],
@@ -105,7 +106,7 @@ def test_other_images_are_refused(
     assert f") than these (data=images data.path={trained / 'others'}, digest " in message
 
 
-@pytest.mark.parametrize("name", ["lesion", "landscape", "sharpness", "export"])
+@pytest.mark.parametrize("name", ["lesion", "linearise", "landscape", "sharpness", "export"])
 @pytest.mark.parametrize("override", ["data.flip=true", "trainer=gpu", "data.path=a,b", "seed=1"])
 def test_only_the_location_can_be_overridden(
     name: str, override: str, moved: Path, capsys: pytest.CaptureFixture[str]

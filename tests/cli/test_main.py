@@ -257,7 +257,7 @@ def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
         ("optim.batchsize=1", "there is no option optim.batchsize; did you mean optim.batch_size=1?\n"),
         ("lr=0.1", "there is no option lr; did you mean optim.lr=0.1?\n"),
         ("+lr=0.1", "there is no option lr; did you mean optim.lr=0.1?\n"),
-        ("+optim.nesterov=true", "there is no option optim.nesterov; there are batch_size, epochs, steps, lr, "),
+        ("+optim.dampening=0", "there is no option optim.dampening; there are batch_size, epochs, steps, lr, "),
         ("++lr=3", "there is no option lr; did you mean optim.lr=3?\n"),
         ("+trainer.max_time=3", "there is no option trainer.max_time; there are accelerator, devices, threads, "),
         ("++optim.learning_rate=3", "there is no option optim.learning_rate; did you mean optim.lr=3?\n"),

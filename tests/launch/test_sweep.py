@@ -74,7 +74,7 @@ def test_other_images_under_the_same_name_are_refused(tmp_path: Path, capfd: pyt
     # what looks at a finished run
     assert main(["eval", str(folder)]) == 0
     shutil.copytree(tmp_path / "b", tmp_path / "a", dirs_exist_ok=True)
-    for command in ("eval", "sharpness", "landscape", "lesion"):
+    for command in ("eval", "sharpness", "landscape", "lesion", "linearise"):
         capfd.readouterr()
         assert main([command, str(folder)]) == 2
         assert f"{folder} was trained on other images" in capfd.readouterr().err.splitlines()[-1]

@@ -68,12 +68,14 @@ class ThreeLayers(nn.Module):
 
 
 @pytest.fixture
-def setting() -> tuple[ThreeLayers, Tensor, Tensor, SGD]:
+def setting(request: pytest.FixtureRequest) -> tuple[ThreeLayers, Tensor, Tensor, SGD]:
     generator = torch.Generator().manual_seed(0)
     network = ThreeLayers()
     images = torch.randn(6, 1, 8, 8, generator=generator)
     targets = torch.tensor([0, 1, 2, 0, 1, 2])
-    return network, images, targets, SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=1e-2)
+    nesterov = getattr(request, "param", False)
+    optimizer = SGD(network.named_parameters(), 0.1, momentum=0.9, weight_decay=1e-2, nesterov=nesterov)
+    return network, images, targets, optimizer
 
 
 def test_responses_are_measured_before_the_activation(setting: Any) -> None:
@@ -89,6 +91,7 @@ def test_responses_are_measured_before_the_activation(setting: Any) -> None:
         assert row["std"] == pytest.approx(response.std().item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("setting", [False, True], indirect=True, ids=["momentum", "nesterov"])
 def test_gradients_and_updates(setting: Any) -> None:
     network, images, targets, optimizer = setting
     weights = [network.first.conv1.weight, network.first.conv2.weight, network.head.linear.weight]
@@ -105,14 +108,18 @@ def test_gradients_and_updates(setting: Any) -> None:
             expected = update(weight, gradient).norm() / weight.norm()
             assert row["update_to_weight"] == pytest.approx(expected.item(), rel=1e-4)
 
-    compare(lambda weight, gradient: 0.1 * (gradient + 1e-2 * weight))
-    before = [weight.detach().clone() for weight in weights]
-    F.cross_entropy(network(images), targets).backward()
-    optimizer.step()
-    updates = {id(weight): weight.detach() - old for weight, old in zip(weights, before, strict=True)}
-    compare(lambda weight, gradient: updates[id(weight)])
-
     (group,) = optimizer.param_groups
+    factor = 1.9 if group["nesterov"] else 1
+    compare(lambda weight, gradient: factor * 0.1 * (gradient + 1e-2 * weight))
+    updates: dict[int, Tensor] = {}
+    for _ in range(2):
+        before = [weight.detach().clone() for weight in weights]
+        optimizer.zero_grad()
+        F.cross_entropy(network(images), targets).backward()
+        optimizer.step()
+        updates.update((id(weight), weight.detach() - old) for weight, old in zip(weights, before, strict=True))
+        compare(lambda weight, gradient: updates[id(weight)])
+
     group["lr"] = torch.tensor(0.1)  # as in a CUDA graph
     compare(lambda weight, gradient: updates[id(weight)])
     assert all(
@@ -184,6 +191,21 @@ def test_update_uses_the_learning_rate_of_its_step(make_config: Make) -> None:
         assert [value / rates["warm"] for value in warm] == expected
 
 
+def test_updates_of_groups_with_different_weight_decay(make_config: Make) -> None:
+    """The same numbers as of one group, up to the weight decay of biases and normalisations."""
+    rows = {}
+    for decay in ("all", "weights"):
+        optim = {"decay": decay, "warmup_lr": 0.01}
+        run = Run.of(make_config(optim=optim, probes={"gradients": nodes(1)["gradients"]}))
+        train(run)
+        rows[decay] = read_rows(run.folder / "probes" / "gradients.csv")
+    assert rows["all"] != rows["weights"]
+    for one, two in zip(rows["all"], rows["weights"], strict=True):
+        assert one["name"] == two["name"]
+        for column in ("weight", "gradient", "update_to_weight"):
+            assert float(one[column]) == pytest.approx(float(two[column]), rel=0.05)
+
+
 def test_gradient_correlation(setting: Any) -> None:
     network, images, targets, optimizer = setting
     (row,) = GradientCorrelation(6, None).measure(copy_for_probing(network), images, targets, optimizer)
@@ -201,7 +223,7 @@ def test_signals() -> None:
     network = CifarNet(1, 3, 8, 4, Identity)
     images = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     targets = torch.tensor([0, 1, 2, 0, 1])
-    optimizer = SGD(network.parameters(), 0.1)
+    optimizer = SGD(network.named_parameters(), 0.1)
     rows = Signals(5, None).measure(copy_for_probing(network), images, targets, optimizer)
     assert [row["name"] for row in rows] == ["stages.0.0", "stages.1.0", "stages.2.0"]
     copied = copy_for_probing(network)
@@ -355,7 +377,7 @@ class Unused(nn.Module):
 
 def test_gradient_of_unused_modules_is_0() -> None:
     network, generator = Unused(), torch.Generator().manual_seed(0)
-    setting = torch.randn(6, 1, 8, 8, generator=generator), torch.arange(6) % 3, SGD(network.parameters(), 0.1)
+    setting = torch.randn(6, 1, 8, 8, generator=generator), torch.arange(6) % 3, SGD(network.named_parameters(), 0.1)
     gradients = {
         row["name"]: row["gradient"] for row in Gradients(6, None).measure(copy_for_probing(network), *setting)
     }

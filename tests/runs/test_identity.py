@@ -116,7 +116,15 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "Projection": {"norm": "torch.nn.BatchNorm2d"},
     "ProjectionAll": {"bias": False, "norm": "torch.nn.BatchNorm2d"},
     "ReZero": {"initial": 0.0},
-    "Recipe": {"epochs": None, "steps": None, "warmup_lr": None, "warmup_until": 80.0},
+    "Recipe": {
+        "clip_norm": None,
+        "decay": "all",
+        "epochs": None,
+        "nesterov": False,
+        "steps": None,
+        "warmup_lr": None,
+        "warmup_until": 80.0,
+    },
     "ResBlk": {"norm": "torch.nn.BatchNorm2d"},
     "Scaling": {"residual": 0.5, "shortcut": 0.5},
     "ShortcutGating": {"bias": -6},
@@ -170,10 +178,13 @@ def test_the_name_depends_on_everything_that_determines_the_result(make_config: 
         make_config(depth=14),
         make_config(shortcut="plain"),
         make_config(optim={"lr": 0.1}),
+        make_config(optim={"decay": "weights"}),
+        make_config(optim={"nesterov": True}),
+        make_config(optim={"clip_norm": 1.0}),
         make_config(data=HUB),
         make_config(precision="bf16-mixed"),
     ]
-    assert len({run_name(config) for config in (base, *others)}) == 7
+    assert len({run_name(config) for config in (base, *others)}) == 10
     assert run_name(base) == run_name(make_config())
     assert run_name(base).startswith("identity-8-w4-s0-")
 

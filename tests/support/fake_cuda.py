@@ -118,20 +118,20 @@ def on_gpu(network: nn.Module) -> nn.Module:
     return network
 
 
-def observe(shortcut: Any, precision: str, **options: Any) -> dict[str, Any]:
+def observe(shortcut: Any, precision: str, optim: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
     """Return what a captured step does: its augmentation, network, loss, counting, backward pass and optimizer.
 
     `waits` and `on_host` also cover the hook before a step, which sets what changes between steps.
     """
     source = Synthetic([3, 8, 8], 10, 32, 16, 2, True)
-    images, optim = source.load(), recipe(batch_size=8, steps=100)
+    images, training = source.load(), recipe(**{"batch_size": 8, "steps": 100} | (optim or {}))
     _ = images.channel_statistics  # computed on the host, once
     network = CifarNet(3, 10, 8, 4, shortcut, **options).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     precise = plugin(precision)
     with FakeTensorMode(allow_non_fake_inputs=True):
         network = on_gpu(precise.convert_module(network))
-        data = ImageBatches(images, source, optim.batch_size, 0)
-        classifier = Classifier(network, optim, optim.steps or 0, data.steps_per_epoch, capturable=True)
+        data = ImageBatches(images, source, training.batch_size, 0)
+        classifier = Classifier(network, training, training.steps or 0, data.steps_per_epoch, capturable=True)
         classifier._device = GPU  # pyright: ignore[reportAttributeAccessIssue]
 
         def training_step(*batch: Any) -> Tensor:
@@ -156,7 +156,7 @@ def observe(shortcut: Any, precision: str, **options: Any) -> dict[str, Any]:
         classifier.on_train_start()
         loop = EpochLoop.__new__(EpochLoop)
         loop.__dict__["trainer"] = trainer
-        sampled = next(iter(TrainingBatches(data.training, optim.batch_size, 0, lambda: 0)))
+        sampled = next(iter(TrainingBatches(data.training, training.batch_size, 0, lambda: 0)))
         with Observer() as before:
             classifier.on_train_batch_start(sampled, 0)
         with Observer() as step:
@@ -194,6 +194,8 @@ def main() -> None:
         for name in ORDERS:
             block = BlockSpec(order=ORDERS[name])
             results[f"{name} {precision}"] = observe(SHORTCUTS["identity"], precision, block=block)
+        optim = {"decay": "weights", "nesterov": True, "clip_norm": 1.0}
+        results[f"optimizer {precision}"] = observe(SHORTCUTS["identity"], precision, optim)
     print(json.dumps(results))
 
 

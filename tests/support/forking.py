@@ -41,6 +41,7 @@ EVERYTHING = [
     *PRELOADED_FOR_WANDB,
     "plainres.analysis.landscape",
     "plainres.analysis.lesion",
+    "plainres.analysis.linearise",
     "plainres.analysis.sharpness",
     "plainres.benchmark.bench",
     "plainres.cli.main",

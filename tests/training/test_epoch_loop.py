@@ -1,6 +1,7 @@
 """Inner training loop: equivalence with Lightning's own, and captured steps."""
 
 import gc
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,11 +27,11 @@ Change = Callable[[pl.Trainer], None]
 
 
 def fitted(
-    change: Change, *, capturable: bool = False, steps: int = 10, shortcut: ShortcutFactory = Dropout
+    change: Change, *, capturable: bool = False, steps: int = 10, shortcut: ShortcutFactory = Dropout, **options: Any
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Return the state and the rows after two and a half epochs with augmentation."""
     source = Synthetic([1, 8, 8], 10, 70, 30, 2, True)
-    optim = recipe(steps=steps)
+    optim = recipe(steps=steps, **options)
     data = ImageBatches(source.load(), source, optim.batch_size, 0)
     torch.manual_seed(0)
     network = CifarNet(1, 10, 8, 4, shortcut)
@@ -59,9 +60,13 @@ def assert_equal(actual: dict[str, Any], expected: dict[str, Any]) -> None:
         assert torch.equal(value, expected[key]) if isinstance(value, torch.Tensor) else value == expected[key], key
 
 
-def test_the_loop_is_equivalent_to_lightnings_own() -> None:
-    lightning, lightning_rows = fitted(lambda trainer: None)
-    ours, our_rows = fitted(with_capture(None))
+OPTIONS = {"decay": "weights", "nesterov": True, "clip_norm": 0.5}
+
+
+@pytest.mark.parametrize("options", [{}, OPTIONS], ids=["default", "options"])
+def test_the_loop_is_equivalent_to_lightnings_own(options: dict[str, Any]) -> None:
+    lightning, lightning_rows = fitted(lambda trainer: None, **options)
+    ours, our_rows = fitted(with_capture(None), **options)
     loops, our_loops = lightning.pop("loops"), ours.pop("loops")
     assert_equal(lightning, ours)
     assert lightning_rows == our_rows
@@ -79,6 +84,25 @@ def test_a_captured_step_equals_the_eager_step(name: str) -> None:
     assert len(recorder.graphs) == 1
     assert_equal(eager, captured)
     assert eager_rows == rows
+
+
+def test_a_captured_step_has_all_options_of_the_optimizer() -> None:
+    recorder = Recorder()
+    eager, eager_rows = fitted(with_capture(None), capturable=True, **OPTIONS)
+    captured, rows = fitted(with_capture(recorder), capturable=True, **OPTIONS)
+    assert len(recorder.graphs) == 1
+    assert_equal(eager, captured)
+    assert eager_rows == rows
+    for option in OPTIONS:
+        _, others = fitted(with_capture(None), capturable=True, **{k: v for k, v in OPTIONS.items() if k != option})
+        assert others != rows, option
+
+
+def test_clipping_at_infinity_changes_no_bit() -> None:
+    unclipped, rows = fitted(with_capture(None))
+    clipped, clipped_rows = fitted(with_capture(None), clip_norm=math.inf)
+    assert_equal(unclipped, clipped)
+    assert rows == clipped_rows
 
 
 def test_batches_are_made_outside_the_captured_step_if_the_images_do_not_fit_on_the_device(

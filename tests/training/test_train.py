@@ -176,6 +176,23 @@ def test_an_interrupted_run_resumes_from_its_newest_checkpoint(make_config: Make
     assert interrupted.curve() == whole.curve()
 
 
+def test_a_checkpoint_without_the_names_of_its_parameters_resumes(make_config: Make) -> None:
+    """Version 0.2.0 did not save them. The probe needs them."""
+    gradients = {"_target_": "plainres.models.Gradients", "images": 30, "every_n_steps": 1}
+    config = make_config(probes={"gradients": gradients})
+    config.checkpoint.every_n_steps = 4
+    run = trained(config)
+    expected = weights(run)
+    file = run.checkpoints / "step-000000004.ckpt"
+    saved = torch.load(file, weights_only=True)
+    (group,) = saved["optimizer_states"][0]["param_groups"]
+    del group["param_names"]
+    torch.save(saved, file)
+    (run.checkpoints / "step-000000006.ckpt").unlink()
+    (run.folder / "result.json").unlink()
+    assert weights(trained(config)) == expected
+
+
 @pytest.mark.parametrize("optim", [{"epochs": 2}, {"epochs": None, "steps": 7}])
 def test_a_run_killed_after_its_last_step_resumes(make_config: Make, optim: dict[str, int | None]) -> None:
     run = trained(make_config(optim=optim))
@@ -252,7 +269,7 @@ def linear(config: Config) -> Config:
 def test_two_ranks_share_every_batch(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without batch normalisation, DistributedDataParallel over gloo averages to the whole batch's gradient."""
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
-    optim = {"epochs": None, "steps": 8, "lr": 0.01}
+    optim = {"epochs": None, "steps": 8, "lr": 0.01, "decay": "weights", "clip_norm": 2.0}
     alone = trained(linear(make_config(optim=optim)))
     run = Run.of(linear(make_config(optim=optim, devices=2, runs=str(tmp_path / "ddp"))))
     forking.call(launch, run)

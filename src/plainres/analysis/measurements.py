@@ -41,7 +41,10 @@ from plainres.runs.record import Run
 
 Row = dict[str, str]
 # imported once in the fork server, instead of once in each process
-PRELOADED = ["plainres.analysis.lesion", "plainres.analysis.landscape", "sklearn.datasets"]
+PRELOADED = [
+    *("plainres.analysis.lesion", "plainres.analysis.linearise", "plainres.analysis.landscape"),
+    "sklearn.datasets",
+]
 
 
 @dataclass(frozen=True, eq=False)

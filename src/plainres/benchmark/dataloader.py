@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim import SGD
 from torch.utils.data import DataLoader, Dataset
 
 from plainres.benchmark.loops import trainable
@@ -21,6 +20,7 @@ from plainres.data.sources import Images, Source
 from plainres.errors import InputError
 from plainres.processes.forkserver import attach_to_command
 from plainres.training.classifier import full_precision
+from plainres.training.optimizer import clip_gradient, sgd
 
 WORKERS = 4  # maximum; torch warns if there are more workers than cores
 
@@ -60,10 +60,8 @@ class DataLoaderLoop:
         self.network = network = trainable(config, source, device, self.dtype, layout)
         compiled = style.tuned and config.trainer.compile is True
         self.logits_of = torch.compile(network.forward, dynamic=False) if compiled else network.forward
-        recipe = config.optim
-        self.optimizer = SGD(
-            network.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-        )
+        self.recipe = recipe = config.optim
+        self.optimizer = sgd(network, recipe)
         crops = (_BatchCrops if style.batched else _PillowCrops)(images, source)
         self.batches: DataLoader[Any] = DataLoader(
             crops,
@@ -92,6 +90,7 @@ class DataLoaderLoop:
                 loss = F.cross_entropy(full_precision(self.logits_of(images)), targets)
             self.optimizer.zero_grad()
             loss.backward()
+            clip_gradient(self.optimizer, self.recipe)
             self.optimizer.step()
 
 

@@ -8,7 +8,6 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.optim import SGD
 
 from plainres.config.instantiate import network_of
 from plainres.config.schema import Config
@@ -16,6 +15,7 @@ from plainres.data.batches import Batch, DeviceImages, EvaluationBatches, Pixels
 from plainres.data.sources import Images, Source
 from plainres.training.classifier import full_precision
 from plainres.training.epoch_loop import AnyBatch, Replay, StepGraph
+from plainres.training.optimizer import clip_gradient, sgd
 
 PARTS = ("data", "forward", "backward", "optimizer")
 
@@ -85,14 +85,8 @@ class BareLoop:
         self.training = DeviceImages(images.train, source, images.channel_statistics, device)
         self.step = 0
         self.batches = TrainingBatches(self.training, config.optim.batch_size, config.seed, lambda: self.step)
-        recipe = config.optim
-        self.optimizer = SGD(
-            self.network.parameters(),
-            torch.tensor(recipe.lr, device=device) if capture else recipe.lr,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            fused=capture is not None or device.type == "cuda" or None,
-        )
+        self.recipe = config.optim
+        self.optimizer = sgd(self.network, self.recipe, capturable=capture is not None)
         self.epoch: Iterator[TrainingBatch] = iter(())
         self.take = StepGraph(self._step, capture) if capture else self._step
 
@@ -142,6 +136,7 @@ class BareLoop:
         self.optimizer.zero_grad()
         loss.backward()
         done("backward")
+        clip_gradient(self.optimizer, self.recipe)
         self.optimizer.step()
         done("optimizer")
 

@@ -10,10 +10,11 @@ from plainres.cli.arguments import Arguments, integer, positive_number, split_ov
 class _AnalysisArguments(Arguments):
     """Parser of the options of a command on finished runs, and of overrides that locate their images."""
 
-    def __init__(self, command: str, description: str) -> None:
+    def __init__(self, command: str, description: str, *, seeded: bool = True) -> None:
         super().__init__(command, description, example="runs/digits/identity-8-w8-s0-203321d6", location=True)
         self.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a finished run")
-        self.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: 0)")
+        if seeded:
+            self.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: 0)")
 
     def read(self, arguments: list[str]) -> argparse.Namespace:
         """Parse the arguments and check that the runs are finished, before torch is imported.
@@ -56,6 +57,30 @@ def lesion(arguments: list[str]) -> int:
     from plainres.analysis.lesion import write
 
     print(write(options.runs, options.most, options.draws, options.seed, options.images, location=options.location))
+    return 0
+
+
+def linearise(arguments: list[str]) -> int:
+    """Measure the errors of finished runs with linear activations in some of their channels."""
+    parser = _AnalysisArguments(
+        "linearise",
+        "Measure the training and test error of finished runs whose activations are linear in a growing number of "
+        "channels, those first on which the training loss depends least (after Mehmeti-Göpel & Wand 2025; without "
+        "further training). Also gives the effective depth, the mean number of non-linear channels on a path through "
+        "the network. Writes linearise.csv, .svg and .png into each run's folder, and a figure of all runs into the "
+        "parent folder. After an interruption, run the same command again to resume.",
+        seeded=False,
+    )
+    parser.add_argument(
+        "--steps", type=integer(1), default=20, help="steps from no linear channel to all (default: 20)"
+    )
+    parser.add_argument(
+        "--images", type=integer(1), help="size of a random sample of each set, by class (default: all)"
+    )
+    options = parser.read(arguments)
+    from plainres.analysis.linearise import write
+
+    print(write(options.runs, options.steps, options.images, location=options.location))
     return 0
 
 

@@ -33,6 +33,7 @@ and compares them.
   plainres eval RUN|WEIGHTS      evaluate a trained network
   plainres export RUN FILE       write a run's weights as safetensors
   plainres lesion RUN ...        measure errors without some blocks
+  plainres linearise RUN ...     measure errors with fewer non-linear channels
   plainres landscape RUN ...     measure the loss along random directions
   plainres sharpness RUN ...     measure the top eigenvalue of the Hessian
   plainres wandb-sync FOLDER     upload to W&B what was logged offline
@@ -57,14 +58,17 @@ COMMANDS = {
     "eval": commands.eval_,
     "export": commands.export,
     "lesion": analysis.lesion,
+    "linearise": analysis.linearise,
     "landscape": analysis.landscape,
     "sharpness": analysis.sharpness,
     "wandb-sync": commands.wandb_sync,
     "data": data.data,
 }
-WITHOUT_OVERRIDES = ("list", "status", "report", "wandb-sync", "data", "export", "lesion", "landscape", "sharpness")
+WITHOUT_OVERRIDES = (
+    *("list", "status", "report", "wandb-sync", "data", "export", "lesion", "linearise", "landscape", "sharpness"),
+)
 SHOWING = ("-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "--dry-run", "-sc", "--shell-completion")
-RESUMABLE = ("lesion", "landscape", "wandb-sync")
+RESUMABLE = ("lesion", "linearise", "landscape", "wandb-sync")
 MEANT = {  # names that other tools give to a command
     **dict.fromkeys(("run", "fit", "sweep"), "train"),
     **dict.fromkeys(("plot", "figures", "compare", "table"), "report"),

@@ -17,6 +17,7 @@ from plainres.errors import InputError
 ACCELERATORS = {"cpu": "cpu", "gpu": "cuda", "mps": "mps"}  # torch's type of device for each
 PRECISIONS = ("32-true", "bf16-mixed", "64-true")
 AUTO = "auto"
+DECAYS = ("all", "weights")  # weights: tensors of two or more dimensions, those of convolutions and linear layers
 # keys of `model` that are not in the signature of its network, because they set the initial weights
 MODEL_DEFAULTS: dict[str, Any] = {
     "init": {"_target_": "plainres.models.he_fan_out", "_partial_": True},
@@ -51,7 +52,7 @@ def _at_least(least: float, **values: float | None) -> None:
 
 @dataclass
 class Recipe:
-    """Training recipe: SGD with momentum, weight decay on all weights, and a learning rate that drops in steps.
+    """Training recipe: SGD with momentum, weight decay, and a learning rate that drops in steps.
 
     The warm-up is that of He et al. 2015, section 4.2, for 110 layers: 0.01 until the training error is below 80 %.
 
@@ -69,6 +70,9 @@ class Recipe:
     gamma: float = MISSING
     warmup_lr: float | None = None  # learning rate of the warm-up; None: no warm-up
     warmup_until: float = 80.0  # training error in percent at which the warm-up ends
+    decay: str = "all"  # parameters that weight decay applies to, of DECAYS
+    nesterov: bool = False  # Nesterov's momentum instead of Polyak's
+    clip_norm: float | None = None  # largest norm of the gradient over all parameters; None: no clipping
 
     def __post_init__(self) -> None:
         _at_least(1, optim__batch_size=self.batch_size, optim__epochs=self.epochs, optim__steps=self.steps)
@@ -82,6 +86,15 @@ class Recipe:
         )
         if not 0 < self.lr < math.inf:
             raise InputError(f"optim.lr is {self.lr}; it must be above 0 and finite")
+        if self.decay not in DECAYS:
+            raise InputError(
+                f"optim.decay is {self.decay!r}; it must be all, or weights, which leaves out biases, normalisations "
+                "and scalars"
+            )
+        if self.nesterov and not self.momentum:
+            raise InputError("optim.nesterov is true, but optim.momentum is 0; set optim.momentum=0.9, for example")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise InputError(f"optim.clip_norm is {self.clip_norm}; it must be above 0, or null for no clipping")
         if self.epochs is None and self.steps is None:
             raise InputError(
                 "optim.epochs and optim.steps are both null; give the length in one of the two, such as optim.epochs=10"

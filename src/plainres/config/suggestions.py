@@ -14,6 +14,7 @@ MEANT = {  # names that other tools give to a key or group
     **dict.fromkeys(("max_steps", "max_iter", "iterations"), "optim.steps"),
     **dict.fromkeys(("batch", "bs"), "optim.batch_size"),
     **dict.fromkeys(("wd", "l2"), "optim.weight_decay"),
+    **dict.fromkeys(("grad_clip", "gradient_clip_val", "max_norm"), "optim.clip_norm"),
     **dict.fromkeys(("layers", "num_layers"), "model.depth"),
     **dict.fromkeys(("gpus", "num_gpus"), "trainer.devices"),
     **dict.fromkeys(("num_workers", "n_workers"), "trainer.workers"),

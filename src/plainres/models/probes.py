@@ -85,32 +85,49 @@ class Responses(_BaseProbe):
 class Gradients(_BaseProbe):
     """Norms of each layer's weights W and of their gradient, and norm of the update relative to that of W.
 
-    The loss is the mean cross-entropy of the images. The update is the learning rate times the momentum buffer, both
-    from the last step. Before the first step it is the update that the gradient of the images would cause at the first
-    step's learning rate. If W is 0, the relative update is infinite, or NaN if the update is also 0. Costs one forward
-    and backward pass.
+    The loss is the mean cross-entropy of the images. The update is the change of W in the last step: the learning rate
+    times the momentum buffer, or with Nesterov's momentum what the step added to it. Before the first step it is the
+    update that the gradient of the images, not clipped, would cause at the first step's learning rate. If W is 0, the
+    relative update is infinite, or NaN if the update is also 0. Costs one forward and backward pass.
     """
 
     def measure(self, network: nn.Module, images: Tensor, targets: Tensor, optimizer: Optimizer) -> list[Row]:
         """Return rows with layer, name, weight, gradient and update_to_weight."""
         F.cross_entropy(network(images), targets).backward()
-        (group,) = optimizer.param_groups
-        # deepcopy preserves the order of parameters
-        originals = dict(zip(network.parameters(), group["params"], strict=True))
+        groups = {
+            name: (parameter, group)
+            for group in optimizer.param_groups
+            for name, parameter in zip(group["param_names"], group["params"], strict=True)
+        }
         rows = []
         for index, (name, layer, _) in enumerate(weighted_layers(network)):
             weight = layer.weight
             assert isinstance(weight, nn.Parameter)
             # the gradient is None if the loss does not depend on the weights
             gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
-            buffer = optimizer.state[originals[weight]].get("momentum_buffer")
-            step = gradient + group["weight_decay"] * weight if buffer is None else buffer
+            original, group = groups[f"{name}.weight"]
             norm = weight.norm().double()
             # the learning rate is a tensor if the step is a CUDA graph
-            ratio = float(group["lr"]) * step.norm().double() / norm
+            lr = float(group["lr"])
+            ratio = lr * _update(original, gradient, lr, group, optimizer).norm().double() / norm
             values = {"weight": norm, "gradient": gradient.norm(), "update_to_weight": ratio}
             rows.append(_row(index, name, **{column: value.item() for column, value in values.items()}))
         return rows
+
+
+def _update(weight: Tensor, gradient: Tensor, lr: float, group: Mapping[str, Any], optimizer: Optimizer) -> Tensor:
+    """Return the change of a weight by SGD in the last step, divided by the learning rate and negated.
+
+    Before the first step, return the change that `gradient` would cause.
+    """
+    decay, momentum = group["weight_decay"], group["momentum"]
+    buffer = optimizer.state[weight].get("momentum_buffer")
+    if buffer is None:
+        return (gradient + decay * weight) * (1 + momentum if group["nesterov"] else 1)
+    if not group["nesterov"]:
+        return buffer
+    # u = g + decay * (weight before the step) + momentum * buffer, and the weight before is weight + lr * u
+    return (weight.grad + decay * weight + momentum * buffer) / (1 - lr * decay)
 
 
 class GradientCorrelation(_BaseProbe):

@@ -125,12 +125,12 @@ class Probes(Callback):
     def _measure(self, trainer: pl.Trainer, classifier: pl.LightningModule, names: Sequence[str]) -> None:
         assert isinstance(classifier, Classifier)
         (optimizer,) = trainer.optimizers
-        (group,) = optimizer.param_groups
-        lr = group["lr"]
+        rates = [group["lr"] for group in optimizer.param_groups]
         if trainer.global_step == 0:  # the classifier sets the first learning rate only when the first step starts
             recipe = classifier.recipe
             factor = recipe.lr_factor(0, classifier.steps)
-            group["lr"] = recipe.lr * factor if recipe.warmup_lr is None else recipe.warmup_lr
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr * factor if recipe.warmup_lr is None else recipe.warmup_lr
         for name in names:
             probe = self.probes[name]
             images, targets = self._data(trainer).training.batch(self.samples[name])
@@ -148,4 +148,5 @@ class Probes(Callback):
             text = csv_text([{**key, **row} for row in rows])
             with file.open("a") as out:
                 out.write(text.partition("\n")[2] if file.stat().st_size else text)
-        group["lr"] = lr
+        for group, lr in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = lr

@@ -9,13 +9,14 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
 from torchmetrics import Metric
 
 from plainres.config.schema import Recipe
 from plainres.data.batches import Batch, TrainingBatch
 from plainres.models.networks import over_crops
 from plainres.randomness import noises
+from plainres.training.optimizer import clip_gradient, fused, sgd
 
 COUNTED = ("loss", "wrong", "images", "warmup_wrong")  # the last: misclassified images in the current warm-up window
 WARMUP_WINDOW = 100  # steps over which the warm-up measures the training error
@@ -129,23 +130,21 @@ class Classifier(pl.LightningModule):
 
     def configure_optimizers(self) -> SGD:
         """Return SGD with momentum, whose learning rate is set before each step."""
-        recipe = self.recipe
-        return SGD(
-            self.parameters(),
-            recipe.lr,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            fused=self._fused,
-        )
+        return sgd(self.network, self.recipe, capturable=self.capturable)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient as the recipe says. Lightning's own arguments are not used."""
+        clip_gradient(optimizer, self.recipe)
 
     @property
     def averaged_steps(self) -> int:
         """Number of final steps that the training values of the last row average."""
         return min(self.steps, self.steps_per_epoch + self.steps % self.steps_per_epoch)
-
-    @property
-    def _fused(self) -> bool | None:
-        return self.capturable or self.device.type == "cuda" or None
 
     def on_fit_start(self) -> None:
         """Move the sums and the position to the device, and share the position with the noise modules."""
@@ -163,7 +162,7 @@ class Classifier(pl.LightningModule):
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = torch.zeros((), device=self.device) if self.capturable else 0.0  # set before each step
-                group["fused"] = self._fused
+                group["fused"] = fused(self.device, capturable=self.capturable)
 
     def on_train_batch_start(self, batch: Batch | TrainingBatch, batch_idx: int) -> None:
         """Set the step's learning rate, a function of the step and the warm-up, and the noise modules' position."""

@@ -82,12 +82,13 @@ class EpochLoop(_TrainingEpochLoop):
 
     def _step(self, batch: AnyBatch) -> None:
         """Run the forward pass, the backward pass and the optimizer."""
-        trainer = self.trainer
+        trainer, classifier = self.trainer, self.trainer.lightning_module
         loss = trainer.strategy.training_step(batch, 0)
         assert isinstance(loss, Tensor)
         (optimizer,) = trainer.optimizers
         optimizer.zero_grad()
         loss.backward()
+        classifier.configure_gradient_clipping(optimizer)
         optimizer.step()
 
 
