@@ -37,8 +37,8 @@ from plainres.analysis.measurements import (
 from plainres.data.batches import Batch
 from plainres.data.sources import sample_size
 from plainres.errors import InputError
-from plainres.models.initialisation import named_blocks
 from plainres.models.networks import Stack
+from plainres.models.paths import activations_of, follow
 from plainres.models.shortcuts import Plain
 from plainres.reporting.figures import COLOURS, MARKERS, legend_below
 from plainres.runs.location import Location
@@ -78,11 +78,7 @@ def activations(network: nn.Module) -> Mapping[str, nn.Module]:
         raise InputError(
             f"{type(network).__name__} is not a stack of blocks; linearise measures only networks of plainres.models"
         )
-    modules = {
-        name: module
-        for name, module in network.named_modules()
-        if isinstance(module, nn.ReLU) and "shortcut" not in name.split(".")
-    }
+    modules = activations_of(network)
     if not modules:
         raise InputError("the network has no activation, so it is linear already; check its model.block.order")
     return modules
@@ -150,17 +146,10 @@ def effective_depth(network: nn.Module, nonlinear: Mapping[str, float]) -> float
         nonlinear: the share of non-linear channels of each activation, by name.
     """
 
-    def through(depth: float, layers: str) -> float:
-        return depth + sum(share for name, share in nonlinear.items() if name.startswith(f"{layers}."))
+    def join(block: nn.Module, branch: float, skipping: float) -> float:
+        return branch if isinstance(block.shortcut, Plain) else (branch + skipping) / 2
 
-    depth = through(0.0, "stem")
-    for name, block in named_blocks(network):
-        activated = through(depth, f"{name}.pre")
-        branch = through(activated, f"{name}.residual")
-        skipping = activated if block.shared else depth
-        joined = branch if isinstance(block.shortcut, Plain) else (branch + skipping) / 2
-        depth = through(joined, f"{name}.post_add")
-    return through(depth, "tail")
+    return follow(network, 0.0, lambda depth, name: depth + nonlinear[name], join)
 
 
 def plan_rows(finished: Finished, steps: int) -> list[Row]:
