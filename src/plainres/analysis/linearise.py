@@ -126,12 +126,16 @@ def importance(network: nn.Module, batches: Iterable[Batch], channels: Mapping[s
     return total / images
 
 
-@lru_cache(maxsize=1)  # the rows of one run follow each other
-def _channels_and_order(finished: Finished) -> tuple[dict[str, int], Tensor]:
-    """Return the channels of each activation, and all channels in the order in which they become linear."""
+def _channels(finished: Finished) -> dict[str, int]:
+    """Return the number of channels of each activation of a finished run."""
     x, _ = next(iter(finished.training))
-    channels = channels_of(finished.network, x[:1].to(next(finished.network.parameters())))
-    return channels, importance(finished.network, finished.training, channels).argsort(stable=True)
+    return channels_of(finished.network, x[:1].to(next(finished.network.parameters())))
+
+
+@lru_cache(maxsize=1)  # the rows of one run follow each other
+def _order(finished: Finished) -> Tensor:
+    """Return all channels of a finished run in the order in which they become linear."""
+    return importance(finished.network, finished.training, _channels(finished)).argsort(stable=True)
 
 
 def effective_depth(network: nn.Module, nonlinear: Mapping[str, float]) -> float:
@@ -154,8 +158,7 @@ def effective_depth(network: nn.Module, nonlinear: Mapping[str, float]) -> float
 
 def plan_rows(finished: Finished, steps: int) -> list[Row]:
     """Return one row, without values, for each of `steps` + 1 numbers of linear channels, from none to all."""
-    x, _ = next(iter(finished.training))
-    total = sum(channels_of(finished.network, x[:1].to(next(finished.network.parameters()))).values())
+    total = sum(_channels(finished).values())
     numbers = dict.fromkeys(round(step / steps * total) for step in range(steps + 1))
     test_images = sample_size(len(finished.test.index), finished.test_images)
     return [
@@ -166,7 +169,7 @@ def plan_rows(finished: Finished, steps: int) -> list[Row]:
 def measure_row(finished: Finished, row: Mapping[str, str]) -> list[float]:
     """Return the effective depth, the number of layers that are not linear, and loss and error (%) on both sets."""
     network, number = finished.network, int(row["linear"])
-    channels, order = _channels_and_order(finished)
+    channels, order = _channels(finished), _order(finished)
     linear = next(network.parameters()).new_zeros(len(order))
     linear[order[:number]] = 1
     slopes = dict(zip(channels, linear.split(list(channels.values())), strict=True))
