@@ -1,6 +1,7 @@
 """Tests of evaluating files of weights, and of the configuration in exported files."""
 
 import hashlib
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from plainres.analysis.evaluation import compose_one, evaluate
-from plainres.analysis.exchange import RECORDED, config_of_file, predict_with_file
+from plainres.analysis.exchange import RECORDED, TRUSTED, config_of_file, predict_with_file
 from plainres.config.instantiate import build_network, check
 from plainres.config.schema import Config
 from plainres.errors import InputError
 from plainres.models import weights
 from plainres.models.weights import save_weights
 from plainres.runs.identity import run_name
+from support.places import CONF
 from support.references import CifarResNet, scrambled
 
 STATISTICS = torch.tensor([100.0, 120.0, 140.0]), torch.tensor([50.0, 60.0, 70.0])
@@ -53,6 +55,11 @@ def test_an_exported_file_describes_its_network_and_its_data(config: Config, tmp
     assert len(predict_with_file(file, ["data.test=7"])[1].targets) == 7
     with pytest.raises(InputError, match="missing keys"):
         predict_with_file(file, [*RESNET8, "model.depth=14"])  # overrides of the model describe all
+
+
+@pytest.mark.parametrize("file", sorted((CONF / "model").rglob("*.yaml")), ids=lambda file: str(file.relative_to(CONF)))
+def test_every_option_of_the_network_is_read_from_an_exported_file(file: Path) -> None:
+    assert set(re.findall(r"_target_: (\S+)", file.read_text())) <= TRUSTED
 
 
 def test_an_exported_file_finds_the_images_of_this_machine(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ RECORDED = ("model", "data", "options", "precision")  # parts of a run's configu
 TRUSTED = {
     *(f"plainres.models.{name}" for name in plainres.models.__all__),
     *(f"plainres.data.{name}" for name in plainres.data.__all__),
-    *("torch.nn.BatchNorm2d", "torch.nn.Identity"),
+    *("torch.nn.BatchNorm2d", "torch.nn.Identity", "torch.nn.ReLU"),
 }
 
 
