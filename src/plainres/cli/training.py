@@ -68,10 +68,17 @@ def _train(jobs: "Jobs", runs: Sequence["Run"]) -> int:
     Raises:
         InputError, RunFailedError, StoppedError: see `plainres.launch.devices.train` and `plainres.launch.sweep.sweep`.
     """
+    tuned = any(run.config.sweep.tune is not None for run in runs)
     if jobs.launcher != "basic":
         from plainres.launch.hydra_launchers import sweep_with
 
+        if tuned:
+            raise InputError(f"sweep.tune needs hydra/launcher=basic, not {jobs.launcher}")
         return sweep_with(jobs)
+    if tuned:
+        from plainres.launch.tuned_sweep import sweep_tuned
+
+        return sweep_tuned(jobs.configs)
     if len(runs) > 1:
         from plainres.launch.sweep import sweep
 
