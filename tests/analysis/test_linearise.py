@@ -1,5 +1,6 @@
 """Linear channels, compared with explicit forward passes, finite differences and known depths."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from plainres.analysis.linearise import (
     with_slopes,
 )
 from plainres.errors import InputError
+from plainres.models.activations import ActivationFactory, TailoredReLU, leaky_relu
 from plainres.models.blocks import BlockSpec, LayerOrder
 from plainres.models.networks import CifarNet
 from plainres.models.shortcuts import Identity, Plain, ProjectionAll, ShortcutFactory
@@ -59,18 +61,19 @@ def test_slope_0_is_the_network_to_the_bit(shortcut: str, order: str) -> None:
 
 @torch.no_grad()
 def test_slope_1_is_the_identity_to_the_bit() -> None:
-    for activation in (nn.ReLU(), nn.ReLU(inplace=True)):
+    for activation in (nn.ReLU(), nn.ReLU(inplace=True), leaky_relu(0.2), leaky_relu(0.2, inplace=True)):
         x = X.clone()
         assert torch.equal(Sloped(activation, torch.ones(1))(x), X)
         half = Sloped(activation, torch.tensor([0.5]))(x)
-        torch.testing.assert_close(half, F.leaky_relu(X, 0.5))
+        torch.testing.assert_close(half, F.leaky_relu(X, 0.5 if isinstance(activation, nn.ReLU) else 0.6))
         assert torch.equal(x, X)  # the input is not overwritten
 
 
 @pytest.mark.parametrize("shortcut", [Plain, Identity, ProjectionAll])
+@pytest.mark.parametrize("activation", [nn.ReLU, leaky_relu, partial(TailoredReLU, eta=0.5)])
 @torch.no_grad()
-def test_a_network_of_linear_channels_is_affine(shortcut: ShortcutFactory) -> None:
-    net = network(shortcut, depth=14).double()
+def test_a_network_of_linear_channels_is_affine(shortcut: ShortcutFactory, activation: ActivationFactory) -> None:
+    net = network(shortcut, depth=14, activation=activation).double()
     a, b = X[:2].double(), X[2:4].double()
     with with_slopes(net, slopes(net, 1)):
         torch.testing.assert_close(net(a) + net(b), net(a + b) + net(torch.zeros_like(a)))

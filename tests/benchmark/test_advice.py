@@ -37,7 +37,7 @@ def test_a_long_run_is_advised_to_compile() -> None:
         "    precision=bf16-mixed trainer.threads=2 trainer.compile=true  4.00 (3.80 .. 4.20)",
         "    precision=bf16-mixed trainer.threads=2                       2.00 (1.90 .. 2.10)",
         "    trainer.threads=2                                            0.50 (0.40 .. 0.60)",
-        "  compilation takes 40 s before the first step, and pays from 400 steps",
+        "  compilation took 40 s (longer if torch has not cached it), and pays from 400 steps",
         "  advice: add precision=bf16-mixed trainer.threads=2 trainer.compile=true",
         "  another precision makes it another run; docs/speed.md says when bf16-mixed is safe",
         "  a note",

@@ -293,7 +293,7 @@ def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
         ("model/shortcuts=plain", "there is no group model/shortcuts; did you mean model/shortcut=plain?\n"),
         (
             "model/x=y",
-            "there is no group model/x; the groups are data, experiment, hydra/launcher, logger, model, model/block, ",
+            "there is no group model/x; the groups are data, experiment, hydra/launcher, logger, model, model/act",
         ),
         ("xyz=1", "there is no option xyz; there are model, data, optim, trainer, checkpoint, logger, study, runs, "),
         ("--depth 20", "there is no option --depth; did you mean model.depth=20?\n"),
@@ -335,6 +335,7 @@ def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
         ("model.block=bottleneck", "choose an option with a slash, model/block=bottleneck"),
         ("model.block.order=fixup", "choose an option with a slash, model/block/order=fixup"),
         ("model.norm=group", "choose an option with a slash, model/norm=group"),
+        ("model.activation=leaky", "choose an option with a slash, model/activation=leaky"),
         ("model.block.order.pre=null", "model.block.order.pre is None; it must be a list of any of norm, relu"),
         ("model.block.order.pre=[[relu]]", "model.block.order.pre is [['relu']]; it must be a list of any of norm"),
         ("model.block.kernels=[true]", "model.block.kernels is [True]; it must be a list of odd kernel sizes"),

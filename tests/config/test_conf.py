@@ -106,6 +106,7 @@ def test_every_published_error_belongs_to_a_run_that_can_be_composed() -> None:
         *("optim.gamma=0.5", "optim.batch_size=64", "optim.lr=0.2", "optim.momentum=0", "optim.warmup_lr=0.001"),
         *("model.block.stride_in=2", "model.block.bias=true", "model.block.order.post_add=[]", "model.stem_width=64"),
         *("+model.norm.eps=0.1", "model.init._target_=plainres.models.orthogonal", "model/norm=none", "model.width=8"),
+        *("model/activation=leaky", "model/activation=tailored", "optim.decay=weights", "optim.nesterov=true"),
         *("optim.milestones=[0.5]", "data.train_per_class=10", "data.mean=[0,0,0]", "data.name=mine"),
     ],
 )

@@ -65,6 +65,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "block": "BlockSpec(kernels=(3, 3), expansion=1, stride_in=1, bias=False, "
         "order=LayerOrder(pre=(), between=('norm', 'relu'), post=('norm',), "
         "post_add=('relu',), stem=('norm', 'relu'), tail=()))",
+        "activation": "torch.nn.ReLU",
         "norm": "torch.nn.BatchNorm2d",
         "stages": 3,
         "stem_width": None,
@@ -102,6 +103,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "block": "BlockSpec(kernels=(3, 3), expansion=1, stride_in=1, bias=False, "
         "order=LayerOrder(pre=(), between=('norm', 'relu'), post=('norm',), "
         "post_add=('relu',), stem=('norm', 'relu'), tail=()))",
+        "activation": "torch.nn.ReLU",
         "norm": "torch.nn.BatchNorm2d",
     },
     "Images": {"validation": None, "mean": None, "std": None, "classes": None, "digest": None, "left_out": 0},
@@ -131,6 +133,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "Split": {"histograms": None},
     "StochasticDepth": {"last": 0.5},
     "Synthetic": {"validation_per_class": None},
+    "TailoredReLU": {"eta": 0.9, "inplace": False},
+    "leaky_relu": {"inplace": False, "slope": 0.01},
 }
 
 

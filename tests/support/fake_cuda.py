@@ -12,6 +12,7 @@ import subprocess
 import sys
 import warnings
 from collections import Counter, defaultdict
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,7 +51,7 @@ from plainres.models.networks import CifarNet  # noqa: E402
 from plainres.models.shortcuts import Identity  # noqa: E402
 from plainres.training.classifier import Classifier  # noqa: E402
 from plainres.training.epoch_loop import EpochLoop  # noqa: E402
-from support.shipped import ORDERS, SHORTCUTS  # noqa: E402
+from support.shipped import ACTIVATIONS, ORDERS, SHORTCUTS  # noqa: E402
 from support.training import recipe  # noqa: E402
 
 GPU = torch.device("cuda", 0)
@@ -194,6 +195,9 @@ def main() -> None:
         for name in ORDERS:
             block = BlockSpec(order=ORDERS[name])
             results[f"{name} {precision}"] = observe(SHORTCUTS["identity"], precision, block=block)
+        for name in ("leaky", "tailored"):
+            activation = partial(ACTIVATIONS[name], **({"eta": 0.5} if name == "tailored" else {}))
+            results[f"{name} {precision}"] = observe(SHORTCUTS["identity"], precision, activation=activation)
         optim = {"decay": "weights", "nesterov": True, "clip_norm": 1.0}
         results[f"optimizer {precision}"] = observe(SHORTCUTS["identity"], precision, optim)
     print(json.dumps(results))

@@ -6,6 +6,7 @@ import time
 
 from torch import Tensor, nn
 
+from plainres.models.activations import ActivationFactory
 from plainres.models.blocks import BlockSpec
 from plainres.models.networks import BASIC, CifarNet
 from plainres.models.normalisation import NormFactory
@@ -30,11 +31,17 @@ class Recording(CifarNet):
         *,
         block: BlockSpec = BASIC,
         norm: NormFactory = nn.BatchNorm2d,
+        activation: ActivationFactory = nn.ReLU,
         stages: int = 3,
         stem_width: int | None = None,
     ) -> None:
         super().__init__(
-            in_channels, classes, depth, width, shortcut, block=block, norm=norm, stages=stages, stem_width=stem_width
+            *(in_channels, classes, depth, width, shortcut),
+            block=block,
+            norm=norm,
+            activation=activation,
+            stages=stages,
+            stem_width=stem_width,
         )
         self.steps, self.width = 0, width
 

@@ -26,5 +26,7 @@ def shipped(group: str) -> dict[str, Any]:
     return instances
 
 
-SHORTCUTS, BLOCKS, ORDERS, NORMS = (shipped(group) for group in ("shortcut", "block", "block/order", "norm"))
+SHORTCUTS, BLOCKS, ORDERS, NORMS, ACTIVATIONS = (
+    shipped(group) for group in ("shortcut", "block", "block/order", "norm", "activation")
+)
 BLOCKS |= {f"B{kernels}": BlockSpec(kernels) for kernels in ([3], [3, 3, 3], [3, 3, 3, 3], [3, 1], [1, 3], [3, 1, 3])}

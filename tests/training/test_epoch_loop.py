@@ -5,18 +5,21 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import Mock
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from torch import nn
 
 from plainres.data import batches
 from plainres.data.datamodule import ImageBatches
 from plainres.data.sources import Synthetic
+from plainres.models.activations import ActivationFactory, TailoredReLU
 from plainres.models.networks import CifarNet
-from plainres.models.shortcuts import Dropout, ShortcutFactory
+from plainres.models.shortcuts import Dropout, Plain, ShortcutFactory
 from plainres.randomness import seed_noise
 from plainres.training.classifier import Classifier
 from plainres.training.epoch_loop import EAGER_STEPS, EpochLoop, Replay, cuda_graph
@@ -27,14 +30,20 @@ Change = Callable[[pl.Trainer], None]
 
 
 def fitted(
-    change: Change, *, capturable: bool = False, steps: int = 10, shortcut: ShortcutFactory = Dropout, **options: Any
+    change: Change,
+    *,
+    capturable: bool = False,
+    steps: int = 10,
+    shortcut: ShortcutFactory = Dropout,
+    activation: ActivationFactory = nn.ReLU,
+    **options: Any,
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Return the state and the rows after two and a half epochs with augmentation."""
     source = Synthetic([1, 8, 8], 10, 70, 30, 2, True)
     optim = recipe(steps=steps, **options)
     data = ImageBatches(source.load(), source, optim.batch_size, 0)
     torch.manual_seed(0)
-    network = CifarNet(1, 10, 8, 4, shortcut)
+    network = CifarNet(1, 10, 8, 4, shortcut, activation=activation)
     seed_noise(network, 0)
     classifier = Classifier(network, optim, steps, data.steps_per_epoch, capturable=capturable)
     rows = Rows()
@@ -82,6 +91,14 @@ def test_a_captured_step_equals_the_eager_step(name: str) -> None:
     eager, eager_rows = fitted(with_capture(None), capturable=True, shortcut=SHORTCUTS[name])
     captured, rows = fitted(with_capture(recorder), capturable=True, shortcut=SHORTCUTS[name])
     assert len(recorder.graphs) == 1
+    assert_equal(eager, captured)
+    assert eager_rows == rows
+
+
+def test_a_captured_step_of_tailored_rectifiers_equals_the_eager_step() -> None:
+    options: dict[str, Any] = {"shortcut": Plain, "activation": partial(TailoredReLU, eta=0.5), "capturable": True}
+    eager, eager_rows = fitted(with_capture(None), **options)
+    captured, rows = fitted(with_capture(Recorder()), **options)
     assert_equal(eager, captured)
     assert eager_rows == rows
 

@@ -16,7 +16,10 @@ from support.shipped import ORDERS, SHORTCUTS
 
 SCRIPT = TESTS / "support" / "fake_cuda.py"
 # kernels of a step of eight layers, augmentation and optimizer included, up to which nobody need ask why
-KERNELS = dict.fromkeys([*SHORTCUTS, *ORDERS, "optimizer"], 225) | {"dropout": 330, "stochastic_depth": 230}
+KERNELS = dict.fromkeys([*SHORTCUTS, *ORDERS, "leaky", "tailored", "optimizer"], 225) | {
+    "dropout": 330,
+    "stochastic_depth": 230,
+}
 DTYPES = {  # of a step's operations by precision
     "32-true": {"convolution": ["float32"], "convolution_backward": ["float32"]},
     "bf16-mixed": {"convolution": ["bfloat16"], "convolution_backward": ["bfloat16"]},

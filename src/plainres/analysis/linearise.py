@@ -37,8 +37,8 @@ from plainres.analysis.measurements import (
 from plainres.data.batches import Batch
 from plainres.data.sources import sample_size
 from plainres.errors import InputError
-from plainres.models.initialisation import named_blocks
 from plainres.models.networks import Stack
+from plainres.models.paths import activations_of, follow
 from plainres.models.shortcuts import Plain
 from plainres.reporting.figures import COLOURS, MARKERS, legend_below
 from plainres.runs.location import Location
@@ -78,11 +78,7 @@ def activations(network: nn.Module) -> Mapping[str, nn.Module]:
         raise InputError(
             f"{type(network).__name__} is not a stack of blocks; linearise measures only networks of plainres.models"
         )
-    modules = {
-        name: module
-        for name, module in network.named_modules()
-        if isinstance(module, nn.ReLU) and "shortcut" not in name.split(".")
-    }
+    modules = activations_of(network)
     if not modules:
         raise InputError("the network has no activation, so it is linear already; check its model.block.order")
     return modules
@@ -130,12 +126,16 @@ def importance(network: nn.Module, batches: Iterable[Batch], channels: Mapping[s
     return total / images
 
 
-@lru_cache(maxsize=1)  # the rows of one run follow each other
-def _channels_and_order(finished: Finished) -> tuple[dict[str, int], Tensor]:
-    """Return the channels of each activation, and all channels in the order in which they become linear."""
+def _channels(finished: Finished) -> dict[str, int]:
+    """Return the number of channels of each activation of a finished run."""
     x, _ = next(iter(finished.training))
-    channels = channels_of(finished.network, x[:1].to(next(finished.network.parameters())))
-    return channels, importance(finished.network, finished.training, channels).argsort(stable=True)
+    return channels_of(finished.network, x[:1].to(next(finished.network.parameters())))
+
+
+@lru_cache(maxsize=1)  # the rows of one run follow each other
+def _order(finished: Finished) -> Tensor:
+    """Return all channels of a finished run in the order in which they become linear."""
+    return importance(finished.network, finished.training, _channels(finished)).argsort(stable=True)
 
 
 def effective_depth(network: nn.Module, nonlinear: Mapping[str, float]) -> float:
@@ -150,23 +150,15 @@ def effective_depth(network: nn.Module, nonlinear: Mapping[str, float]) -> float
         nonlinear: the share of non-linear channels of each activation, by name.
     """
 
-    def through(depth: float, layers: str) -> float:
-        return depth + sum(share for name, share in nonlinear.items() if name.startswith(f"{layers}."))
+    def join(block: nn.Module, branch: float, skipping: float) -> float:
+        return branch if isinstance(block.shortcut, Plain) else (branch + skipping) / 2
 
-    depth = through(0.0, "stem")
-    for name, block in named_blocks(network):
-        activated = through(depth, f"{name}.pre")
-        branch = through(activated, f"{name}.residual")
-        skipping = activated if block.shared else depth
-        joined = branch if isinstance(block.shortcut, Plain) else (branch + skipping) / 2
-        depth = through(joined, f"{name}.post_add")
-    return through(depth, "tail")
+    return follow(network, 0.0, lambda depth, name: depth + nonlinear[name], join)
 
 
 def plan_rows(finished: Finished, steps: int) -> list[Row]:
     """Return one row, without values, for each of `steps` + 1 numbers of linear channels, from none to all."""
-    x, _ = next(iter(finished.training))
-    total = sum(channels_of(finished.network, x[:1].to(next(finished.network.parameters()))).values())
+    total = sum(_channels(finished).values())
     numbers = dict.fromkeys(round(step / steps * total) for step in range(steps + 1))
     test_images = sample_size(len(finished.test.index), finished.test_images)
     return [
@@ -177,7 +169,7 @@ def plan_rows(finished: Finished, steps: int) -> list[Row]:
 def measure_row(finished: Finished, row: Mapping[str, str]) -> list[float]:
     """Return the effective depth, the number of layers that are not linear, and loss and error (%) on both sets."""
     network, number = finished.network, int(row["linear"])
-    channels, order = _channels_and_order(finished)
+    channels, order = _channels(finished), _order(finished)
     linear = next(network.parameters()).new_zeros(len(order))
     linear[order[:number]] = 1
     slopes = dict(zip(channels, linear.split(list(channels.values())), strict=True))

@@ -81,7 +81,7 @@ class Advice:
         lines += aligned(rows, indent="    ") if rows else []
         if compiled:
             first = duration(compiled.first)
-            lines.append(f"  compilation takes {first} before the first step, and {self._pays(compiled)}")
+            lines.append(f"  compilation took {first} (longer if torch has not cached it), and {self._pays(compiled)}")
         keep = best is self.given
         lines.append("  advice: keep the given options" if keep else f"  advice: add {' '.join(best.overrides)}")
         if any(override.startswith("precision") for override in best.overrides):
@@ -107,7 +107,7 @@ class _Loop:
     """
 
     def __init__(self, config: Config, given: Config, images: Images, source: Source) -> None:
-        self.config, self.threads, self.overrides = config, config.trainer.threads, _overrides(config, given)
+        self.config, self.overrides = config, _overrides(config, given)
         self.device = torch.device(config.trainer.device_type)
         capture = cuda_graph if config.trainer.cuda_graph else None
         self.loop = BareLoop(config, images, source, self.device, capture)
@@ -116,7 +116,7 @@ class _Loop:
 
     def window(self, steps: int) -> float:
         """Take steps, and return the seconds per step."""
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(self.config.trainer.threads)
         wait_for(self.device)
         started = time.perf_counter()
         self.loop.run(steps)
@@ -154,7 +154,7 @@ def advise(config: Config, windows: Windows, cores: int) -> Advice:
     loops = [given, *(loop for loop in eager if loop is not given)]
     speedups = _compare(loops, windows)
     best = min(eager, key=lambda loop: speedups[loops.index(loop)].step)
-    compiled = with_options(config, best.config.precision, best.threads, compile=True)
+    compiled = with_options(config, best.config.precision, best.config.trainer.threads, compile=True)
     if compiled != config:
         try:
             loop = _Loop(compiled, config, images, source)

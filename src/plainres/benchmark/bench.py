@@ -1,11 +1,13 @@
 """`plainres bench`: measures each network of a study, advises, and estimates the time of the study."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import date
+from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from plainres.benchmark.advice import advise
 from plainres.benchmark.loops import Windows
@@ -46,7 +48,7 @@ def bench(configs: Sequence[Config], rounds: int, seconds: float) -> tuple[list[
         InputError: a configuration is invalid, or needs several devices.
         RunFailedError: the training diverged or ran out of memory.
     """
-    cores, windows = torch.get_num_threads(), Windows(rounds, seconds)
+    windows = Windows(rounds, seconds)
     groups: dict[str, list[Config]] = {}
     for config in configs:
         if config.trainer.processes > 1:
@@ -67,25 +69,10 @@ def bench(configs: Sequence[Config], rounds: int, seconds: float) -> tuple[list[
         networks.append(resolve_compile(members[0]))  # the measured training is endless, so it cannot decide this
     say(announcement(networks, rounds, seconds))
     measurements, speeds, alone, together = [], [], 0.0, 0.0
-    context, largest = forkserver(PRELOADED), _largest(networks)
     with bar("measuring", "part", sum(map(len, _parts(networks))), leave=False) as progress:
         for config, members, parts in zip(networks, groups.values(), _parts(networks), strict=True):
-            model, name = config.model, families[Run.of(config).name][0]
-            network = f"{name}, depth {model['depth']}, width {model['width']}, on {config.options['data']}"
-            progress.set_postfix_str(network)
-            contenders = CONTENDERS if config is largest else (BARE, OURS)
-            (measurement,) = call_in_processes(context, [(measure, config, network, contenders, windows, cores)])
-            progress.update()
-            if config.trainer.compile is True:
-                (measurement.compilation,) = call_in_processes(context, [(compilation_s, config)])
-            measurement.side_by_side = _concurrent_runs(config)
-            if TOGETHER in parts:
-                window = measurement.steps[OURS]
-                measurement.gains = side_by_side(config, measurement.side_by_side, rounds, window)
-                progress.update()
-            if ADVICE in parts:
-                (measurement.advice,) = call_in_processes(context, [(advise, config, windows, cores)])
-                progress.update()
+            name = families[Run.of(config).name][0]
+            measurement = _measure_network(config, name, parts, windows, progress)
             measurements.append(measurement)
             images, speed = source_of(config).load(), speed_of(measurement)
             speeds.append((config, speed))
@@ -94,6 +81,37 @@ def bench(configs: Sequence[Config], rounds: int, seconds: float) -> tuple[list[
     for config, speed in speeds:  # not earlier, since it opens the GPU in this process
         keep(config, speed)
     return measurements, _estimate(configs, alone, together)
+
+
+def _measure_network(
+    config: Config, name: str, parts: Mapping[str, int], windows: Windows, progress: "tqdm[Any]"
+) -> Measurement:
+    """Measure the parts of one network, each in a process of its own.
+
+    Args:
+        config: one configuration with this network, after `resolve_compile`.
+        name: what distinguishes the network from others, without depth and width.
+        parts: the parts to measure, see `_parts`.
+        windows: the timing windows.
+        progress: advanced by one for each part.
+    """
+    context, model, cores = forkserver(PRELOADED), config.model, torch.get_num_threads()
+    network = f"{name}, depth {model['depth']}, width {model['width']}, on {config.options['data']}"
+    progress.set_postfix_str(network)
+    contenders = CONTENDERS if parts[TRIALS] == len(CONTENDERS) else (BARE, OURS)
+    (measurement,) = call_in_processes(context, [(measure, config, network, contenders, windows, cores)])
+    progress.update()
+    if config.trainer.compile is True:
+        (measurement.compilation,) = call_in_processes(context, [(compilation_s, config)])
+    measurement.side_by_side = _concurrent_runs(config)
+    if TOGETHER in parts:
+        window = measurement.steps[OURS]
+        measurement.gains = side_by_side(config, measurement.side_by_side, windows.rounds, window)
+        progress.update()
+    if ADVICE in parts:
+        (measurement.advice,) = call_in_processes(context, [(advise, config, windows, cores)])
+        progress.update()
+    return measurement
 
 
 def _largest(configs: Sequence[Config]) -> Config:

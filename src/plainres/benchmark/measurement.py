@@ -1,4 +1,4 @@
-"""What `plainres bench` measures of one network, and its text."""
+"""Measurements of `plainres bench`, and their text."""
 
 from dataclasses import dataclass, field
 from statistics import median

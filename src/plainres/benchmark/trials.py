@@ -121,7 +121,7 @@ class _Trials(Callback):
         self.evaluating_since = self._clock()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let the clock go on, as if no time had passed."""
+        """Start the clock again, as if no time had passed."""
         self.started += self._clock() - self.evaluating_since
 
     def on_train_batch_end(

@@ -65,9 +65,10 @@ Show a network layer by layer: output shape, parameters and multiply-adds. For a
 
 BENCH = """\
 Measure how fast this machine trains a network, or each network of a study: images/s and ms/step of plainres, of a bare
-PyTorch loop over the same network, batches and precision (the limit), and of a DataLoader whose worker processes crop
-and mirror single images (eager float32). The three take turns in one process. Also report the parts of a step, the peak
-memory, and the time that the run or the study would take. plainres train --dry-run uses the measured speeds later.
+PyTorch loop over the same network, batches and precision (the limit), and of DataLoader loops, from one as people often
+write it to one with the settings of plainres. All take turns in one process. Also report the parts of a step, the peak
+memory, which precision, number of threads and compilation is fastest here, and the time that the run or the study would
+take. plainres train --dry-run uses the measured speeds later.
 
   plainres bench data=cifar10 optim=he2015 model.depth=20 trainer.threads=2
   plainres bench experiment=cifar10_degradation trainer=gpu precision=bf16-mixed

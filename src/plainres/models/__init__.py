@@ -1,5 +1,6 @@
 """Networks, their initialisation, and probes. conf/model and conf/probes refer to these classes and functions."""
 
+from plainres.models.activations import TailoredReLU, leaky_relu
 from plainres.models.blocks import BlockSpec, LayerOrder
 from plainres.models.initialisation import delta_orthogonal, fixup, he_fan_in, he_fan_out, orthogonal, zero_gamma
 from plainres.models.networks import CifarNet, ImageNet
@@ -46,12 +47,14 @@ __all__ = [
     "Signals",
     "SkipInit",
     "StochasticDepth",
+    "TailoredReLU",
     "Wide",
     "delta_orthogonal",
     "fixup",
     "group_norm",
     "he_fan_in",
     "he_fan_out",
+    "leaky_relu",
     "orthogonal",
     "zero_gamma",
 ]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from plainres.errors import InputError
+from plainres.models.activations import ActivationFactory
 from plainres.models.normalisation import Bias, NormFactory, Scale
 from plainres.models.shortcuts import ShortcutFactory, Subsample
 
@@ -37,7 +38,13 @@ def convolution(
 
 
 def ordered_layers(
-    names: Sequence[str], channels: int, norm: NormFactory, number: int | None = None, *, inplace: bool = False
+    names: Sequence[str],
+    channels: int,
+    norm: NormFactory,
+    activation: ActivationFactory,
+    number: int | None = None,
+    *,
+    inplace: bool = False,
 ) -> NamedLayers:
     """Build the layers that `names` lists, each named after its kind: norm1, activation1, and norm1b for a second norm.
 
@@ -45,12 +52,13 @@ def ordered_layers(
         names: list of norm, relu, bias and scale.
         channels: number of input channels.
         norm: factory for normalisations.
+        activation: factory for the activations, which are called relu.
         number: number of the preceding convolution, appended to the layer names.
         inplace: whether activations overwrite their input. No other layer may then read it.
     """
     factories: dict[str, Callable[[], nn.Module]] = {
         "norm": lambda: norm(channels),
-        "relu": lambda: nn.ReLU(inplace=inplace),
+        "relu": lambda: activation(inplace=inplace),
         "bias": Bias,
         "scale": Scale,
     }
@@ -63,6 +71,8 @@ def ordered_layers(
 @dataclass(frozen=True)
 class LayerOrder:
     """Layers around the convolutions, as lists of norm, relu, bias and scale (see `plainres.models.normalisation`).
+
+    The name relu stands for the network's activation, whichever it is.
 
     A block applies pre, conv, between, conv, ..., between, conv, post. It then adds the shortcut and applies post_add.
     `stem` follows the network's first convolution, and `tail` follows its last block. The default is the order of He et
@@ -128,13 +138,21 @@ class BlockSpec:
         return len(self.kernels)
 
     def build(
-        self, in_channels: int, width: int, stride: int, shortcut: ShortcutFactory, norm: NormFactory, *, first: bool
+        self,
+        in_channels: int,
+        width: int,
+        stride: int,
+        shortcut: ShortcutFactory,
+        *,
+        norm: NormFactory,
+        activation: ActivationFactory,
+        first: bool,
     ) -> nn.Module:
         """Build a block (N, in_channels, H, W) -> (N, width * expansion, H/stride, W/stride).
 
         `first` marks the first block of the network.
         """
-        return Block(self, in_channels, width, stride, shortcut, norm=norm, first=first)
+        return Block(self, in_channels, width, stride, shortcut, norm=norm, activation=activation, first=first)
 
 
 class Block(nn.Module):
@@ -159,13 +177,14 @@ class Block(nn.Module):
         shortcut: ShortcutFactory,
         *,
         norm: NormFactory = nn.BatchNorm2d,
+        activation: ActivationFactory = nn.ReLU,
         first: bool = False,
     ) -> None:
         super().__init__()
         order, last = spec.order, spec.layers
         out_channels = width * spec.expansion
         self.shared = stride != 1 or in_channels != out_channels or (first and "relu" not in order.stem)
-        self.pre = nn.Sequential(OrderedDict(ordered_layers(order.pre, in_channels, norm)))
+        self.pre = nn.Sequential(OrderedDict(ordered_layers(order.pre, in_channels, norm, activation)))
         self.residual = nn.Sequential()
         channels = in_channels
         for number, kernel in enumerate(spec.kernels, 1):
@@ -173,13 +192,13 @@ class Block(nn.Module):
             step = stride if number == spec.stride_in else 1
             layers = convolution(channels, outputs, kernel, step, bias=spec.bias, number=number)
             names = order.post if number == last else order.between
-            layers += ordered_layers(names, outputs, norm, number, inplace=True)
+            layers += ordered_layers(names, outputs, norm, activation, number, inplace=True)
             for name, layer in layers:
                 self.residual.add_module(name, layer)
             channels = outputs
         self.shortcut = shortcut(in_channels, out_channels, stride)
         # not in-place: a shortcut may return x itself, or a tensor that its backward pass needs
-        self.post_add = nn.Sequential(OrderedDict(ordered_layers(order.post_add, out_channels, norm)))
+        self.post_add = nn.Sequential(OrderedDict(ordered_layers(order.post_add, out_channels, norm, activation)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x to y."""

@@ -2,20 +2,22 @@
 
 A scheme draws from the given generator only, and does not change the shortcuts. Networks that differ only in their
 shortcuts therefore start with identical backbones. Unless a scheme says otherwise, weights of linear layers are
-N(0, 1 / fan_in), since no ReLU follows the head, and biases are 0.
+N(0, 1 / fan_in), since no activation follows the head, and biases are 0.
+
+The gain of convolutions makes up for the network's activation: sqrt(2) for ReLU, which halves the second moment,
+sqrt(2 / (1 + slope^2)) for leaky ReLU (He et al. 2015, "Delving deep", equation 15), and 1 for the tailored rectifier,
+which preserves it. The formulas below have that of ReLU.
 """
 
-import math
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
 
 from plainres.errors import InputError
+from plainres.models.activations import ACTIVATIONS, TailoredReLU
 from plainres.models.shortcuts import Plain, ReZero
-
-RELU_GAIN = math.sqrt(2)  # compensates for ReLU, which halves the second moment
 
 
 class Scheme(Protocol):
@@ -31,10 +33,11 @@ def he_fan_out(network: nn.Module, generator: Generator) -> None:
 
     This preserves the variance of gradients in the backward pass (He et al. 2015, "Delving deep", equation 14).
     """
+    kind, slope = _activation(network)
     _init_backbone(
         network,
         generator,
-        lambda w: nn.init.kaiming_normal_(w, mode="fan_out", generator=generator, nonlinearity="relu"),
+        lambda w: nn.init.kaiming_normal_(w, slope, mode="fan_out", generator=generator, nonlinearity=kind),
     )
 
 
@@ -43,16 +46,18 @@ def he_fan_in(network: nn.Module, generator: Generator) -> None:
 
     This preserves the variance of activations in the forward pass (He et al. 2015, "Delving deep", equation 10).
     """
+    kind, slope = _activation(network)
     _init_backbone(
         network,
         generator,
-        lambda w: nn.init.kaiming_normal_(w, mode="fan_in", generator=generator, nonlinearity="relu"),
+        lambda w: nn.init.kaiming_normal_(w, slope, mode="fan_in", generator=generator, nonlinearity=kind),
     )
 
 
 def orthogonal(network: nn.Module, generator: Generator) -> None:
     """Set each convolution to sqrt(2) times a random orthogonal matrix (out, in * k * k) (Saxe et al. 2014)."""
-    _init_backbone(network, generator, lambda w: nn.init.orthogonal_(w, RELU_GAIN, generator=generator))
+    gain = nn.init.calculate_gain(*_activation(network))
+    _init_backbone(network, generator, lambda w: nn.init.orthogonal_(w, gain, generator=generator))
 
 
 def delta_orthogonal(network: nn.Module, generator: Generator) -> None:
@@ -61,13 +66,14 @@ def delta_orthogonal(network: nn.Module, generator: Generator) -> None:
     Xiao et al. 2018, section 3. The matrix preserves norms up to the factor sqrt(2) if out >= in. The paper does not
     cover out < in; here the rows are then orthonormal up to the same factor.
     """
+    gain = nn.init.calculate_gain(*_activation(network))
 
     def draw(weight: Tensor) -> None:
         centre = weight.shape[2] // 2
         with torch.no_grad():
             weight.zero_()
             weight[:, :, centre, centre] = nn.init.orthogonal_(
-                torch.empty(weight.shape[:2], dtype=weight.dtype), RELU_GAIN, generator=generator
+                torch.empty(weight.shape[:2], dtype=weight.dtype), gain, generator=generator
             )
 
     _init_backbone(network, generator, draw)
@@ -151,6 +157,14 @@ def _zero_initialisable_branches(network: nn.Module, scheme: str) -> list[nn.Mod
             )
         branches.append(block.residual)
     return branches
+
+
+def _activation(network: nn.Module) -> tuple[Literal["relu", "leaky_relu", "linear"], float]:
+    """Return torch's name of the activation that has the same gain, and its slope. A network without one has ReLU's."""
+    activation = next((module for module in network.modules() if isinstance(module, ACTIVATIONS)), None)
+    if isinstance(activation, nn.LeakyReLU):
+        return "leaky_relu", activation.negative_slope
+    return ("linear" if isinstance(activation, TailoredReLU) else "relu"), 0.0
 
 
 def _init_backbone(network: nn.Module, generator: Generator, draw: Callable[[Tensor], object]) -> None:

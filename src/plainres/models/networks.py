@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plainres.errors import InputError
+from plainres.models.activations import ActivationFactory
 from plainres.models.blocks import BlockSpec, NamedLayers, convolution, ordered_layers
 from plainres.models.normalisation import NormFactory
 from plainres.models.shortcuts import Positioned, ShortcutFactory
+from plainres.models.tailoring import tailor
 
 BASIC = BlockSpec()
 IMAGENET_BLOCKS = [(2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)]  # He et al. 2015, Table 1
@@ -54,6 +56,7 @@ class Stack(nn.Module):
         shortcut: factory for the shortcut of a block.
         block: specification of the blocks.
         norm: factory for normalisations.
+        activation: factory for activations.
     """
 
     def __init__(
@@ -67,26 +70,28 @@ class Stack(nn.Module):
         shortcut: ShortcutFactory,
         block: BlockSpec,
         norm: NormFactory,
+        activation: ActivationFactory,
     ) -> None:
         super().__init__()
         self.stem = nn.Sequential(OrderedDict(stem))
         self.stages = nn.Sequential()
-        position = 0
+        position, factories = 0, {"norm": norm, "activation": activation}
         for stage, count in enumerate(blocks):
             stage_width = width * 2**stage
             layers = nn.Sequential()
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
                 first = stage == index == 0
-                layers.append(block.build(channels, stage_width, stride, shortcut, norm, first=first))
+                layers.append(block.build(channels, stage_width, stride, shortcut, first=first, **factories))
                 position += 1
                 for module in layers[-1].modules():
                     if isinstance(module, Positioned):
                         module.set_position(position, sum(blocks))
                 channels = stage_width * block.expansion
             self.stages.append(layers)
-        self.tail = nn.Sequential(OrderedDict(ordered_layers(block.order.tail, channels, norm)))
+        self.tail = nn.Sequential(OrderedDict(ordered_layers(block.order.tail, channels, norm, activation)))
         self.head = Head(channels, classes)
+        tailor(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images to logits."""
@@ -119,6 +124,7 @@ class CifarNet(Stack):
         *,
         block: BlockSpec = BASIC,
         norm: NormFactory = nn.BatchNorm2d,
+        activation: ActivationFactory = nn.ReLU,
         stages: int = 3,
         stem_width: int | None = None,
     ) -> None:
@@ -136,9 +142,19 @@ class CifarNet(Stack):
         for key, value in {"width": width, "stem_width": channels, "stages": stages}.items():
             if value < 1:
                 raise InputError(f"model.{key} is {value}; it must be at least 1")
-        stem = convolution(in_channels, channels, 3) + ordered_layers(block.order.stem, channels, norm, inplace=True)
+        stem = convolution(in_channels, channels, 3) + ordered_layers(
+            block.order.stem, channels, norm, activation, inplace=True
+        )
         super().__init__(
-            stem, channels, classes, blocks=[n] * stages, width=width, shortcut=shortcut, block=block, norm=norm
+            stem,
+            channels,
+            classes,
+            blocks=[n] * stages,
+            width=width,
+            shortcut=shortcut,
+            block=block,
+            norm=norm,
+            activation=activation,
         )
 
 
@@ -165,6 +181,7 @@ class ImageNet(Stack):
         *,
         block: BlockSpec = BASIC,
         norm: NormFactory = nn.BatchNorm2d,
+        activation: ActivationFactory = nn.ReLU,
     ) -> None:
         blocks_by_depth = {block.layers * sum(blocks) + 2: blocks for blocks in IMAGENET_BLOCKS}
         if depth not in blocks_by_depth:
@@ -177,11 +194,19 @@ class ImageNet(Stack):
             raise InputError(f"model.width is {width}; it must be at least 1")
         stem = [
             *convolution(in_channels, width, 7, 2),
-            *ordered_layers(block.order.stem, width, norm, inplace=True),
+            *ordered_layers(block.order.stem, width, norm, activation, inplace=True),
             ("pool", nn.MaxPool2d(3, stride=2, padding=1)),
         ]
         super().__init__(
-            stem, width, classes, blocks=blocks_by_depth[depth], width=width, shortcut=shortcut, block=block, norm=norm
+            stem,
+            width,
+            classes,
+            blocks=blocks_by_depth[depth],
+            width=width,
+            shortcut=shortcut,
+            block=block,
+            norm=norm,
+            activation=activation,
         )
 
 
