@@ -1,53 +1,56 @@
-"""Sweeps in which the value of an option is chosen for each network before it is trained with fresh seeds."""
+"""Sweeps in which the value of an option is chosen for each network before it is trained with other seeds."""
 
 from collections.abc import Sequence
 
 from plainres.config.schema import Config
-from plainres.console import say
+from plainres.console import quantity, say
 from plainres.launch.sweep import sweep
-from plainres.launch.tuning import Cell, Choice, cells, extended, grids
 from plainres.runs.record import Run
+from plainres.runs.tuning import Cell, Choice, cells, extended
 
 
 def sweep_tuned(configs: Sequence[Config]) -> int:
-    """Train the runs among which is chosen, extend grids whose best value lies at an edge, and train the fresh seeds.
+    """Choose a value for each network, extending grids whose best value lies at an edge, and train the compared runs.
 
-    A run among which is chosen may fail: it counts as infinitely bad. A repeated command goes on where it stopped.
+    A repeated command resumes. A run that diverges counts as infinitely bad in a choice.
 
     Returns:
-        The number of failed runs with fresh seeds, and of those without a value because all values failed.
+        The number of failed runs, without those that diverged in a choice.
 
     Raises:
-        InputError: see `plainres.launch.tuning.cells` and `plainres.launch.sweep.sweep`.
+        InputError: see `plainres.runs.tuning.cells` and `plainres.launch.sweep.sweep`.
         StoppedError: a signal arrived; the active runs are saved.
     """
     found = cells(configs)
+    option = found[0].tuning.option
     while missing := _missing(found):
+        say(f"choosing {option} for {quantity(len(found), 'network')} on the validation set")
         sweep(missing)
-    fresh, without = [], 0
-    for cell, values, choice in grids(found):
-        say(_line(cell, values, choice))
-        if choice.best is None:
-            without += len(cell.seeds)
-        else:
-            fresh += [cell.run(choice.best, seed) for seed in cell.seeds]
-    return sweep(fresh) + without
+        if failed := [run for run in missing if not (run.finished or run.diverged)]:
+            return len(failed)
+    choices = [(cell, *cell.grid()) for cell in found]
+    for cell, values, chosen in choices:
+        say(_line(cell, values, chosen))
+    say("training the seeds that are compared")
+    return sweep([run for cell, _, chosen in choices for run in cell.compared(chosen.best)])
 
 
 def _missing(found: Sequence[Cell]) -> list[Run]:
-    """Return the runs that are needed for the choices and are neither finished nor failed."""
-    needed = [
-        run for cell, values, choice in grids(found) for run in cell.candidates(extended(values, choice, cell.tuning))
-    ]
-    return [run for run in needed if not run.finished and run.failure is None]
+    """Return the runs that choices need and that are neither finished nor diverged."""
+    missing = []
+    for cell in found:
+        values, chosen = cell.grid()
+        for by_seed in cell.candidates(extended(values, chosen, cell.tuning)).values():
+            missing += [run for run in by_seed.values() if not (run.finished or run.diverged)]
+    return missing
 
 
-def _line(cell: Cell, values: Sequence[float], choice: Choice) -> str:
-    """Return the line that says what was chosen."""
+def _line(cell: Cell, values: Sequence[float], chosen: Choice) -> str:
+    """Return the line about the chosen value of a network."""
     model, option = cell.config.model, cell.tuning.option
     network = f"{cell.config.shortcut}, depth {model['depth']}, width {model['width']}"
     grid = f"of {len(values)} values from {values[0]:g} to {values[-1]:g}"
-    if choice.best is None:
-        return f"{network}: no {option} {grid} trained"
-    text = f"{network}: {option}={choice.best:g} {grid}, validation error {choice.errors[choice.best]:.2f} %"
-    return f"{text}; unfinished, since the best value is at the edge of the grid" if choice.at_edge else text
+    if chosen.best is None:
+        return f"{network}: every {option} {grid} diverged"
+    text = f"{network}: {option}={chosen.best:g} {grid}, validation error {chosen.mean(chosen.best):.2f} %"
+    return f"{text}; unfinished, since the best value is at the edge of the grid" if chosen.at_edge else text
