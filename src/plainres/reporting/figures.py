@@ -27,7 +27,17 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from plainres.config.schema import Config
 from plainres.console import quantity
-from plainres.reporting.observations import PROBES, Families, Observed, Panel, layer_values, observations
+from plainres.reporting.observations import (
+    OVER_TRAINING,
+    PROBES,
+    Families,
+    Observed,
+    Panel,
+    Values,
+    layer_values,
+    observations,
+    over_training,
+)
 from plainres.reporting.statistics import Summary, summarize
 from plainres.runs.record import Run
 
@@ -94,6 +104,12 @@ def save_figures(
         unusable += damaged
         if any(observed.values()):
             save(partial(probe_figure, probe, observed, title, width), folder / probe, width)
+            drawn.append(probe)
+    for probe in OVER_TRAINING:
+        values, damaged = over_training(probe, families)
+        unusable += damaged
+        if any(values.values()):
+            save(partial(series_figure, probe, values, title, width), folder / probe, width)
             drawn.append(probe)
     return drawn, unusable
 
@@ -274,6 +290,43 @@ def probe_figure(
             left.set_ylim(bottom=max(left.get_ylim()[0], min(positive, default=0) / 2))
     if any(isinstance(shaded, PolyCollection) for axes in grid.flat for shaded in axes.collections):
         handles[str(SPREAD.get_label())] = SPREAD
+    for label, handle in handles.items():
+        handle.set_label(label)
+    legend_below(figure, list(handles.values()))
+    return figure
+
+
+def series_figure(
+    probe: str, observed: Mapping[str, Mapping[int, Values]], title: str = "", width: float | None = None
+) -> Figure:
+    """Draw the values of a probe over training as means over seeds with the s.d. shaded, a line per family and depth.
+
+    A point without positive values of all its seeds is left out of the logarithmic panels.
+    """
+    panels = OVER_TRAINING[probe]
+    columns = columns_in(len(panels), width, 2.2)
+    wide = (width or PANEL * columns) / columns
+    rows = -(-len(panels) // columns)
+    figure = titled_figure(wide * columns, rows * (0.62 * wide + 0.6), title)
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    depths = sorted({depth for by_depth in observed.values() for depth in by_depth})
+    handles: dict[str, Any] = {}
+    for axes, panel in zip(grid, panels, strict=True):
+        axes.set_title(wrapped_to(panel.title, wide - SCALE), **PLAIN)
+        axes.set_xlabel("iterations")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_yscale("log")
+        for i, (family, by_depth) in enumerate(observed.items()):
+            style: dict[str, Any] = {**family_style(i), "markersize": 3, "linewidth": 1.2}
+            for depth, values in by_depth.items():
+                style["color"] = shade_of(family_style(i)["color"], depths.index(depth), len(depths))
+                points = {step: summarize(each) for step, each in values[panel.column].items() if min(each) > 0}
+                (handles[f"{family}, {depth} layers"],) = axes.plot(
+                    list(points), [point.mean for point in points.values()], **style
+                )
+                _band(axes, list(points), points.values(), style["color"])
+        if panel.bound is not None:
+            axes.axhline(panel.bound, color="#777777", linestyle=":")
     for label, handle in handles.items():
         handle.set_label(label)
     legend_below(figure, list(handles.values()))
