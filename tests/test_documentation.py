@@ -77,6 +77,14 @@ COMMANDS: dict[str, Execution] = {
     "plainres train -m model.depth=8,20 model/shortcut=plain,identity seed=0,1,2": SWEEP,
     "plainres train experiment=digits": SWEEP,
     "plainres train experiment=digits sweep.priority=[{seed: 0}]": SWEEP,
+    "plainres train experiment=digits_learning_rate": shortened(
+        "model.depth=8 model/shortcut=plain model.width=4 optim.epochs=1 seed=3 sweep.tune.values=[0.05,0.1,0.2] "
+        "sweep.tune.seeds=[0] sweep.tune.extensions=0"
+    ),
+    "plainres train -m model.depth=8,56 seed=3,4,5 data.validation_per_class=20 sweep.tune.option=optim.weight_decay "
+    "sweep.tune.values=[0.00005,0.0001,0.0002] sweep.tune.seeds=[0,1,2] sweep.tune.equal=0.0001": shortened(
+        "model.depth=8 model.width=4 optim.epochs=1 seed=3 sweep.tune.seeds=[0] sweep.tune.extensions=0 study=decay"
+    ),
     "plainres train -m seed=0,1 sweep.runs_per_device=2": SMALL,
     "plainres train experiment=digits seed=0 study=before": shortened("model.depth=8 model.width=4 optim.epochs=1"),
     "plainres train experiment=digits seed=0 study=after": shortened("model.depth=8 model.width=4 optim.epochs=1"),

@@ -20,12 +20,12 @@ from plainres.analysis.lesion import measure_row as measure_lesion
 from plainres.analysis.lesion import plan_rows
 from plainres.analysis.linearise import measure_row as measure_linear
 from plainres.analysis.measurements import Finished, Plan, loss_and_error, measure, read_finished
-from plainres.analysis.sharpness import Estimate
 from plainres.cli.main import main
 from plainres.config.instantiate import source_of
 from plainres.data.batches import DeviceImages
 from plainres.data.sources import stratified
 from plainres.files import csv_text, read_rows
+from plainres.models.curvature import Estimate
 from plainres.runs.record import Run
 from support import forking
 from support.places import PLAINRES

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from plainres.analysis.sharpness import draw, hessian_vector, top_eigenvalue
+from plainres.analysis.sharpness import draw, top_eigenvalue
 from plainres.data.batches import DeviceImages, EvaluationBatches
 from plainres.data.sources import Synthetic
 from plainres.errors import InputError
 from plainres.models.blocks import BlockSpec
+from plainres.models.curvature import hessian_vector
 from plainres.models.networks import CifarNet
 from plainres.models.shortcuts import Identity
 from plainres.randomness import mix

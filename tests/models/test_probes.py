@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.optim import SGD
 
 from kills import final_state
@@ -25,6 +26,7 @@ from plainres.models.probes import (
     GradientCorrelation,
     Gradients,
     Responses,
+    Sharpness,
     Signals,
     copy_for_probing,
     weighted_layers,
@@ -41,12 +43,17 @@ NAMES = {
     "gradients": "Gradients",
     "gradient_correlation": "GradientCorrelation",
     "signals": "Signals",
+    "sharpness": "Sharpness",
 }
+OWN = {"sharpness": {"tolerance": 0.01, "max_iterations": 40}}  # options of single probes
 
 
 def nodes(every_n_steps: int | None = None) -> dict[str, Any]:
     options = {"images": 30, "every_n_steps": every_n_steps}
-    return {name: {"_target_": f"plainres.models.{target}", **options} for name, target in NAMES.items()}
+    return {
+        name: {"_target_": f"plainres.models.{target}", **options, **OWN.get(name, {})}
+        for name, target in NAMES.items()
+    }
 
 
 class ThreeLayers(nn.Module):
@@ -360,6 +367,71 @@ def test_figures_of_zero_initialised_weights_have_gaps(make_config: Make, tmp_pa
     assert row["correlation"] == "nan"
 
 
+@pytest.mark.parametrize("setting", [False, True], indirect=True, ids=["momentum", "nesterov"])
+def test_sharpness_is_the_largest_eigenvalue_of_the_whole_hessian(setting: Any) -> None:
+    network, images, targets, optimizer = setting
+    network, images = network.double(), images.double()
+    (row,) = Sharpness(6, None, 1e-6, 200).measure(copy_for_probing(network), images, targets, optimizer)
+    copied = copy_for_probing(network)
+    shapes = {name: weight.shape for name, weight in copied.named_parameters()}
+
+    def loss(flat: Tensor) -> Tensor:
+        parts = flat.split([shape.numel() for shape in shapes.values()])
+        weights = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+        return F.cross_entropy(functional_call(copied, weights, (images,)), targets)
+
+    hessian = torch.autograd.functional.hessian(loss, torch.cat([w.detach().flatten() for w in copied.parameters()]))
+    assert isinstance(hessian, Tensor)
+    expected = torch.linalg.eigvalsh(hessian)[-1].item()
+    assert row["sharpness"] == pytest.approx(expected, rel=1e-5)
+    # Cohen et al. 2021, appendix B, with lr 0.1 and momentum 0.9
+    stable = 3.8 / 0.1 / (2.8 if optimizer.param_groups[0]["nesterov"] else 1)
+    assert row["to_stable"] == pytest.approx(expected / stable, rel=1e-5)
+    assert row["lr"] == 0.1
+
+
+def test_sharpness_that_has_not_converged_is_no_number(setting: Any) -> None:
+    network, images, targets, optimizer = setting
+    (row,) = Sharpness(6, None, 1e-6, 1).measure(copy_for_probing(network), images, targets, optimizer)
+    assert math.isnan(float(row["sharpness"]))
+    assert math.isnan(float(row["to_stable"]))
+
+
+def test_gradient_descent_diverges_where_the_sharpness_exceeds_the_bound() -> None:
+    """On a quadratic, heavy ball and Nesterov's momentum converge only for `to_stable` below 1."""
+    for nesterov in (False, True):
+        for factor, converges in ((0.98, True), (1.02, False)):
+            weight = nn.Parameter(torch.ones(1, dtype=torch.float64))
+            lr = factor * 3.8 / (2.8 if nesterov else 1)  # for c = 1
+            optimizer = SGD([weight], lr, momentum=0.9, nesterov=nesterov)
+            for _ in range(2000):
+                weight.grad = weight.detach().clone()
+                optimizer.step()
+            assert (weight.abs().item() < 1e-3) == converges
+
+
+@pytest.mark.parametrize("options", [{"tolerance": 0.0}, {"tolerance": 1.0}, {"max_iterations": 0}])
+def test_invalid_options_of_sharpness_are_reported(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="tolerance must be between 0 and 1, and max_iterations at least 1"):
+        Sharpness(6, None, **{"tolerance": 0.1, "max_iterations": 5} | options)
+
+
+def test_sharpness_is_drawn_over_training(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(probes={"sharpness": nodes(every_n_steps=2)["sharpness"]})
+    run = Run.of(config)
+    train(run)
+    rows = read_rows(run.folder / "probes" / "sharpness.csv")
+    assert [int(row["step"]) for row in rows[:3]] == [0, 2, 4]
+    drawn, unusable = save_figures({"identity": {8: {0: run}}}, tmp_path)
+    assert "sharpness" in drawn
+    assert not unusable
+    assert "relative to the largest stable one" in (tmp_path / "sharpness.svg").read_text()
+    (run.folder / "probes" / "sharpness.csv").write_text("step,name\nx,y\n")
+    drawn, unusable = save_figures({"identity": {8: {0: run}}}, tmp_path)
+    assert "sharpness" not in drawn
+    assert "damaged" in unusable[0][1]
+
+
 class Unused(nn.Module):
     """Network with a layer that is never called, and with a block whose output is discarded."""
 
@@ -397,6 +469,7 @@ def test_gradient_of_unused_modules_is_0() -> None:
         ("gradients", r"probes.gradients needs layers"),
         ("signals", r"probes.signals needs blocks \(modules with .*, but Linear has none"),
         ("gradient_correlation", None),
+        ("sharpness", None),
     ],
 )
 def test_network_without_the_required_modules_is_rejected(make_config: Make, name: str, message: str | None) -> None:
@@ -404,7 +477,7 @@ def test_network_without_the_required_modules_is_rejected(make_config: Make, nam
     check(config)
     config.model["_target_"] = "support.linear.Linear"
     if message is not None:
-        with pytest.raises(InputError, match=message + ".*for this network: gradient_correlation$"):
+        with pytest.raises(InputError, match=message + ".*for this network: gradient_correlation, sharpness$"):
             check(config)
         return
     check(config)

@@ -27,12 +27,12 @@ def train(arguments: list[str]) -> int:
     world, as_json = World.current(), JSON in arguments
     with StopSignals(early=world.size == 1):
         from plainres.config.compose import compose_jobs
-        from plainres.runs.record import Run
+        from plainres.runs.tuning import runs_of
 
         overrides = [word for word in arguments if word not in (DRY_RUN, JSON)]
         with standard_output_free(as_json):
             jobs = compose_jobs(overrides)
-        runs = [Run.of(config) for config in jobs.configs]
+        runs = runs_of(jobs.configs)
         if as_json and not runs:
             raise InputError("--json is about runs, and there are none here: leave out --json, or --cfg and --info")
         if DRY_RUN in arguments:
@@ -48,10 +48,10 @@ def train(arguments: list[str]) -> int:
                 failed = _train(jobs, runs)
         except RunFailedError:
             if as_json and world.rank == 0:
-                _print_outcomes(runs)
+                _print_outcomes(runs_of(jobs.configs))
             raise
         if as_json and world.rank == 0:
-            _print_outcomes(runs)
+            _print_outcomes(runs_of(jobs.configs))
     return 1 if failed else 0
 
 
@@ -68,10 +68,19 @@ def _train(jobs: "Jobs", runs: Sequence["Run"]) -> int:
     Raises:
         InputError, RunFailedError, StoppedError: see `plainres.launch.devices.train` and `plainres.launch.sweep.sweep`.
     """
+    from plainres.runs.tuning import is_tuned
+
+    tuned = is_tuned(jobs.configs)
     if jobs.launcher != "basic":
         from plainres.launch.hydra_launchers import sweep_with
 
+        if tuned:
+            raise InputError(f"sweep.tune needs hydra/launcher=basic, not {jobs.launcher}")
         return sweep_with(jobs)
+    if tuned:
+        from plainres.launch.tuned_sweep import sweep_tuned
+
+        return sweep_tuned(jobs.configs)
     if len(runs) > 1:
         from plainres.launch.sweep import sweep
 

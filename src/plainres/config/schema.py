@@ -209,6 +209,33 @@ class Loggers:
 
 
 @dataclass
+class Tuning:
+    """Choice of the value of an option for each network of a sweep, on the validation set.
+
+    Each network is trained with each value and each of `seeds`. The value with the lowest mean validation error is
+    chosen, and then the seeds of the sweep are trained with it, and with `equal`, if that is given. If the best value
+    is the smallest or the largest one, the grid is extended on that side by the ratio of its two outermost values.
+    """
+
+    option: str = ""  # a numerical option, such as optim.lr; "": nothing is chosen
+    values: list[float] = field(default_factory=list)  # ascending
+    seeds: list[int] = field(default_factory=list)  # seeds of the runs among which is chosen; the sweep has others
+    equal: float | None = None  # a value with which all networks are compared as well
+    extensions: int = 4  # largest number of values that are added to each side of the grid
+
+    def __post_init__(self) -> None:
+        if not self.option:
+            return
+        if len(self.values) < 3 or sorted(set(self.values)) != list(self.values) or self.values[0] <= 0:
+            raise InputError(
+                f"sweep.tune.values is {self.values}; it must be at least three positive numbers, ascending"
+            )
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise InputError(f"sweep.tune.seeds is {self.seeds}; it must be a list of different seeds")
+        _at_least(0, sweep__tune__extensions=self.extensions)
+
+
+@dataclass
 class SweepOptions:
     """Scheduling of the runs of a sweep. Not part of a run's identity."""
 
@@ -216,6 +243,7 @@ class SweepOptions:
     runs_per_device: Any = AUTO  # concurrent runs; auto: as many as the CPU's cores allow, or one per GPU
     # settings of runs (see `plainres.runs.identity.settings`), most urgent first; ties by cost, most expensive first
     priority: list[dict[str, Any]] = field(default_factory=list)
+    tune: Tuning = field(default_factory=Tuning)  # chooses a value for each network before its seeds are trained
 
     def __post_init__(self) -> None:
         if self.runs_per_device != AUTO and not (type(self.runs_per_device) is int and self.runs_per_device >= 1):
@@ -275,6 +303,11 @@ class Config:
                 f"optim.batch_size is {self.optim.batch_size}; it must be a multiple of {devices}, "
                 f"because it is divided evenly among {devices} devices"
             )
+
+    @property
+    def tuning(self) -> Tuning | None:
+        """The choice of a value before the seeds are trained, None without one."""
+        return self.sweep.tune if self.sweep.tune.option else None
 
     @property
     def shortcut(self) -> str:

@@ -24,6 +24,9 @@ from plainres.launch.preflight import (
 )
 from plainres.launch.selection import Selection, select
 from plainres.runs.record import Run, State
+from plainres.runs.tuning import is_tuned, runs_of
+
+CHOSEN_LATER = "runs with values that are not yet chosen (sweep.tune) are not included"
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,11 @@ def plan(jobs: Jobs, command: Sequence[str]) -> Plan:
         check_launcher(jobs)
     elif len(jobs.configs) > 1:
         check_alone()
-    selection = select([Run.of(config) for config in jobs.configs])
-    planned = _in_jobs(selection, jobs.launcher) if launched else _here(selection, len(jobs.configs) > 1, command)
+    runs = runs_of(jobs.configs)
+    selection = select(runs)
+    planned = _in_jobs(selection, jobs.launcher) if launched else _here(selection, len(runs) > 1, command)
+    if is_tuned(jobs.configs) and selection.left:
+        planned = replace(planned, note="; ".join(filter(None, (planned.note, CHOSEN_LATER))))
     for hint in hints(selection.left):
         say(hint)
     return planned

@@ -5,7 +5,7 @@ from plainres.models.blocks import BlockSpec, LayerOrder
 from plainres.models.initialisation import delta_orthogonal, fixup, he_fan_in, he_fan_out, orthogonal, zero_gamma
 from plainres.models.networks import CifarNet, ImageNet
 from plainres.models.normalisation import group_norm
-from plainres.models.probes import GradientCorrelation, Gradients, Responses, Signals
+from plainres.models.probes import GradientCorrelation, Gradients, Responses, Sharpness, Signals
 from plainres.models.shortcuts import (
     Convolution,
     Dropout,
@@ -43,6 +43,7 @@ __all__ = [
     "ResBlk",
     "Responses",
     "Scaling",
+    "Sharpness",
     "ShortcutGating",
     "Signals",
     "SkipInit",

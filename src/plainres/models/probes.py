@@ -8,9 +8,11 @@ A layer here is a weighted layer of the backbone, in the order of the forward pa
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import islice, pairwise
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from plainres.errors import InputError
+from plainres.models.curvature import estimates
 from plainres.models.initialisation import named_blocks
 from plainres.models.normalisation import SyncBatchNorm2d
 
@@ -192,6 +195,61 @@ class Signals(_BaseProbe):
         return rows
 
 
+class Sharpness(_BaseProbe):
+    """Largest eigenvalue of the Hessian of the training loss, in relation to the learning rate.
+
+    Cohen et al. 2021 (Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability), section 2 and
+    appendix B: on a quadratic, gradient descent with learning rate lr and momentum b diverges if the largest eigenvalue
+    exceeds (2 + 2 b) / lr, and with Nesterov's momentum (2 + 2 b) / (lr (1 + 2 b)). `to_stable` is the eigenvalue
+    divided by this bound. Training with small batches may be unstable below 1.
+
+    An eigenvalue whose estimate has not converged after `max_iterations` is NaN. An iteration costs about two forward
+    and two backward passes.
+
+    Args:
+        images: number of sampled images.
+        every_n_steps: number of steps between measurements; None measures only before and after training.
+        tolerance: the residual of a converged estimate, relative to the eigenvalue.
+        max_iterations: largest number of iterations.
+    """
+
+    requires = ""
+
+    def __init__(self, images: int, every_n_steps: int | None, tolerance: float, max_iterations: int) -> None:
+        super().__init__(images, every_n_steps)
+        if not 0 < tolerance < 1 or max_iterations < 1:
+            raise InputError(
+                f"probes.sharpness has tolerance={tolerance} and max_iterations={max_iterations}; tolerance must be "
+                "between 0 and 1, and max_iterations at least 1"
+            )
+        self.tolerance, self.max_iterations = tolerance, max_iterations
+
+    def measure(self, network: nn.Module, images: Tensor, targets: Tensor, optimizer: Optimizer) -> list[Row]:
+        """Return one row with layer, name, sharpness, lr and to_stable."""
+        found = estimates(network, _OneBatch(images, targets), self.tolerance, seed=0)
+        *_, last = islice(found, self.max_iterations)
+        eigenvalue = last.eigenvalue if last.converged else math.nan
+        group = optimizer.param_groups[0]
+        lr, momentum = float(group["lr"]), group["momentum"]
+        bound = (2 + 2 * momentum) / (1 + 2 * momentum if group["nesterov"] else 1)
+        return [_row(0, "weights", sharpness=eigenvalue, lr=lr, to_stable=eigenvalue * lr / bound)]
+
+
+@dataclass(frozen=True)
+class _OneBatch:
+    """Images as one batch, so that normalisations use the statistics of all."""
+
+    images: Tensor
+    targets: Tensor
+
+    @property
+    def index(self) -> Tensor:
+        return self.targets
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield self.images, self.targets
+
+
 def weighted_layers(network: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear, nn.Module]]:
     """Yield each weighted layer of the backbone: its name, its module, and the module whose output is its response."""
     for name, module in network.named_modules():
@@ -212,6 +270,7 @@ PROBES = {
     "gradients": Gradients,
     "signals": Signals,
     "gradient_correlation": GradientCorrelation,
+    "sharpness": Sharpness,
 }
 
 

@@ -2,7 +2,7 @@
 
 A folder of evidence contains
 
-    configs.yaml   the common part of the runs' configurations, and the rest of each one
+    configs.yaml   the common part of the runs' configurations, and the rest of each one; why runs diverged
     results.csv    the result of each run, one row per run
     curves.csv     the curves, at most ROWS rows per run
     probes/        the measurements of the runs' probes, one file per probe
@@ -10,7 +10,7 @@ A folder of evidence contains
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -44,16 +44,22 @@ VALIDATED = (  # further columns, if there are runs with a validation set
 
 @dataclass(frozen=True)
 class KeptRun(Run):
-    """A finished run read from evidence, which has no folder of its own."""
+    """A run read from evidence, which has no folder of its own: a finished one, or one that diverged."""
 
-    record: Mapping[str, Any]
-    rows: Sequence[dict[str, float]]
-    observed: Mapping[str, Sequence[dict[str, str]]]
+    record: Mapping[str, Any] = field(default_factory=dict)
+    rows: Sequence[dict[str, float]] = ()
+    observed: Mapping[str, Sequence[dict[str, str]]] = field(default_factory=dict)
+    reason: str | None = None  # of a run that diverged
 
     @property
     def finished(self) -> bool:
-        """Whether the run is finished, which all runs in evidence are."""
-        return True
+        """Whether the run is finished."""
+        return self.reason is None
+
+    @property
+    def failure(self) -> str | None:
+        """Reason of the failure of a run that diverged."""
+        return self.reason
 
     @cached_property
     def result(self) -> dict[str, Any]:
@@ -93,6 +99,9 @@ def read(folder: Path) -> list[Run]:
         runs = []
         for name, own in configs["runs"].items():
             config = _config(configs["common"], own)
+            if name in configs.get("diverged", {}):
+                runs.append(KeptRun(config, folder / name, reason=configs["diverged"][name]))
+                continue
             record = {key: _value(text) for key, text in results[name].items()}
             record["versions"] = dict(each.split(" ", 1) for each in str(record["versions"] or "").split("; ") if each)
             rows = [{key: float(text) for key, text in row.items() if text} for row in curves[name]]
@@ -108,12 +117,13 @@ def read(folder: Path) -> list[Run]:
     return runs
 
 
-def write(runs: Iterable[tuple[str, Run]], folder: Path) -> list[tuple[str, str]]:
+def write(runs: Iterable[tuple[str, Run]], folder: Path, diverged: Sequence[Run] = ()) -> list[tuple[str, str]]:
     """Write the evidence of finished runs.
 
     Args:
         runs: the runs, each with the label of its family.
         folder: the folder to write.
+        diverged: runs that diverged, of which configuration and reason are kept.
 
     Returns:
         The folders of runs with a damaged probe file, which is left out, and the reason.
@@ -122,10 +132,12 @@ def write(runs: Iterable[tuple[str, Run]], folder: Path) -> list[tuple[str, str]
         OSError: the folder cannot be written.
     """
     labelled = list(runs)
-    configs = {run.name: _portable(run.config) for _, run in labelled}
+    reasons = {run.name: run.failure for run in diverged}
+    configs = {run.name: _portable(run.config) for run in (*(run for _, run in labelled), *diverged)}
     common = _common(list(configs.values()))
     own = {name: _without(config, common) for name, config in configs.items()}
-    write_atomically(folder / CONFIGS, OmegaConf.to_yaml(OmegaConf.create({"common": common, "runs": own})))
+    kept = {"common": common, "runs": own} | ({"diverged": reasons} if reasons else {})
+    write_atomically(folder / CONFIGS, OmegaConf.to_yaml(OmegaConf.create(kept)))
     write_atomically(folder / RESULTS, csv_text(results(labelled)))
     curves = [{"run": run.name, **_rounded(row)} for _, run in labelled for row in thinned(run.curve(), ROWS)]
     write_atomically(folder / CURVES, csv_text(curves))

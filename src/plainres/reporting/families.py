@@ -20,6 +20,8 @@ UNSET = {  # how a label names an option that is null
     "data.validation_per_class": "no validation split",
     "data.train_per_class": "all training images",
     "data.test_per_class": "all test images",
+    "optim.clip_norm": "not clipped",
+    "optim.warmup_lr": "no warm-up",
 }
 REPEATED = "model.shortcut.norm."  # a projection's normalisation, by default the same as the network's
 

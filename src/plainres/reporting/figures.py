@@ -27,7 +27,17 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from plainres.config.schema import Config
 from plainres.console import quantity
-from plainres.reporting.observations import PROBES, Families, Observed, Panel, layer_values, observations
+from plainres.reporting.observations import (
+    OVER_TRAINING,
+    PROBES,
+    Families,
+    Observed,
+    Panel,
+    Values,
+    layer_values,
+    observations,
+    over_training,
+)
 from plainres.reporting.statistics import Summary, summarize
 from plainres.runs.record import Run
 
@@ -95,6 +105,12 @@ def save_figures(
         if any(observed.values()):
             save(partial(probe_figure, probe, observed, title, width), folder / probe, width)
             drawn.append(probe)
+    for probe in OVER_TRAINING:
+        values, damaged = over_training(probe, families)
+        unusable += damaged
+        if any(values.values()):
+            save(partial(series_figure, probe, values, title, width), folder / probe, width)
+            drawn.append(probe)
     return drawn, unusable
 
 
@@ -128,21 +144,21 @@ def curves(families: Families, title: str = "", width: float | None = None) -> F
     The validation error, if there is one, is dotted. There is one panel per family, which extends to the family's
     longest run.
     """
-    columns = _columns(min(len(families), 3), width)
+    columns = columns_in(min(len(families), 3), width)
     rows = -(-len(families) // columns)
     wide = (width or max(PANEL * columns, 6)) / columns
     depths = sorted({depth for runs in families.values() for depth in runs})
     ncols = _fitting([f"{depth} layers" for depth in depths], wide, 3)
     key: dict[str, Any] = {"handlelength": 1.2, "columnspacing": 1, "fontsize": "small", "ncols": ncols}
     high = 0.58 * wide + 1.3 + 0.17 * ((len(depths) - 1) // ncols)
-    figure = _figure(wide * columns, rows * high, title)
+    figure = titled_figure(wide * columns, rows * high, title)
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     panels: list[Axes] = list(grid.flat)
     size = mpl.rcParams["font.size"]
     late = 0.0  # the largest error of the second half of training
     for i, (panel, (family, runs)) in enumerate(zip(panels, families.items(), strict=False)):
         for depth, by_seed in runs.items():
-            shade = _shade(family_style(i)["color"], depths.index(depth), len(depths))
+            shade = shade_of(family_style(i)["color"], depths.index(depth), len(depths))
             for column, style, thickness in ERROR_CURVES:
                 if not all(column in run.curve()[-1] for run in by_seed.values()):
                     continue
@@ -153,7 +169,7 @@ def curves(families: Families, title: str = "", width: float | None = None) -> F
                 panel.plot(steps, errors, style, color=shade, linewidth=thickness * size, label=label, marker=dot)
                 _band(panel, steps, summaries, shade)
                 late = max(late, *(error for step, error in zip(steps, errors, strict=True) if 2 * step >= steps[-1]))
-        panel.set_title(_wrapped(family, 0.8 * wide))
+        panel.set_title(wrapped_to(family, 0.8 * wide))
         panel.set_xlabel("iterations")
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))
         panel.set_xlim(left=0)
@@ -179,7 +195,7 @@ def curves(families: Families, title: str = "", width: float | None = None) -> F
 def error_by_depth(families: Families, title: str = "", width: float | None = None) -> Figure:
     """Draw final training error (evaluation mode) against depth: a dot per seed, and the mean with its sample s.d."""
     wide = width or 6.4
-    figure = _figure(wide, 0.5 * wide + 1.4, title)
+    figure = titled_figure(wide, 0.5 * wide + 1.4, title)
     axes = figure.subplots()
     depths = sorted({depth for runs in families.values() for depth in runs})
     gap = min((b - a for a, b in pairwise(depths)), default=1)
@@ -202,26 +218,26 @@ def error_by_depth(families: Families, title: str = "", width: float | None = No
     axes.set_ylabel("final training error (%)")
     several = any(len(by_seed) > 1 for runs in families.values() for by_seed in runs.values())
     shown = "Mean and s.d. over seeds; small circles: the seeds" if several else "One seed per family and depth"
-    axes.set_title(_wrapped(shown, wide - SCALE), **PLAIN)
+    axes.set_title(wrapped_to(shown, wide - SCALE), **PLAIN)
     legend_below(figure, handles)
     return figure
 
 
-def _figure(width: float, height: float, title: str) -> Figure:
+def titled_figure(width: float, height: float, title: str) -> Figure:
     """Return a figure of a size in inches, enlarged by the height of its title."""
-    lines = _wrapped(title, 0.8 * width)
+    lines = wrapped_to(title, 0.8 * width)
     figure = Figure(figsize=(width, height + 0.25 * bool(title) * (1 + lines.count("\n"))))
     if title:
         figure.suptitle(lines, parse_math=False)
     return figure
 
 
-def _columns(maximum: int, width: float | None, narrowest: float = NARROW) -> int:
+def columns_in(maximum: int, width: float | None, narrowest: float = NARROW) -> int:
     """Return the number of panels, each at least `narrowest` inches wide, that fit next to each other."""
     return maximum if width is None else max(1, min(maximum, int(width / narrowest)))
 
 
-def _wrapped(text: str, width: float) -> str:
+def wrapped_to(text: str, width: float) -> str:
     """Wrap a text to a width in inches."""
     return textwrap.fill(text, max(int(width * 72 / (0.53 * mpl.rcParams["font.size"])), 10))
 
@@ -251,16 +267,16 @@ def probe_figure(
     The horizontal axis is the layer, or the depth if the probe measures one value for the whole net.
     """
     rows = PROBES[probe]
-    columns = _columns(2, width, 2.2)
+    columns = columns_in(2, width, 2.2)
     wide = (width or 10.8) / columns
-    figure = _figure(wide * columns, 0.8 + len(rows) * 2 / columns * (0.5 * wide + 0.9), title)
+    figure = titled_figure(wide * columns, 0.8 + len(rows) * 2 / columns * (0.5 * wide + 0.9), title)
     grid = figure.subplots(len(rows) * 2 // columns, columns, squeeze=False).reshape(len(rows), 2)
     handles: dict[str, Any] = {}
     for (left, right), panels in zip(grid, rows, strict=True):
         right.sharey(left)
         right.tick_params(labelleft=columns == 1)
         for axes, panel in zip((left, right), panels, strict=True):
-            axes.set_title(_wrapped(panel.title, wide - SCALE), **PLAIN)
+            axes.set_title(wrapped_to(panel.title, wide - SCALE), **PLAIN)
             axes.set_xlabel("depth (weighted layers)" if panel.of_net else "block" if probe == "signals" else "layer")
             axes.set_yscale("log" if panel.log else "linear")
             axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
@@ -274,6 +290,43 @@ def probe_figure(
             left.set_ylim(bottom=max(left.get_ylim()[0], min(positive, default=0) / 2))
     if any(isinstance(shaded, PolyCollection) for axes in grid.flat for shaded in axes.collections):
         handles[str(SPREAD.get_label())] = SPREAD
+    for label, handle in handles.items():
+        handle.set_label(label)
+    legend_below(figure, list(handles.values()))
+    return figure
+
+
+def series_figure(
+    probe: str, observed: Mapping[str, Mapping[int, Values]], title: str = "", width: float | None = None
+) -> Figure:
+    """Draw the values of a probe over training as means over seeds with the s.d. shaded, a line per family and depth.
+
+    A point without positive values of all its seeds is left out of the logarithmic panels.
+    """
+    panels = OVER_TRAINING[probe]
+    columns = columns_in(len(panels), width, 2.2)
+    wide = (width or PANEL * columns) / columns
+    rows = -(-len(panels) // columns)
+    figure = titled_figure(wide * columns, rows * (0.62 * wide + 0.6), title)
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    depths = sorted({depth for by_depth in observed.values() for depth in by_depth})
+    handles: dict[str, Any] = {}
+    for axes, panel in zip(grid, panels, strict=True):
+        axes.set_title(wrapped_to(panel.title, wide - SCALE), **PLAIN)
+        axes.set_xlabel("iterations")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_yscale("log")
+        for i, (family, by_depth) in enumerate(observed.items()):
+            style: dict[str, Any] = {**family_style(i), "markersize": 3, "linewidth": 1.2}
+            for depth, values in by_depth.items():
+                style["color"] = shade_of(family_style(i)["color"], depths.index(depth), len(depths))
+                points = {step: summarize(each) for step, each in values[panel.column].items() if min(each) > 0}
+                (handles[f"{family}, {depth} layers"],) = axes.plot(
+                    list(points), [point.mean for point in points.values()], **style
+                )
+                _band(axes, list(points), points.values(), style["color"])
+        if panel.bound is not None:
+            axes.axhline(panel.bound, color="#777777", linestyle=":")
     for label, handle in handles.items():
         handle.set_label(label)
     legend_below(figure, list(handles.values()))
@@ -296,7 +349,7 @@ def _draw(axes: Axes, panel: Panel, observed: Mapping[str, Mapping[int, Sequence
             handles[family] = axes.errorbar(list(of_nets), means, yerr=sds, capsize=4, **style)
             continue
         for depth, summaries in by_layer.items():
-            style["color"] = _shade(family_style(i)["color"], depths.index(depth), len(depths))
+            style["color"] = shade_of(family_style(i)["color"], depths.index(depth), len(depths))
             numbers = range(1, len(summaries) + 1)
             means = [summary.mean for summary in summaries]
             low = {number: mean for number, mean in zip(numbers, means, strict=True) if panel.log and mean <= 0}
@@ -333,11 +386,12 @@ def _band(axes: Axes, xs: Sequence[float], summaries: Iterable[Summary], colour:
         axes.fill_between(xs, low, high, color=colour, **BAND)
 
 
-def _shade(colour: str, i: int, n: int) -> tuple[float, ...]:
+def shade_of(colour: str, i: int, n: int) -> tuple[float, float, float]:
     """Return the i-th of n shades of a colour, from 60 % towards white to 50 % towards black."""
     share = 0.0 if n == 1 else 0.6 - 1.1 * i / (n - 1)
     target = 1.0 if share > 0 else 0.0
-    return tuple(part + (target - part) * abs(share) for part in to_rgb(colour))
+    red, green, blue = (part + (target - part) * abs(share) for part in to_rgb(colour))
+    return red, green, blue
 
 
 def mean_curve(runs: Iterable[Run], column: str) -> tuple[list[float], list[float]]:

@@ -50,6 +50,29 @@ PROBES: dict[str, tuple[tuple[Panel, Panel], ...]] = {  # rows of panels that sh
         _both("absolute correlation of the images' gradients", "absolute_correlation", log=False, of_net=True),
     ),
 }
+
+
+@dataclass(frozen=True)
+class Series:
+    """A panel of a figure that shows a column of a probe's CSV file over training.
+
+    Args:
+        title: the title of the panel.
+        column: the column.
+        bound: a value with a meaning, which is marked; None without one.
+    """
+
+    title: str
+    column: str
+    bound: float | None = None
+
+
+OVER_TRAINING: dict[str, tuple[Series, ...]] = {
+    "sharpness": (
+        Series("largest eigenvalue of the Hessian", "sharpness"),
+        Series("the same, relative to the largest stable one", "to_stable", 1),
+    )
+}
 LEFT_OUT = {"responses": "head.linear"}  # He et al. 2015, figure 7, shows only the 3x3 layers
 
 
@@ -90,6 +113,41 @@ def observations(probe: str, families: Families) -> tuple[dict[str, dict[int, li
                 of_seeds += [of_run] if of_run else []
             if of_seeds:
                 observed[family][depth] = of_seeds
+    return observed, unusable
+
+
+Values = dict[str, dict[int, list[float]]]  # column -> step -> the values of the seeds
+
+
+def over_training(probe: str, families: Families) -> tuple[dict[str, dict[int, Values]], list[tuple[str, str]]]:
+    """Read the values of a probe in OVER_TRAINING at all steps, in all runs that have them.
+
+    Values that are not finite are left out.
+
+    Returns:
+        The values by family and depth; and the folders of runs with a damaged file, with the reason.
+    """
+    observed: dict[str, dict[int, Values]] = {}
+    unusable = []
+    for family, by_depth in families.items():
+        observed[family] = {}
+        for depth, by_seed in by_depth.items():
+            values: Values = {series.column: {} for series in OVER_TRAINING[probe]}
+            for run in by_seed.values():
+                try:
+                    rows = [
+                        {"step": int(row["step"])} | {column: float(row[column]) for column in values}
+                        for row in run.probe_rows(probe)
+                    ]
+                except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+                    unusable.append((run.folder.name, f"probes/{probe}.csv is damaged ({error!r}) and not drawn"))
+                    continue
+                for row in rows:
+                    for column, by_step in values.items():
+                        if math.isfinite(row[column]):
+                            by_step.setdefault(int(row["step"]), []).append(row[column])
+            if any(values.values()):
+                observed[family][depth] = {column: dict(sorted(by_step.items())) for column, by_step in values.items()}
     return observed, unusable
 
 

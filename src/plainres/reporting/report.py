@@ -7,6 +7,7 @@ import base64
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from plainres.files import csv_text, write_atomically
 from plainres.reporting import evidence, table
 from plainres.reporting.comparisons import COLUMNS, DEEPER, Comparison, nothing_to_compare
 from plainres.reporting.families import SHORTCUT, Family, reference
-from plainres.reporting.figures import COLOURS, save_figures, study_title
+from plainres.reporting.figures import COLOURS, save, save_figures, study_title
 from plainres.reporting.statistics import CONFIDENCE, COVERAGE, LEVEL, SIGNS_FROM
 from plainres.reporting.study import Study, read_study
+from plainres.reporting.tuned import HEAD, Tuned
+from plainres.reporting.tuned_figure import tuned_figure
 from plainres.runs.record import REPORT, Run
 
 POINTS, ALL_POINTS = 1000, 60_000  # maximum in the page, per curve and over all curves, which limits it to 2 MB
@@ -99,8 +102,8 @@ def write_files(*folders: Path | str, title: str | None = None, width: float | N
         title = study_title(study.name, (run.config for _, run in study.runs))
     try:
         report.mkdir(parents=True, exist_ok=True)
-        unusable = evidence.write([(family.label, run) for family, run in study.runs], report)
-        kept = {run.name: run for run in evidence.read(report)}
+        unusable = evidence.write(study.recorded, report, study.diverged)
+        kept = {run.name: run for run in evidence.read(report) if run.finished}
         drawn, more = save_figures(
             {
                 family.label: {
@@ -113,6 +116,8 @@ def write_files(*folders: Path | str, title: str | None = None, width: float | N
             title=title,
             width=width,
         )
+        if study.tuned:
+            save(partial(tuned_figure, study.tuned, title, width), report / "tuned", width)
         study = replace(study, unused=study.unused + unusable + more)
         write_atomically(report / "table.csv", csv_text(table.records(study.families)))
         write_atomically(page_of(study), _page(study, kept, drawn, title))
@@ -135,6 +140,7 @@ def text(study: Study, columns: int = TERMINAL) -> str:
     notes += [_published_note(study)] if table.PUBLISHED not in dropped else []
     lines += ["", *(line for note in (*notes, _left_out(dropped, "table.csv")) for line in wrapped(note, prose))]
     lines += ["", *wrapped(study.fairness, prose)]
+    lines += _tuned(study.tuned, prose) if study.tuned else []
     if study.comparisons:
         lines += _comparisons(study, columns)
     else:
@@ -146,6 +152,13 @@ def text(study: Study, columns: int = TERMINAL) -> str:
         if rest:
             lines += ["", f"{heading} ({len(rest)})", *aligned(rest, indent=INDENT, width=prose)]
     return "\n".join(lines)
+
+
+def _tuned(tuned: Tuned, prose: int) -> list[str]:
+    """Format the chosen values of a tuned option, and how they depend on depth."""
+    cells = aligned([HEAD, *tuned.rows], right=range(1, len(HEAD) - 1), indent=INDENT)
+    exponents = [line for sentence in tuned.exponents for line in wrapped(sentence, prose)]
+    return ["", *wrapped(tuned.caption, prose), *cells, *exponents]
 
 
 def _comparisons(study: Study, columns: int) -> list[str]:
@@ -237,6 +250,8 @@ def _page(study: Study, kept: Mapping[str, Run], drawn: Iterable[str], title: st
         nothing=nothing_to_compare(study.families, _reference(study)),
         pictures=_pictures(study),
         observed={probe: _inlined(study.home / REPORT / probe) for probe in drawn},
+        tuned_head=HEAD,
+        tuned_figure=_inlined(study.home / REPORT / "tuned") if study.tuned else "",
         head=head,
         tables=tables,
         published_note=_published_note(study),

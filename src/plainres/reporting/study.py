@@ -5,7 +5,7 @@ import math
 import os
 import textwrap
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from plainres.reporting.comparisons import Comparison, Trend, budgets, compariso
 from plainres.reporting.conditions import differing
 from plainres.reporting.families import Family, families, labelled, reference
 from plainres.reporting.table import ERRORS, VALIDATED
+from plainres.reporting.tuned import Tuned, read_tuned
 from plainres.runs.identity import identity, settings
 from plainres.runs.record import Run, State, folders_of
 
@@ -37,6 +38,8 @@ class Study:
     unfinished: list[tuple[str, str]]  # folder, state and progress of each run without a result
     absent: list[tuple[str, str]]  # family and seed, and the depths without a folder
     unused: list[tuple[str, str]]  # folders that are unusable, in whole or in part, and the reason
+    diverged: list[Run]
+    tuned: Tuned | None  # the chosen values of an option, if one was tuned
 
     @property
     def runs(self) -> list[tuple[Family, Run]]:
@@ -44,11 +47,18 @@ class Study:
         return [(family, run) for family in self.families for by in family.runs.values() for run in by.values()]
 
     @property
+    def recorded(self) -> list[tuple[str, Run]]:
+        """Finished runs, each once, with the label of a family, and those among which values were chosen."""
+        labelled_runs = [(family.label, run) for family, run in self.runs]
+        labelled_runs += [each for each in (self.tuned.candidates if self.tuned else ()) if each[1].finished]
+        return list({run.name: (label, run) for label, run in reversed(labelled_runs)}.values())[::-1]
+
+    @property
     def results(self) -> "pandas.DataFrame":
         """Results of the finished runs, one row per run, as in results.csv."""
         import pandas as pd
 
-        return pd.DataFrame(evidence.results([(family.label, run) for family, run in self.runs]))
+        return pd.DataFrame(evidence.results(self.recorded))
 
     @property
     def curves(self) -> "pandas.DataFrame":
@@ -56,8 +66,8 @@ class Study:
         import pandas as pd
 
         rows = [
-            {"run": run.name, "family": family.label, "depth": run.config.model["depth"], "seed": run.config.seed} | row
-            for family, run in self.runs
+            {"run": run.name, "family": label, "depth": run.config.model["depth"], "seed": run.config.seed} | row
+            for label, run in self.recorded
             for row in run.curve()
         ]
         return pd.DataFrame(rows).astype({"epoch": int, "step": int})
@@ -73,7 +83,7 @@ class Study:
         depths = sorted({run.config.model["depth"] for _, run in self.runs})
         seeds = sorted({run.config.seed for _, run in self.runs})
         return (
-            f"{quantity(len(self.runs), 'finished run')}: {', '.join(family.label for family in self.families)}; "
+            f"{quantity(len(self.recorded), 'finished run')}: {', '.join(family.label for family in self.families)}; "
             f"{_listed('depth', depths)}; {_listed('seed', seeds)}."
         )
 
@@ -154,16 +164,28 @@ def read_study(*names: Path | str) -> Study:
             f"report.reference has {', '.join(sorted(unknown))}, but no run of {location} does; give settings that the "
             "runs have"
         )
-    labels = labelled(finished)  # an unfinished run, which contributes nothing, does not rename them
-    ordered = sorted(families(finished, labels), key=lambda family: (not family.is_like(baseline), family.label))
+    diverged = [run for run in runs if not run.finished and run.diverged]
+    tuned, rest = read_tuned([*finished, *diverged], baseline)
+    untuned = [run for run in rest if run.finished]
+    labels = labelled(untuned)  # an unfinished run, which contributes nothing, does not rename them
+    found = [*families(untuned, labels), *(tuned.families if tuned else ())]
+    if not found:
+        raise InputError(
+            f"{location} has only runs among which values are chosen; run its `plainres train` command again to train "
+            "those that are compared"
+        )
+    ordered = sorted(found, key=lambda family: (not family.is_like(baseline), family.label))
+    absent = _absent([run for run in runs if not run.config.tuning], labels)
     return Study(
         home,
         ordered,
         comparisons(ordered, baseline),
         trends(ordered),
         unfinished,
-        _absent(runs, labels),
+        absent + _absent_of(tuned.families if tuned else ()),
         sorted(unused),
+        diverged,
+        tuned,
     )
 
 
@@ -294,13 +316,29 @@ def _absent(runs: Sequence[Run], labels: Mapping[str, tuple[str, dict[str, str]]
         runs: all runs. Unfinished ones may be of a family of their own.
         labels: for each finished run's name, the label of its family and its settings.
     """
+    if not runs:
+        return []
     of_all = {name: label for name, (label, _) in labelled(runs).items()}
     of_finished = {of_all[name]: label for name, (label, _) in labels.items()}
     present = {
         (of_finished.get(of_all[run.name], of_all[run.name]), run.config.seed, run.config.model["depth"])
         for run in runs
     }
-    families, seeds, depths = (sorted(set(values)) for values in zip(*present, strict=True))
+    return _gaps(present)
+
+
+def _absent_of(families: Iterable[Family]) -> list[tuple[str, str]]:
+    """Return the combinations of family, seed and depth for which families of tuned networks have no run."""
+    return _gaps(
+        {(each.label, seed, depth) for each in families for depth, by_seed in each.runs.items() for seed in by_seed}
+    )
+
+
+def _gaps(present: Set[tuple[str, int, int]]) -> list[tuple[str, str]]:
+    """Return the combinations of family, seed and depth that are not present."""
+    families = sorted({family for family, _, _ in present})
+    seeds = sorted({seed for _, seed, _ in present})
+    depths = sorted({depth for _, _, depth in present})
     return [
         (f"{family}, seed {seed}", f"missing: {_listed('depth', missing)}")
         for family in families

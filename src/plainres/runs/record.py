@@ -40,6 +40,7 @@ from plainres.locks import HeldError, held, is_held
 from plainres.runs.code import code_of, own_classes
 from plainres.runs.identity import complete, flat, run_name
 
+DIVERGED = "the run has diverged"  # begins the reason of such a failure
 REPORT = "report"  # folder for the report, beside those of the runs
 DATA = "data.json"
 CODE = "code.json"
@@ -247,6 +248,11 @@ class Run:
             return f"failed.json cannot be read: {error.strerror}"
         except (ValueError, KeyError, TypeError):
             return "failed.json is damaged"
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the run has failed because its loss or its weights became infinite or NaN."""
+        return (self.failure or "").startswith(DIVERGED)
 
     def fail(self, reason: str) -> None:
         """Mark the run as failed."""

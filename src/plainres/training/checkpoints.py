@@ -25,7 +25,7 @@ from plainres.errors import InputError, RunFailedError, StoppedError
 from plainres.files import atomically, checkpoint_name, checkpoints_in
 from plainres.processes.signals import StopSignals
 from plainres.runs.provenance import peak_memory_mib
-from plainres.runs.record import Run, Saved
+from plainres.runs.record import DIVERGED, Run, Saved
 from plainres.training.classifier import Classifier
 
 KEPT = 2  # checkpoints that stay on disk, the newest ones
@@ -160,7 +160,7 @@ class Checkpoints(Checkpoint):
         if diverged:
             good = f"; the last good checkpoint is {checkpoint_name(self.saved_step)}" if self.saved_step else ""
             raise RunFailedError(
-                f"the run has diverged: the training loss or a weight is NaN or infinite after step {step}, with a "
+                f"{DIVERGED}: the training loss or a weight is NaN or infinite after step {step}, with a "
                 f"learning rate of {classifier.lr:g}{good}; lower optim.lr, or warm up with optim.warmup_lr"
             )
         if save:

@@ -1,0 +1,239 @@
+"""Choice of the value of an option for each network of a sweep, on the validation set (`sweep.tune`).
+
+A network at its own best learning rate is compared fairly with another one at its own. The runs among which is chosen
+and the runs that are compared have different seeds. The test set has no part in the choice: neither its images nor its
+errors are read here.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, is_dataclass, replace
+from statistics import mean
+from typing import Any
+
+from plainres.config.schema import Config, Tuning
+from plainres.errors import InputError
+from plainres.runs.identity import identity
+from plainres.runs.record import Run
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Validation errors of a network in percent by value and seed, and the best value.
+
+    Args:
+        errors: value -> seed -> error, infinite if the run diverged; the values ascend. A run that is neither finished
+            nor diverged is missing.
+        seeds: the seeds that every value needs.
+    """
+
+    errors: Mapping[float, Mapping[int, float]]
+    seeds: tuple[int, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether no run is missing."""
+        return all(seed in by_seed for by_seed in self.errors.values() for seed in self.seeds)
+
+    def mean(self, value: float) -> float:
+        """Return the mean error of a value over the seeds."""
+        return mean(self.errors[value][seed] for seed in self.seeds)
+
+    @property
+    def best(self) -> float | None:
+        """The value with the lowest mean error, the smallest of equals; None if a run is missing or all diverged."""
+        if not self.complete:
+            return None
+        value = min(self.errors, key=lambda each: (self.mean(each), each))
+        return value if math.isfinite(self.mean(value)) else None
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the best value is the smallest or the largest one, so that a better one may lie outside."""
+        return self.best in (min(self.errors), max(self.errors))
+
+
+def choice(runs: Mapping[float, Mapping[int, Run]], seeds: Sequence[int]) -> Choice:
+    """Choose among runs, given as value -> seed -> run.
+
+    Raises:
+        InputError: a record is damaged.
+    """
+    errors = {
+        value: {seed: error for seed, run in by_seed.items() if (error := _validation_error(run)) is not None}
+        for value, by_seed in sorted(runs.items())
+    }
+    return Choice(errors, tuple(seeds))
+
+
+def _validation_error(run: Run) -> float | None:
+    if run.finished:
+        return run.result["validation_error"]
+    return math.inf if run.diverged else None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Runs of a sweep that differ only in their seeds, and the value of the tuned option that is chosen for them.
+
+    Args:
+        config: the configuration of one of them.
+        seeds: the seeds that are trained with the chosen value.
+    """
+
+    config: Config
+    seeds: tuple[int, ...]
+
+    @property
+    def tuning(self) -> Tuning:
+        """The option, and the values and seeds among which is chosen."""
+        assert self.config.tuning
+        return self.config.tuning
+
+    def run(self, value: float, seed: int) -> Run:
+        """Return the run with a value of the option and a seed."""
+        return Run.of(with_value(replace(self.config, seed=seed), self.tuning.option, value))
+
+    def candidates(self, values: Sequence[float]) -> dict[float, dict[int, Run]]:
+        """Return the runs among which is chosen, value -> seed -> run."""
+        return {value: {seed: self.run(value, seed) for seed in self.tuning.seeds} for value in values}
+
+    def compared(self, best: float | None) -> list[Run]:
+        """Return the runs with the seeds of the sweep, at the equal value and at the best one, as far as there are."""
+        values = dict.fromkeys(value for value in (self.tuning.equal, best) if value is not None)
+        return [self.run(value, seed) for value in values for seed in self.seeds]
+
+    def grid(self) -> tuple[list[float], Choice]:
+        """Return the values of the grid and the choice among them.
+
+        The grid is extended as long as the runs that this needs exist, so that a repeated command finds it again.
+
+        Raises:
+            InputError: a record is damaged.
+        """
+        values = list(self.tuning.values)
+        chosen = choice(self.candidates(values), self.tuning.seeds)
+        while (more := extended(values, chosen, self.tuning)) != values:
+            wider = choice(self.candidates(more), self.tuning.seeds)
+            if not wider.complete:
+                break
+            values, chosen = more, wider
+        return values, chosen
+
+
+def cells(configs: Sequence[Config]) -> list[Cell]:
+    """Group the configurations of a sweep that differ only in their seeds.
+
+    Raises:
+        InputError: there is no validation set, the option is not a number of the configuration, or a seed is both
+            among those of the choice and those of the sweep.
+    """
+    groups: dict[str, list[Config]] = {}
+    for config in configs:
+        assert config.tuning
+        groups.setdefault(network(config, config.sweep.tune.option), []).append(config)
+    found = [Cell(members[0], tuple(dict.fromkeys(each.seed for each in members))) for members in groups.values()]
+    for cell in found:
+        _check(cell)
+    return found
+
+
+def _check(cell: Cell) -> None:
+    if not cell.config.data.get("validation_per_class"):
+        raise InputError(
+            "sweep.tune chooses on the validation set, and there is none; set data.validation_per_class, for example "
+            "to a tenth of the images of a class"
+        )
+    if both := sorted(set(cell.tuning.seeds) & set(cell.seeds)):
+        raise InputError(
+            f"seeds {', '.join(map(str, both))} are in sweep.tune.seeds and in the sweep; a choice is judged by other "
+            "seeds than those it was made from"
+        )
+
+
+def is_tuned(configs: Sequence[Config]) -> bool:
+    """Whether a sweep has sweep.tune.
+
+    Raises:
+        InputError: only a part of it has.
+    """
+    tuned = [config.tuning is not None for config in configs]
+    if any(tuned) and not all(tuned):
+        raise InputError("some runs of this sweep have sweep.tune and others have not; train them in two commands")
+    return any(tuned)
+
+
+def runs_of(configs: Sequence[Config]) -> list[Run]:
+    """Return the runs of a training command, those of tuned networks as far as their values are known.
+
+    Raises:
+        InputError: see `cells`; or only a part of the configurations has sweep.tune.
+    """
+    if not is_tuned(configs):
+        return [Run.of(config) for config in configs]
+    runs = []
+    for cell in cells(configs):
+        values, chosen = cell.grid()
+        candidates = cell.candidates(extended(values, chosen, cell.tuning))
+        runs += [run for by_seed in candidates.values() for run in by_seed.values()]
+        runs += cell.compared(chosen.best)
+    return runs
+
+
+def network(config: Config, option: str) -> str:
+    """Return a text that is equal for runs that differ only in their seeds and in the value of an option.
+
+    Raises:
+        InputError: the option is not a number of the configuration.
+    """
+    return json.dumps([identity(with_value(replace(config, seed=0), option, 1.0)), config.study], sort_keys=True)
+
+
+def with_value(config: Config, option: str, value: float) -> Config:
+    """Return a configuration with another value of a numerical option, such as optim.lr.
+
+    Raises:
+        InputError: the configuration has no such option, or it is not a number.
+    """
+    value_of(config, option)
+    return _changed(config, option.split("."), value)
+
+
+def value_of(config: Config, option: str) -> float:
+    """Return the value of a numerical option.
+
+    Raises:
+        InputError: the configuration has no such option, or it is not a number.
+    """
+    node: Any = config
+    for key in option.split("."):
+        node = _fields(node).get(key)
+    if not isinstance(node, int | float) or isinstance(node, bool):
+        raise InputError(f"sweep.tune.option is {option}; it must be an option that is a number, such as optim.lr")
+    return float(node)
+
+
+def _fields(node: Any) -> Mapping[str, Any]:
+    return vars(node) if is_dataclass(node) else node if isinstance(node, Mapping) else {}
+
+
+def _changed(node: Any, keys: Sequence[str], value: float) -> Any:
+    key, *rest = keys
+    after = _changed(_fields(node)[key], rest, value) if rest else value
+    return {**node, key: after} if isinstance(node, Mapping) else replace(node, **{key: after})
+
+
+def extended(values: Sequence[float], chosen: Choice, tuning: Tuning) -> list[float]:
+    """Return the values with another one beside the best, if that lies at an edge that may still be extended."""
+    before, ascending = tuning.values, list(values)
+    if chosen.best == ascending[0] and sum(value < before[0] for value in ascending) < tuning.extensions:
+        return [_rounded(ascending[0] ** 2 / ascending[1]), *ascending]
+    if chosen.best == ascending[-1] and sum(value > before[-1] for value in ascending) < tuning.extensions:
+        return [*ascending, _rounded(ascending[-1] ** 2 / ascending[-2])]
+    return ascending
+
+
+def _rounded(value: float) -> float:
+    """Round to six significant digits, so that the names of runs do not depend on the last bit."""
+    return float(f"{value:.6g}")

@@ -1,0 +1,187 @@
+"""Reports on studies in which the value of an option was chosen."""
+
+import math
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from plainres.config.schema import SweepOptions, Tuning
+from plainres.errors import InputError
+from plainres.reporting import report
+from plainres.reporting.study import read_study
+from plainres.reporting.tuned import exponent, interval
+from plainres.runs.record import DIVERGED, Run
+from plainres.runs.tuning import Choice
+from support.study import a_run, finish
+
+GRID = [0.025, 0.05, 0.1]
+# validation error of each depth by value; None: the run diverged
+ERRORS: dict[int, dict[float, float | None]] = {
+    8: {0.025: 30.0, 0.05: 20.0, 0.1: 25.0},
+    20: {0.025: 30.0, 0.05: 20.0, 0.1: None},
+    56: {0.025: 10.0, 0.05: 20.0, 0.1: 25.0},
+}
+
+
+def a_tuned_run(folder: Path, shortcut: str, depth: int, value: float, seed: int) -> Run:
+    run = a_run(folder.parent / "untuned" / folder.name, shortcut, depth, seed, validation_per_class=20)
+    tune = Tuning("optim.lr", GRID, [0, 1, 2], 0.1)
+    config = replace(
+        run.config, optim=replace(run.config.optim, lr=value), sweep=SweepOptions(tune=tune), runs=str(folder.parent)
+    )
+    tuned = Run.of(config)
+    tuned.prepare()
+    return tuned
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """Plain and identity networks of three depths, each with the choices of ERRORS, compared at 0.1 and at the best."""
+    folder = tmp_path / "runs" / "rates"
+    for shortcut, factor in (("plain", 1.0), ("identity", 0.5)):
+        for depth, errors in ERRORS.items():
+            for value, error in errors.items():
+                for seed in (0, 1, 2):
+                    run = a_tuned_run(folder, shortcut, depth, value, seed)
+                    if error is None:
+                        run.fail(f"{DIVERGED}: the loss is NaN")
+                    else:
+                        finish(run, 5.0, validation_error=factor * error + seed)
+            best = min((value for value in errors if errors[value]), key=lambda each: errors[each] or math.inf)
+            for value in (0.1, best):
+                for seed in (3, 4, 5):
+                    finish(a_tuned_run(folder, shortcut, depth, value, seed), factor * depth * (1 + value) + seed)
+    return folder
+
+
+def test_networks_are_compared_at_an_equal_value_and_each_at_its_best(study: Path) -> None:
+    read = read_study(study)
+    labels = ["plain (best lr)", "plain (lr 0.1)", "identity (best lr)", "identity (lr 0.1)"]
+    assert [family.label for family in read.families] == labels
+    for family in read.families:
+        assert {depth: list(by_seed) for depth, by_seed in family.runs.items()} == {
+            8: [3, 4, 5],
+            20: [3, 4, 5],
+            56: [3, 4, 5],
+        }
+    best = {depth: by_seed[3].config.optim.lr for depth, by_seed in read.families[0].runs.items()}
+    assert best == {8: 0.05, 20: 0.05, 56: 0.025}
+    headings = [heading for heading in read.comparisons if "minus" in heading]
+    assert "Training error, plain (best lr) minus identity (best lr)" in headings
+    assert "Training error, plain (lr 0.1) minus identity (lr 0.1)" in headings
+    assert len(headings) == 3  # and deepest minus shallowest
+    verdicts = [each.verdict for group in read.comparisons.values() for each in group]
+    assert not any("settings differ" in verdict or "unequal" in verdict for verdict in verdicts)
+
+
+def test_the_text_has_each_choice_and_says_which_is_unfinished(study: Path) -> None:
+    text = report.write_report(study, columns=120)
+    rows = {tuple(line.split()[:2]): line for line in text.splitlines() if line.split()[1:2] in (["8"], ["20"], ["56"])}
+    assert re.search(r"plain +8 +0.05 +0.05 to 0.05 +21.00$", rows["plain", "8"])
+    assert rows["plain", "56"].endswith("unfinished: the best value is at the edge of the grid")
+    assert "plain: no exponent, which needs 3 depths with a finished choice." in text
+    assert "Expected by arXiv:2602.07494: depth^(-1.50)." in text
+    assert (study / "report" / "tuned.svg").exists()
+    assert 'id="tuned"' in (study / "report" / "index.html").read_text()
+
+
+def test_the_report_on_evidence_has_the_same_choices_though_runs_diverged(study: Path, tmp_path: Path) -> None:
+    text = report.write_report(study)
+    kept = tmp_path / "experiments" / "rates"
+    shutil.copytree(study / "report", kept)
+    again = report.write_report(kept).replace(str(kept), "FOLDER")
+    assert again == text.replace(str(study), "FOLDER")
+    assert (kept / "report" / "tuned.svg").read_bytes() == (study / "report" / "tuned.svg").read_bytes()
+    assert "the loss is NaN" in text
+
+
+def test_every_run_is_recorded_once(study: Path) -> None:
+    read = read_study(study)
+    names = list(read.results["folder"])
+    assert len(names) == len(set(names))
+    assert len(names) == sum(1 for _ in study.glob("*/result.json"))
+
+
+def test_a_run_at_both_values_belongs_to_both_families(study: Path) -> None:
+    """Where 0.1 is the best value of a network, its runs are compared in both ways."""
+    for folder in study.glob("*-8-w8-s*"):
+        run = Run.read(folder)
+        if run.config.seed < 3 and run.config.optim.lr == 0.1:
+            finish(run, 5.0, validation_error=1.0)
+    at_best, at_equal, *_ = read_study(study).families
+    assert at_best.runs[8] == at_equal.runs[8]
+
+
+def test_without_compared_runs_the_report_says_what_is_left(study: Path) -> None:
+    for folder in study.glob("*-s[345]-*"):
+        shutil.rmtree(folder)
+    with pytest.raises(InputError, match="only runs among which values are chosen"):
+        read_study(study)
+
+
+def test_a_missing_candidate_leaves_the_choice_open(study: Path) -> None:
+    (folder,) = (each for each in study.glob("plain-8-w8-s0-*") if Run.read(each).config.optim.lr == 0.05)
+    shutil.rmtree(folder)
+    tuned = read_study(study).tuned
+    assert tuned is not None
+    assert tuned.choices["plain"][8].best is None
+    assert ("plain", "8", "", "", "", "unfinished: runs are missing") in tuned.rows
+
+
+def test_the_range_ends_where_the_error_is_shown_to_be_higher() -> None:
+    by_value = {0.1: (9, 9.5, 10), 0.2: (5, 6, 9), 0.4: (5, 6, 7), 0.8: (8.1, 9, 9.9), 1.6: (5, 6, 8)}
+    chosen = Choice({value: dict(enumerate(errors)) for value, errors in by_value.items()}, (0, 1, 2))
+    assert chosen.best == 0.4
+    assert interval(chosen) == (0.2, 0.4)
+    assert interval(Choice({1.0: {0: 1.0, 1: 2.0}, 2.0: {0: 1.0, 1: 2.0}}, (0, 1))) is None
+
+
+def test_a_value_with_the_same_larger_error_in_every_seed_is_higher() -> None:
+    chosen = Choice(
+        {0.1: {0: 2.0, 1: 3.0, 2: 4.0}, 0.2: {0: 1.0, 1: 2.0, 2: 3.0}, 0.4: dict.fromkeys(range(3), math.inf)},
+        (0, 1, 2),
+    )
+    assert interval(chosen) == (0.2, 0.2)
+
+
+def choice_of(best: float) -> Choice:
+    errors = {best / 2: 2.0, best: 1.0, best * 2: 2.0}
+    return Choice({value: dict.fromkeys(range(3), error) for value, error in errors.items()}, (0, 1, 2))
+
+
+def test_the_exponent_of_an_exact_power_is_found_without_an_interval() -> None:
+    fitted = exponent({depth: choice_of(3 * depth**-1.5) for depth in (8, 20, 56)})
+    assert fitted is not None
+    assert fitted.slope == pytest.approx(-1.5)
+    assert math.exp(fitted.intercept) == pytest.approx(3)
+    assert fitted.interval is None
+
+
+def test_the_exponents_interval_is_students() -> None:
+    """Against the formula of a textbook: slope -+ t(0.975, n - 2) s / sqrt(sum (x - mean)^2)."""
+    values = {8: 0.4, 20: 0.1, 32: 0.1, 56: 0.05}
+    fitted = exponent({depth: choice_of(value) for depth, value in values.items()})
+    assert fitted is not None
+    assert fitted.interval is not None
+    x, y = [math.log(d) for d in values], [math.log(v) for v in values.values()]
+    mx, my = sum(x) / 4, sum(y) / 4
+    sxx = sum((a - mx) ** 2 for a in x)
+    slope = sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / sxx
+    s = math.sqrt(sum((b - my - slope * (a - mx)) ** 2 for a, b in zip(x, y, strict=True)) / 2)
+    half = 4.302652729911275 * s / math.sqrt(sxx)  # t(0.975, 2)
+    assert fitted.slope == pytest.approx(slope)
+    assert fitted.interval == pytest.approx((slope - half, slope + half))
+
+
+def test_two_tuned_options_are_refused(study: Path) -> None:
+    run = a_tuned_run(study, "plain", 8, 0.05, 7)
+    tune = Tuning("optim.weight_decay", [1e-5, 1e-4, 1e-3], [0, 1, 2])
+    other = replace(run.config, sweep=SweepOptions(tune=tune), seed=8)
+    again = Run.of(other)
+    again.prepare()
+    finish(again, 5.0)
+    with pytest.raises(InputError, match=r"optim\.lr and optim\.weight_decay; report on one option at a time"):
+        read_study(study)
