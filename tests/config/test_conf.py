@@ -79,7 +79,7 @@ AXES = {
     "digits_warmup": (8, [8, 56], 4),
     "digits_decay": (16, [8, 56], 8),
     "digits_leaky": (8, [8, 56], 4),
-    "digits_tailored": (6, [8, 56], 3),
+    "digits_tailored": (6, [20, 56], 3),
     "digits_budget": (12, [8, 56], 6),
     "imagenet_degradation": (4, [18, 34], 2),
 }
