@@ -81,6 +81,7 @@ AXES = {
     "digits_leaky": (8, [8, 56], 4),
     "digits_tailored": (6, [20, 56], 3),
     "digits_budget": (12, [8, 56], 6),
+    "digits_sharpness": (4, [8, 56], 2),
     "imagenet_degradation": (4, [18, 34], 2),
 }
 SMALL = ("cifar10_quick", "cifar10_learning_rate")  # narrower networks than the paper's

@@ -11,12 +11,13 @@ import pytest
 
 from plainres.config.compose import Jobs
 from plainres.config.instantiate import source_of
-from plainres.config.schema import Config, SweepOptions
+from plainres.config.schema import Config, SweepOptions, Tuning
 from plainres.errors import InputError
 from plainres.launch.estimate import makespan
 from plainres.launch.plan import Plan, plan
 from plainres.launch.speeds import FOLDER, Speed, keep, kept, resolve_compile
 from plainres.runs.record import Run
+from plainres.runs.tuning import with_value
 
 Make = Callable[..., Config]
 SPEED = Speed(step=0.5, evaluation=3.0, compilation=0.0, at_a_time=2, gain=1.6, measured="2025-01-31")
@@ -64,6 +65,15 @@ def test_a_speed_is_found_for_other_seeds_and_lengths_only(make_config: Make, mo
         assert kept(resolve_compile(make_config(**changes))) is None, changes
     monkeypatch.setattr(platform, "node", lambda: "another machine")
     assert kept(config) is None
+
+
+def test_a_speed_is_found_for_every_value_of_a_tuned_option(make_config: Make) -> None:
+    tune = Tuning("optim.lr", [0.1, 0.2, 0.4], [0])
+    config = replace(resolve_compile(make_config()), sweep=SweepOptions(tune=tune))
+    keep(config, SPEED)
+    assert kept(with_value(config, "optim.lr", 0.8)) == SPEED
+    assert kept(with_value(config, "optim.weight_decay", 0.5)) is None
+    assert kept(replace(with_value(config, "optim.lr", 0.8), sweep=SweepOptions())) is None
 
 
 def test_a_damaged_speed_is_not_found(make_config: Make, cache: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import date
 from typing import Any
 
@@ -25,6 +25,7 @@ from plainres.processes.forkserver import call_in_processes, forkserver
 from plainres.reporting.families import labelled
 from plainres.runs.identity import identity
 from plainres.runs.record import Run
+from plainres.runs.tuning import neutral, runs_of
 
 TRIALS, TOGETHER, ADVICE = "trials", "side by side", "advice"  # parts of the measurement of a network
 SETUP_S = {TRIALS: 20, TOGETHER: 10, ADVICE: 50}  # approximate time to start and warm up; the advice compiles once
@@ -50,13 +51,14 @@ def bench(configs: Sequence[Config], rounds: int, seconds: float) -> tuple[list[
     """
     windows = Windows(rounds, seconds)
     groups: dict[str, list[Config]] = {}
-    for config in configs:
+    runs = runs_of(configs)
+    for config in (run.config for run in runs):
         if config.trainer.processes > 1:
             raise InputError("plainres bench measures runs on one device; add trainer.devices=1 trainer.num_nodes=1")
         check(config)
-        seedless = replace(config, seed=0)
+        seedless = neutral(config)
         groups.setdefault(json.dumps([identity(seedless), asdict(seedless.trainer)]), []).append(config)
-    families = labelled([Run.of(config) for config in configs])
+    families = labelled([Run.of(members[0]) for members in groups.values()])
     networks = []
     for members in groups.values():
         source = source_of(members[0])
@@ -80,7 +82,7 @@ def bench(configs: Sequence[Config], rounds: int, seconds: float) -> tuple[list[
             together += len(members) * speed.seconds(config, images) / speed.gain
     for config, speed in speeds:  # not earlier, since it opens the GPU in this process
         keep(config, speed)
-    return measurements, _estimate(configs, alone, together)
+    return measurements, _estimate(len(runs), alone, together)
 
 
 def _measure_network(
@@ -165,8 +167,8 @@ def speed_of(measurement: Measurement) -> Speed:
     )
 
 
-def _estimate(configs: Sequence[Config], alone: float, together: float) -> str:
-    if len(configs) == 1:
+def _estimate(runs: int, alone: float, together: float) -> str:
+    if runs == 1:
         return f"the run: {duration(alone)} of training and evaluation"
-    text = f"{len(configs)} runs: {duration(alone)} of training and evaluation one after another"
+    text = f"{runs} runs: {duration(alone)} of training and evaluation one after another"
     return f"{text}, {duration(together)} as a sweep with concurrent runs" if together < alone else text

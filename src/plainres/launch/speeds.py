@@ -1,7 +1,8 @@
 """Speeds of networks on this machine, measured by `plainres bench` and kept in the cache for estimates of sweeps.
 
 A speed is found again only under the conditions in which it was measured: network, data, recipe, precision, trainer,
-probes, machine, versions and training code. The seed and the length of a run do not matter.
+probes, machine, versions and training code. The seed and the length of a run do not matter, nor does the value of a
+tuned option.
 """
 
 import hashlib
@@ -25,6 +26,7 @@ from plainres.errors import InputError
 from plainres.files import write_atomically
 from plainres.runs.identity import complete
 from plainres.runs.provenance import SOURCE_SHA256, device_name, versions
+from plainres.runs.tuning import neutral
 from plainres.training.compilation import pays
 
 FOLDER = "speeds"  # in the cache, beside the decoded copies
@@ -96,7 +98,7 @@ def kept(config: Config) -> Speed | None:
 
 def _conditions(config: Config) -> dict[str, object]:
     """Return all that a speed may depend on."""
-    identity = complete(replace(config, seed=0))
+    identity = complete(neutral(config))
     recipe = {key: value for key, value in identity["optim"].items() if key not in ("epochs", "steps")}
     source = source_of(config)
     images = source.load()

@@ -190,6 +190,16 @@ def network(config: Config, option: str) -> str:
     return json.dumps([identity(with_value(replace(config, seed=0), option, 1.0)), config.study], sort_keys=True)
 
 
+def neutral(config: Config) -> Config:
+    """Return a configuration with the seed 0 and, if it is tuned, with 1 as the value of the option.
+
+    Raises:
+        InputError: the option is not a number of the configuration.
+    """
+    seedless = replace(config, seed=0)
+    return with_value(seedless, config.tuning.option, 1.0) if config.tuning else seedless
+
+
 def with_value(config: Config, option: str, value: float) -> Config:
     """Return a configuration with another value of a numerical option, such as optim.lr.
 
