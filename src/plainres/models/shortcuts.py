@@ -406,7 +406,7 @@ class DecayedIdentity(Identity):
 
 
 class OrthogonalUpdate(Identity):
-    """y = F(x) - s x + x, where s x is the projection of F(x) on x: only what is orthogonal to x is added.
+    """y = F(x) + (1 - s) x, where s x is the projection of F(x) on x: only what is orthogonal to x is added.
 
     Oh et al. 2025 (Revisiting Residual Connections, arXiv 2505.11881), section 3: s = <x, F(x)> / (<x, x> + e), with
     e = 1e-6. The inner products are over the channels of each position, or over channels and positions of each image
@@ -431,7 +431,7 @@ class OrthogonalUpdate(Identity):
         wide = x.to(exact)
         along = (wide * fx).sum(self.dimensions, keepdim=True)
         share = along / (wide.square().sum(self.dimensions, keepdim=True) + 1e-6)
-        return (fx - share * wide + wide).to(fx.dtype)
+        return (fx + (1 - share) * wide).to(fx.dtype)
 
 
 def _shape_changes(in_channels: int, out_channels: int, stride: int) -> bool:
