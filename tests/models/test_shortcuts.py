@@ -16,10 +16,14 @@ from plainres.errors import InputError
 from plainres.models.normalisation import Bias, Scale, group_norm
 from plainres.models.shortcuts import (
     Convolution,
+    DecayedIdentity,
+    DepthScaled,
     Dropout,
     ExclusiveGating,
     Highway,
     Identity,
+    LayerScale,
+    OrthogonalUpdate,
     Plain,
     Positioned,
     Projection,
@@ -52,6 +56,10 @@ COUNTS: Mapping[ShortcutFactory, tuple[Callable[[int, int], int], Callable[[int]
     StochasticDepth: (lambda i, o: 0, lambda c: 0),
     ReZero: (lambda i, o: 1, lambda c: 1),
     SkipInit: (lambda i, o: 1, lambda c: 1),
+    DepthScaled: (lambda i, o: 0, lambda c: 0),
+    LayerScale: (lambda i, o: o, lambda c: c),
+    DecayedIdentity: (lambda i, o: 0, lambda c: 0),
+    OrthogonalUpdate: (lambda i, o: 0, lambda c: 0),
 }
 
 
@@ -175,7 +183,78 @@ def test_learned_scalars() -> None:
     torch.testing.assert_close(module(x, fx), x + fx / 4)
 
 
-@pytest.mark.parametrize(("make", "key"), [(partial(Dropout, p=1.5), "p"), (partial(StochasticDepth, last=-1), "last")])
+def test_the_scale_of_a_branch_by_depth() -> None:
+    x, fx = tensors()
+    module = DepthScaled(4, 4, 1, exponent=0.5, multiplier=3.0)
+    assert isinstance(module, Positioned)
+    module.set_position(2, 9)
+    torch.testing.assert_close(module(x, fx), fx + x)  # 3 / sqrt(9)
+    module = DepthScaled(4, 4, 1, exponent=1.0)
+    module.set_position(1, 4)
+    torch.testing.assert_close(module(x, fx), fx / 4 + x)
+
+
+@pytest.mark.parametrize("blocks", [1, 10, 100])
+def test_depth_scaling_bounds_the_variance_of_the_signal(blocks: int) -> None:
+    """Hayou et al. 2020: with branches of the variance of their input, it grows to (1 + 1/L)^L < e, not to 2^L."""
+    generator = torch.Generator().manual_seed(0)
+    signal = torch.randn(1, 1, 300, 300, dtype=torch.float64, generator=generator)
+    module = DepthScaled(1, 1, 1)
+    module.set_position(1, blocks)
+    for _ in range(blocks):
+        noise = torch.randn(signal.shape, dtype=torch.float64, generator=generator)
+        signal = module(signal, signal.std() * noise)
+    assert signal.var().item() == pytest.approx((1 + 1 / blocks) ** blocks, rel=0.05)
+
+
+def test_layer_scale_has_a_factor_for_each_channel() -> None:
+    x, fx = tensors()
+    module = LayerScale(4, 4, 1, initial=0.01)
+    torch.testing.assert_close(module(x, fx), x + 0.01 * fx)
+    factors = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    with torch.no_grad():
+        module.scale.copy_(factors[:, None, None])
+    torch.testing.assert_close(module(x, fx), x + torch.einsum("c,nchw->nchw", factors, fx))
+
+
+def test_the_identity_decays_linearly() -> None:
+    x, fx = tensors()
+    module = DecayedIdentity(4, 4, 1, last=0.6)
+    for block, factor in ((1, 0.96), (5, 0.8), (10, 0.6)):
+        module.set_position(block, 10)
+        torch.testing.assert_close(module(x, fx), fx + factor * x)
+
+
+@pytest.mark.parametrize(("over", "dimensions"), [("channels", (1,)), ("image", (1, 2, 3))])
+def test_what_is_added_is_orthogonal(over: str, dimensions: tuple[int, ...]) -> None:
+    """Against the projection by least squares, in float64."""
+    x, fx = (tensor.double() for tensor in tensors())
+    y = OrthogonalUpdate(4, 4, 1, over=over)(x, fx)
+    assert ((y - x) * x).sum(dimensions).abs().max() < 1e-5
+    one, branch = (x[0, :, 2, 3], fx[0, :, 2, 3]) if over == "channels" else (x[0].flatten(), fx[0].flatten())
+    solution = torch.linalg.lstsq(one[:, None], branch[:, None]).solution
+    expected = one + branch - solution.item() * one
+    found = y[0, :, 2, 3] if over == "channels" else y[0].flatten()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_orthogonal_updates_of_what_is_parallel_or_of_nothing() -> None:
+    x, _ = (tensor.double() for tensor in tensors())
+    module = OrthogonalUpdate(4, 4, 1)
+    torch.testing.assert_close(module(x, 3 * x), x, atol=1e-4, rtol=0)
+    assert torch.equal(module(torch.zeros_like(x), x), x)
+    with pytest.raises(InputError, match=r"model.shortcut.over is rows; it must be one of channels, image"):
+        OrthogonalUpdate(4, 4, 1, over="rows")
+
+
+@pytest.mark.parametrize(
+    ("make", "key"),
+    [
+        (partial(DecayedIdentity, last=1.1), "last"),
+        (partial(Dropout, p=1.5), "p"),
+        (partial(StochasticDepth, last=-1), "last"),
+    ],
+)
 def test_invalid_probabilities_are_rejected(make: ShortcutFactory, key: str) -> None:
     with pytest.raises(InputError, match=f"model.shortcut.{key} is .*; it must be between 0 and 1"):
         make(4, 4, 1)

@@ -18,6 +18,7 @@ SCRIPT = TESTS / "support" / "fake_cuda.py"
 # kernels of a step of eight layers, augmentation and optimizer included, up to which nobody need ask why
 KERNELS = dict.fromkeys([*SHORTCUTS, *ORDERS, "leaky", "tailored", "optimizer"], 225) | {
     "dropout": 330,
+    "orthogonal_update": 270,  # inner products, in float32
     "stochastic_depth": 230,
 }
 DTYPES = {  # of a step's operations by precision
