@@ -106,7 +106,7 @@ def test_every_run_is_recorded_once(study: Path) -> None:
 
 
 def test_a_run_at_both_values_belongs_to_both_families(study: Path) -> None:
-    """Where 0.1 is the best value of a network, its runs are compared in both ways."""
+    """If 0.1 is the best value of a network, its runs are compared in both ways."""
     for folder in study.glob("*-8-w8-s*"):
         run = Run.read(folder)
         if run.config.seed < 3 and run.config.optim.lr == 0.1:
