@@ -113,6 +113,28 @@ def test_a_run_that_fails_for_another_reason_than_divergence_stops_the_choice(
     assert len(trained) == 1
 
 
-def test_another_launcher_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "-m", *SMALL, f"runs={tmp_path}", "hydra/launcher=joblib"]) == 2
+@pytest.mark.parametrize("also", [[], ["--dry-run"]], ids=["train", "dry-run"])
+def test_another_launcher_is_refused(also: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "-m", *SMALL, f"runs={tmp_path}", "hydra/launcher=joblib", *also]) == 2
     assert "sweep.tune needs hydra/launcher=basic, not joblib" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            "sweep.tune.option=optim.learning_rate",
+            "sweep.tune.option is optim.learning_rate; it must be an option that",
+        ),
+        ("sweep.tune.values=0.1", "sweep.tune.values"),
+        ("sweep.tune.values=[0.1,0.2]", "sweep.tune.values is [0.1, 0.2]; it must be at least three positive numbers"),
+        ("sweep.tune.seeds=[]", "sweep.tune.seeds is []; it must be a list of different seeds"),
+        ("sweep.tune.seeds=[5,6]", "seeds 5, 6 are in sweep.tune.seeds and in the sweep"),
+        ("data.validation_per_class=null", "sweep.tune chooses on the validation set, and there is none"),
+        ("sweep.tune.extensions=-1", "sweep.tune.extensions is -1; it must be at least 0"),
+    ],
+)
+def test_a_mistake_gets_a_line(changed: str, message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "-m", *SMALL, f"runs={tmp_path}", changed]) == 2
+    *_, line = capfd.readouterr().err.strip().splitlines()
+    assert message in line

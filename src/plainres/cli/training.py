@@ -70,14 +70,11 @@ def _train(jobs: "Jobs", runs: Sequence["Run"]) -> int:
     """
     from plainres.runs.tuning import is_tuned
 
-    tuned = is_tuned(jobs.configs)
     if jobs.launcher != "basic":
         from plainres.launch.hydra_launchers import sweep_with
 
-        if tuned:
-            raise InputError(f"sweep.tune needs hydra/launcher=basic, not {jobs.launcher}")
         return sweep_with(jobs)
-    if tuned:
+    if is_tuned(jobs.configs):
         from plainres.launch.tuned_sweep import sweep_tuned
 
         return sweep_tuned(jobs.configs)

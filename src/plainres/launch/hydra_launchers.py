@@ -31,6 +31,7 @@ from plainres.processes.environment import isolate
 from plainres.processes.signals import StopSignals
 from plainres.processes.world import requeue
 from plainres.runs.record import Run
+from plainres.runs.tuning import is_tuned
 from plainres.tracking.wandb_alert import Alerts
 
 POLL_SECONDS = 0.5  # between two polls of the folders of the runs
@@ -82,7 +83,7 @@ def sweep_with(jobs: Jobs) -> int:
 
 
 def check_launcher(jobs: Jobs) -> None:
-    """Check that the launcher is installed, and that it has a sweep to start from this process.
+    """Check that the launcher is installed, and that it has a sweep to start from this process, without sweep.tune.
 
     Raises:
         InputError: it is not, or has not.
@@ -91,6 +92,10 @@ def check_launcher(jobs: Jobs) -> None:
     if not jobs.overrides:
         raise InputError(f"hydra/launcher={jobs.launcher} starts the runs of a sweep: add -m")
     jobs.check_installed()
+    if is_tuned(jobs.configs):
+        raise InputError(
+            f"sweep.tune needs hydra/launcher=basic, not {jobs.launcher}, since its runs follow from others"
+        )
 
 
 def _launch(jobs: Jobs, runs: Sequence[Run], overrides: Sequence[Sequence[str]], monitor: "_Monitor") -> None:
