@@ -75,7 +75,7 @@ def test_a_tuned_sweep_is_completed_by_the_same_command(tmp_path: Path, capfd: p
     assert main(command) == 0
     said = capfd.readouterr().err
     assert "choosing optim.lr for 2 networks on the validation set" in said
-    assert "plain, depth 8, width 2: optim.lr=" in said
+    assert "plain, depth 8: optim.lr=" in said
     assert "training the seeds that are compared" in said
     results = {file: file.read_bytes() for file in tmp_path.glob("default/*/result.json")}
     assert main(command) == 0
@@ -113,6 +113,23 @@ def test_a_run_that_fails_for_another_reason_than_divergence_stops_the_choice(
     assert len(trained) == 1
 
 
+def test_a_network_of_which_every_value_diverges_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def all_diverge(runs: Sequence[Run | Config]) -> int:
+        for run in runs:
+            assert isinstance(run, Run)
+            run.prepare()
+            run.fail(f"{DIVERGED}: NaN")
+        return len(runs)
+
+    monkeypatch.setattr(tuned_sweep, "sweep", all_diverge)
+    assert sweep_tuned(configs(tmp_path)) == 2
+    said = capfd.readouterr().err
+    assert "plain, depth 8: no optim.lr, since every one of 3 values from 0.05 to 0.8 diverged" in said
+    assert "training the seeds" not in said
+
+
 @pytest.mark.parametrize("also", [[], ["--dry-run"]], ids=["train", "dry-run"])
 def test_another_launcher_is_refused(also: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "-m", *SMALL, f"runs={tmp_path}", "hydra/launcher=joblib", *also]) == 2
@@ -124,13 +141,14 @@ def test_another_launcher_is_refused(also: list[str], tmp_path: Path, capfd: pyt
     [
         (
             "sweep.tune.option=optim.learning_rate",
-            "sweep.tune.option is optim.learning_rate; it must be an option that",
+            "sweep.tune.option is optim.learning_rate; it must be",
         ),
         ("sweep.tune.values=0.1", "sweep.tune.values"),
         ("sweep.tune.values=[0.1,0.2]", "sweep.tune.values is [0.1, 0.2]; it must be at least three positive numbers"),
         ("sweep.tune.seeds=[]", "sweep.tune.seeds is []; it must be a list of different seeds"),
-        ("sweep.tune.seeds=[5,6]", "seeds 5, 6 are in sweep.tune.seeds and in the sweep"),
+        ("sweep.tune.seeds=[5,6]", "seed 5 is in sweep.tune.seeds and in the sweep"),
         ("data.validation_per_class=null", "sweep.tune chooses on the validation set, and there is none"),
+        ("sweep.tune.option=''", "sweep.tune has values, seeds or equal, but no option"),
         ("sweep.tune.extensions=-1", "sweep.tune.extensions is -1; it must be at least 0"),
     ],
 )

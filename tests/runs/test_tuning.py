@@ -11,7 +11,7 @@ from plainres.config.compose import compose
 from plainres.config.schema import Config
 from plainres.errors import InputError
 from plainres.runs.record import DIVERGED
-from plainres.runs.tuning import Cell, Choice, cells, choice, extended, runs_of, with_value
+from plainres.runs.tuning import Cell, Choice, cells, choice, extended, runs_of, undecided, with_value
 
 SMALL = ["data=synthetic", "data.shape=[1,4,4]", "data.classes=2", "data.train=64", "data.test=16"]
 SMALL += ["data.validation_per_class=8", "model.depth=8", "model.width=2", "optim.batch_size=16"]
@@ -47,9 +47,15 @@ def test_an_option_of_the_model_can_be_chosen(tmp_path: Path) -> None:
     ("overrides", "message"),
     [
         (["data.validation_per_class=null"], "set data.validation_per_class"),
-        (["seed=1,2"], "seeds 1 are in sweep.tune.seeds and in the sweep"),
-        (["sweep.tune.option=optim.rate"], "sweep.tune.option is optim.rate; it must be an option that is a number"),
-        (["sweep.tune.option=precision"], "it must be an option that is a number, such as optim.lr"),
+        (["seed=1,2"], "seed 1 is in sweep.tune.seeds and in the sweep"),
+        (["optim.lr=0.1,0.2"], "optim.lr is chosen by sweep.tune, so the sweep cannot have several values of it"),
+        (
+            ["sweep.tune.option=optim.rate"],
+            "sweep.tune.option is optim.rate; it must be an option that is a decimal number",
+        ),
+        (["sweep.tune.option=precision"], "it must be an option that is a decimal number, such as optim.lr"),
+        (["sweep.tune.option=optim.batch_size"], "it must be an option that is a decimal number, such as optim.lr"),
+        (["sweep.tune.option=checkpoint.every_minutes"], "checkpoint.every_minutes, which does not change the result"),
     ],
 )
 def test_a_choice_that_cannot_be_made_is_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
@@ -142,10 +148,13 @@ def test_the_runs_of_a_command_grow_with_what_is_known(tmp_path: Path) -> None:
 
     candidates = [(lr, seed) for lr in (0.1, 0.2, 0.4) for seed in (0, 1)]
     assert listed() == [*candidates, (0.2, 2), (0.2, 3)]
+    assert undecided(sweep)
     (cell,) = cells(sweep)
     record(cell, {0.1: 1.0, 0.2: 2.0, 0.4: 3.0})
     wider = [(0.05, 0), (0.05, 1), *candidates]
-    assert listed() == [*wider, (0.2, 2), (0.2, 3), (0.1, 2), (0.1, 3)]
+    assert listed() == [*wider, (0.2, 2), (0.2, 3)]  # 0.05 may be better
+    assert undecided(sweep)
     record(cell, {0.05: 3.0})
     assert listed() == [*wider, (0.2, 2), (0.2, 3), (0.1, 2), (0.1, 3)]
+    assert not undecided(sweep)
     assert runs_of(compose([*SMALL, f"runs={tmp_path}"]))[0].config.tuning is None

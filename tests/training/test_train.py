@@ -436,3 +436,13 @@ def test_processes_that_cannot_meet_say_so_within_the_limit(
 def train_with_limit(config: Config, seconds: int) -> None:
     plainres.training.train.MEETING = timedelta(seconds=seconds)
     train(Run.of(config))
+
+
+def test_a_result_that_is_not_finite_is_a_divergence(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.of(make_config())
+    result = plainres.training.train._result
+    monkeypatch.setattr(plainres.training.train, "_result", lambda *of: result(*of) | {"test_loss": float("inf")})
+    with pytest.raises(RunFailedError, match="the run has diverged: test_loss not finite; lower optim.lr"):
+        train(run)
+    assert run.diverged
+    assert not run.finished

@@ -56,7 +56,7 @@ def bench(configs: Sequence[Config], rounds: int, seconds: float) -> tuple[list[
         if config.trainer.processes > 1:
             raise InputError("plainres bench measures runs on one device; add trainer.devices=1 trainer.num_nodes=1")
         check(config)
-        seedless = neutral(config)
+        seedless = neutral(config, config.sweep.tune.option)
         groups.setdefault(json.dumps([identity(seedless), asdict(seedless.trainer)]), []).append(config)
     families = labelled([Run.of(members[0]) for members in groups.values()])
     networks = []

@@ -225,6 +225,8 @@ class Tuning:
 
     def __post_init__(self) -> None:
         if not self.option:
+            if self.values or self.seeds or self.equal is not None:
+                raise InputError("sweep.tune has values, seeds or equal, but no option; set sweep.tune.option=optim.lr")
             return
         if len(self.values) < 3 or sorted(set(self.values)) != list(self.values) or self.values[0] <= 0:
             raise InputError(

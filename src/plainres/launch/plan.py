@@ -24,7 +24,7 @@ from plainres.launch.preflight import (
 )
 from plainres.launch.selection import Selection, select
 from plainres.runs.record import Run, State
-from plainres.runs.tuning import is_tuned, runs_of
+from plainres.runs.tuning import runs_of, undecided
 
 CHOSEN_LATER = "runs with values that are not yet chosen (sweep.tune) are not included"
 
@@ -108,12 +108,12 @@ def plan(jobs: Jobs, command: Sequence[str]) -> Plan:
     launched = jobs.launcher != "basic"
     if launched:
         check_launcher(jobs)
-    elif len(jobs.configs) > 1:
-        check_alone()
     runs = runs_of(jobs.configs)
+    if len(runs) > 1 and not launched:
+        check_alone()
     selection = select(runs)
     planned = _in_jobs(selection, jobs.launcher) if launched else _here(selection, len(runs) > 1, command)
-    if is_tuned(jobs.configs) and selection.left:
+    if undecided(jobs.configs):
         planned = replace(planned, note="; ".join(filter(None, (planned.note, CHOSEN_LATER))))
     for hint in hints(selection.left):
         say(hint)

@@ -98,7 +98,7 @@ def kept(config: Config) -> Speed | None:
 
 def _conditions(config: Config) -> dict[str, object]:
     """Return all that a speed may depend on."""
-    identity = complete(neutral(config))
+    identity = complete(neutral(config, config.sweep.tune.option))
     recipe = {key: value for key, value in identity["optim"].items() if key not in ("epochs", "steps")}
     source = source_of(config)
     images = source.load()

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from plainres.config.schema import Config
 from plainres.console import quantity, say
 from plainres.launch.sweep import sweep
+from plainres.reporting.families import labelled
 from plainres.runs.record import Run
-from plainres.runs.tuning import Cell, Choice, cells, extended
+from plainres.runs.tuning import Cell, Choice, cells, neutral
 
 
 def sweep_tuned(configs: Sequence[Config]) -> int:
@@ -15,42 +16,48 @@ def sweep_tuned(configs: Sequence[Config]) -> int:
     A repeated command resumes. A run that diverges counts as infinitely bad in a choice.
 
     Returns:
-        The number of failed runs, without those that diverged in a choice.
+        The number of failed runs without those that diverged in a choice, and of networks without a value.
 
     Raises:
         InputError: see `plainres.runs.tuning.cells` and `plainres.launch.sweep.sweep`.
         StoppedError: a signal arrived; the active runs are saved.
     """
-    found = cells(configs)
-    option = found[0].tuning.option
-    while missing := _missing(found):
-        say(f"choosing {option} for {quantity(len(found), 'network')} on the validation set")
+    networks = cells(configs)
+    option = networks[0].tuning.option
+    while missing := _missing(networks):
+        say(f"choosing {option} for {quantity(len(networks), 'network')} on the validation set")
         sweep(missing)
         if failed := [run for run in missing if not (run.finished or run.diverged)]:
             return len(failed)
-    choices = [(cell, *cell.grid()) for cell in found]
-    for cell, values, chosen in choices:
-        say(_line(cell, values, chosen))
-    say("training the seeds that are compared")
-    return sweep([run for cell, _, chosen in choices for run in cell.compared(chosen.best)])
+    choices = [(cell, *cell.grid()) for cell in networks]
+    for name, each in zip(_names(networks), choices, strict=True):
+        say(f"{name}: {_text(*each)}")
+    compared = [run for cell, _, chosen in choices for run in cell.compared(chosen.best)]
+    failed = 0
+    if compared:
+        say("training the seeds that are compared")
+        failed = sweep(compared)
+    return failed + sum(chosen.best is None for _, _, chosen in choices)
 
 
-def _missing(found: Sequence[Cell]) -> list[Run]:
+def _missing(networks: Sequence[Cell]) -> list[Run]:
     """Return the runs that choices need and that are neither finished nor diverged."""
-    missing = []
-    for cell in found:
-        values, chosen = cell.grid()
-        for by_seed in cell.candidates(extended(values, chosen, cell.tuning)).values():
-            missing += [run for run in by_seed.values() if not (run.finished or run.diverged)]
-    return missing
+    candidates = [cell.candidates(cell.grid()[0]) for cell in networks]
+    runs = [run for of_network in candidates for by_seed in of_network.values() for run in by_seed.values()]
+    return [run for run in runs if not (run.finished or run.diverged)]
 
 
-def _line(cell: Cell, values: Sequence[float], chosen: Choice) -> str:
-    """Return the line about the chosen value of a network."""
-    model, option = cell.config.model, cell.tuning.option
-    network = f"{cell.config.shortcut}, depth {model['depth']}, width {model['width']}"
-    grid = f"of {len(values)} values from {values[0]:g} to {values[-1]:g}"
+def _names(networks: Sequence[Cell]) -> list[str]:
+    """Return a description of each network that distinguishes it from the others."""
+    runs = [Run.of(neutral(cell.config, cell.tuning.option)) for cell in networks]
+    labels = labelled(runs)
+    return [f"{labels[run.name][0]}, depth {run.config.model['depth']}" for run in runs]
+
+
+def _text(cell: Cell, values: Sequence[float], chosen: Choice) -> str:
+    """Describe the chosen value of a network."""
+    option, grid = cell.tuning.option, f"of {len(values)} values from {values[0]:g} to {values[-1]:g}"
     if chosen.best is None:
-        return f"{network}: every {option} {grid} diverged"
-    text = f"{network}: {option}={chosen.best:g} {grid}, validation error {chosen.mean(chosen.best):.2f} %"
+        return f"no {option}, since every one {grid} diverged"
+    text = f"{option}={chosen.best:g} {grid}, validation error {chosen.mean(chosen.best):.2f} %"
     return f"{text}; unfinished, since the best value is at the edge of the grid" if chosen.at_edge else text

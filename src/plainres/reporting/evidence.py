@@ -99,6 +99,8 @@ def read(folder: Path) -> list[Run]:
         runs = []
         for name, own in configs["runs"].items():
             config = _config(configs["common"], own)
+            if Run.of(config).name != name:
+                raise ValueError(f"{CONFIGS} describes {Run.of(config).name} under the name {name}")
             if name in configs.get("diverged", {}):
                 runs.append(KeptRun(config, folder / name, reason=configs["diverged"][name]))
                 continue
@@ -106,10 +108,7 @@ def read(folder: Path) -> list[Run]:
             record["versions"] = dict(each.split(" ", 1) for each in str(record["versions"] or "").split("; ") if each)
             rows = [{key: float(text) for key, text in row.items() if text} for row in curves[name]]
             observed = {probe: of_run[name] for probe, of_run in probes.items() if name in of_run}
-            run = KeptRun(config, folder / name, record, rows, observed)
-            if run.name != name:
-                raise ValueError(f"{CONFIGS} describes {run.name} under the name {name}")
-            runs.append(run)
+            runs.append(KeptRun(config, folder / name, record, rows, observed))
     except InputError:
         raise
     except Exception as error:  # a damaged file can raise anything in its parser

@@ -4,6 +4,7 @@ import csv
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import product
 
 from plainres.runs.record import Run
 
@@ -122,7 +123,7 @@ Values = dict[str, dict[int, list[float]]]  # column -> step -> the values of th
 def over_training(probe: str, families: Families) -> tuple[dict[str, dict[int, Values]], list[tuple[str, str]]]:
     """Read the values of a probe in OVER_TRAINING at all steps, in all runs that have them.
 
-    Values that are not finite are left out.
+    A step at which a seed has no finite value is left out, since a mean over the others would hide it.
 
     Returns:
         The values by family and depth; and the folders of runs with a damaged file, with the reason.
@@ -132,22 +133,24 @@ def over_training(probe: str, families: Families) -> tuple[dict[str, dict[int, V
     for family, by_depth in families.items():
         observed[family] = {}
         for depth, by_seed in by_depth.items():
-            values: Values = {series.column: {} for series in OVER_TRAINING[probe]}
+            columns = [series.column for series in OVER_TRAINING[probe]]
+            of_seeds: list[dict[int, dict[str, float]]] = []
             for run in by_seed.values():
                 try:
-                    rows = [
-                        {"step": int(row["step"])} | {column: float(row[column]) for column in values}
-                        for row in run.probe_rows(probe)
-                    ]
+                    rows = run.probe_rows(probe)
+                    of_seeds += (
+                        [{int(row["step"]): {c: float(row[c]) for c in columns} for row in rows}] if rows else []
+                    )
                 except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
                     unusable.append((run.folder.name, f"probes/{probe}.csv is damaged ({error!r}) and not drawn"))
-                    continue
-                for row in rows:
-                    for column, by_step in values.items():
-                        if math.isfinite(row[column]):
-                            by_step.setdefault(int(row["step"]), []).append(row[column])
+            steps = sorted(set.intersection(*map(set, of_seeds))) if of_seeds else []
+            values: Values = {column: {} for column in columns}
+            for column, step in product(columns, steps):
+                at_step = [of_seed[step][column] for of_seed in of_seeds]
+                if all(map(math.isfinite, at_step)):
+                    values[column][step] = at_step
             if any(values.values()):
-                observed[family][depth] = {column: dict(sorted(by_step.items())) for column, by_step in values.items()}
+                observed[family][depth] = values
     return observed, unusable
 
 

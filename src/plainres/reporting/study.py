@@ -48,10 +48,14 @@ class Study:
 
     @property
     def recorded(self) -> list[tuple[str, Run]]:
-        """Finished runs, each once, with the label of a family, and those among which values were chosen."""
-        labelled_runs = [(family.label, run) for family, run in self.runs]
-        labelled_runs += [each for each in (self.tuned.candidates if self.tuned else ()) if each[1].finished]
-        return list({run.name: (label, run) for label, run in reversed(labelled_runs)}.values())[::-1]
+        """Finished runs, each once, with the labels of its families, and those among which values were chosen."""
+        labels: dict[str, list[str]] = {}
+        runs = {}
+        candidates = [each for each in (self.tuned.candidates if self.tuned else ()) if each[1].finished]
+        for label, run in [*((family.label, run) for family, run in self.runs), *candidates]:
+            runs[run.name] = run
+            labels.setdefault(run.name, []).append(label)
+        return [("; ".join(labels[name]), run) for name, run in runs.items()]
 
     @property
     def results(self) -> "pandas.DataFrame":
@@ -174,6 +178,12 @@ def read_study(*names: Path | str) -> Study:
             f"{location} has only runs among which values are chosen; run its `plainres train` command again to train "
             "those that are compared"
         )
+    if tuned:
+        settled = {_relative(home, run.folder) for _, run in tuned.candidates if run.diverged}
+        unfinished = [each for each in unfinished if each[0] not in settled]
+        unused += [
+            (_relative(home, run.folder), f"not at a compared {tuned.option}") for run in tuned.unused if run.finished
+        ]
     ordered = sorted(found, key=lambda family: (not family.is_like(baseline), family.label))
     absent = _absent([run for run in runs if not run.config.tuning], labels)
     return Study(

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
+from plainres.config.schema import Tuning
 from plainres.errors import InputError
 from plainres.reporting.families import Family, families, labelled
 from plainres.reporting.statistics import CONFIDENCE, INTERVAL_FROM, RESOLUTION, paired_difference
 from plainres.runs.identity import matches
 from plainres.runs.record import Run
-from plainres.runs.tuning import Choice, choice, network, value_of, with_value
+from plainres.runs.tuning import Cell, Choice, network, value_of, with_value
 
 EXPECTED = {"optim.lr": (-1.5, "arXiv:2602.07494")}  # published exponents of the best value against depth
 HEAD = ("network", "depth", "best", "range", "validation error (%)", "")
@@ -32,7 +33,8 @@ class Tuned:
         seeds: the seeds of the choice.
         choices: label of the network -> depth -> choice.
         families: the families of the runs with other seeds: at an equal value, and each at its own best one.
-        candidates: the runs among which was chosen, with the label of their network.
+        candidates: the runs among which was chosen, each with a label that names its value.
+        unused: runs of these networks that are neither among those nor at a compared value.
     """
 
     option: str
@@ -40,6 +42,7 @@ class Tuned:
     choices: Mapping[str, Mapping[int, Choice]]
     families: Sequence[Family]
     candidates: Sequence[tuple[str, Run]]
+    unused: Sequence[Run]
 
     @property
     def name(self) -> str:
@@ -184,82 +187,71 @@ def read_tuned(runs: Sequence[Run], reference: Mapping[str, Any]) -> tuple[Tuned
         The runs of tuned networks, None if there are none; and the other runs.
 
     Raises:
-        InputError: two options were tuned; or the report cannot distinguish two runs.
+        InputError: the runs were chosen in different ways; or the report cannot distinguish two runs.
     """
-    tunings = [run.config.tuning for run in runs if run.config.tuning]
+    tunings = [run.config.sweep.tune for run in runs if run.config.tuning]
     if not tunings:
         return None, list(runs)
-    if len(options := sorted({each.option for each in tunings})) > 1:
-        raise InputError(f"the runs choose the values of {' and '.join(options)}; report on one option at a time")
-    option, seeds = options[0], tuple(sorted({seed for each in tunings for seed in each.seeds}))
-    groups: dict[str, list[Run]] = defaultdict(list)
+    tuning = tunings[0]
+    if any(each != tuning for each in tunings):
+        raise InputError(
+            "the runs have different sweep.tune; report on those of one command, with one study, at a time"
+        )
+    networks: dict[str, list[Run]] = defaultdict(list)
     others = []
     for run in runs:
         try:
-            groups[network(run.config, option)].append(run)
+            networks[network(run.config, tuning.option)].append(run)
         except InputError:  # it has no such option
             others.append(run)
-    tuned = {key: members for key, members in groups.items() if any(run.config.tuning for run in members)}
-    others += [run for key, members in groups.items() if key not in tuned for run in members]
-    labels = _labels([run for members in tuned.values() for run in members], option)
+    tuned = {key: members for key, members in networks.items() if any(run.config.tuning for run in members)}
+    others += [run for key, members in networks.items() if key not in tuned for run in members]
+    labels = _labels([run for members in tuned.values() for run in members], tuning.option)
 
     def place(members: Sequence[Run]) -> tuple[bool, str, int]:
         config = members[0].config
         return not matches(config, reference), labels[members[0].name][0], config.model["depth"]
 
-    equal = next((each.equal for each in tunings if each.equal is not None), None)
-    return _tuned(option, seeds, equal, sorted(tuned.values(), key=place), labels), others
+    return _tuned(tuning, sorted(tuned.values(), key=place), labels), others
 
 
 def _labels(runs: Sequence[Run], option: str) -> dict[str, tuple[str, dict[str, str]]]:
     """Return label and setting of each run's family as if all runs had one value of the option, by the run's name."""
-    neutral = {run.name: replace(run, config=with_value(run.config, option, 1.0)) for run in runs}
-    labels = labelled(list({run.name: run for run in neutral.values()}.values()))
-    return {name: labels[run.name] for name, run in neutral.items()}
+    alike = {run.name: replace(run, config=with_value(run.config, option, 1.0)) for run in runs}
+    labels = labelled(list({run.name: run for run in alike.values()}.values()))
+    return {name: labels[run.name] for name, run in alike.items()}
 
 
 def _tuned(
-    option: str,
-    seeds: tuple[int, ...],
-    equal: float | None,
-    networks: Iterable[Sequence[Run]],
-    labels: Mapping[str, tuple[str, dict[str, str]]],
+    tuning: Tuning, networks: Iterable[Sequence[Run]], labels: Mapping[str, tuple[str, dict[str, str]]]
 ) -> Tuned:
-    """Choose a value for each network, and group the runs that are compared at the same role of their value."""
-    at_best, at_equal, candidates = [], [], []
+    """Choose a value for each network, and group the runs that are compared by the role of their value."""
+    option = tuning.option
+    at_best, at_equal, candidates, unused = [], [], [], []
     choices: dict[str, dict[int, Choice]] = {}
     for members in networks:
-        chosen = choice(_among(members, option, seeds), seeds)
-        label = labels[members[0].name][0]
-        choices.setdefault(label, {})[members[0].config.model["depth"]] = chosen
+        config = next(run.config for run in members if run.config.tuning)
+        values, chosen = Cell(config, ()).grid({run.name: run for run in members})
+        label, depth = labels[members[0].name][0], config.model["depth"]
+        choices.setdefault(label, {})[depth] = chosen
         for run in members:
-            if run.config.seed in seeds:
-                candidates += [(f"{label}, choice of {option}", run)]
-            else:
-                at_best += [run] * (run.finished and value_of(run.config, option) == chosen.best)
-                at_equal += [run] * (run.finished and value_of(run.config, option) == equal)
+            value, seed = value_of(run.config, option), run.config.seed
+            compared = run.finished and seed not in tuning.seeds
+            at_best += [run] * (compared and value == chosen.best)
+            at_equal += [run] * (compared and value == tuning.equal)
+            if seed in tuning.seeds and value in values:
+                candidates.append((f"{_at(label, f'{short(option)} {value:g}')}: choice", run))
+            elif not (compared and value in (chosen.best, tuning.equal)):
+                unused.append(run)
     grouped = []
-    for runs, part in (
-        (at_equal, f"{short(option)} {equal:g}" if equal is not None else ""),
-        (at_best, f"best {short(option)}"),
-    ):
-        grouped += families(runs, {run.name: _at(labels[run.name], option, part) for run in runs})
-    return Tuned(option, seeds, choices, grouped, candidates)
+    for runs, part in ((at_equal, f"{short(option)} {tuning.equal}"), (at_best, f"best {short(option)}")):
+        own = {run.name: labels[run.name] for run in runs}
+        # the report claims nothing about networks whose settings differ; a shortcut's parameters are no setting
+        role = {} if option.startswith("model.shortcut.") else {option: part}
+        grouped += families(runs, {name: (_at(label, part), setting | role) for name, (label, setting) in own.items()})
+    return Tuned(option, tuple(tuning.seeds), choices, grouped, candidates, unused)
 
 
-def _among(members: Sequence[Run], option: str, seeds: Sequence[int]) -> dict[float, dict[int, Run]]:
-    """Return the runs among which is chosen, value -> seed -> run, with every value of the grid."""
-    runs: dict[float, dict[int, Run]] = {}
-    for run in members:
-        for value in run.config.sweep.tune.values if run.config.tuning else ():
-            runs.setdefault(value, {})
-        if run.config.seed in seeds:
-            runs.setdefault(value_of(run.config, option), {})[run.config.seed] = run
-    return runs
-
-
-def _at(labelling: tuple[str, dict[str, str]], option: str, part: str) -> tuple[str, dict[str, str]]:
-    """Add the role of the option's value to a label and its settings."""
-    label, setting = labelling
-    text = f"{label[:-1]}, {part})" if label.endswith(")") else f"{label} ({part})"
-    return text, setting | {option: part}
+def _at(label: str, part: str) -> str:
+    """Add the role of the option's value to the label of a family."""
+    return f"{label[:-1]}, {part})" if label.endswith(")") else f"{label} ({part})"

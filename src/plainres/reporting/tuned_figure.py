@@ -61,7 +61,7 @@ def _draw_errors(axes: Axes, tuned: Tuned, label: str, style: dict[str, Any], de
         finite = {
             value: summarize(list(errors.values()))
             for value, errors in chosen.errors.items()
-            if errors and all(map(math.isfinite, errors.values()))
+            if errors.keys() >= set(chosen.seeds) and all(map(math.isfinite, errors.values()))
         }
         means, sds = [each.mean for each in finite.values()], [each.sd or 0 for each in finite.values()]
         axes.errorbar(list(finite), means, yerr=sds, color=color, marker=".", capsize=2, linewidth=1.2)

@@ -104,21 +104,29 @@ class Cell:
         values = dict.fromkeys(value for value in (self.tuning.equal, best) if value is not None)
         return [self.run(value, seed) for value in values for seed in self.seeds]
 
-    def grid(self) -> tuple[list[float], Choice]:
-        """Return the values of the grid and the choice among them.
+    def grid(self, known: Mapping[str, Run] | None = None) -> tuple[list[float], Choice]:
+        """Return the values of the grid, extended as far as the runs tell, and the choice among them.
 
-        The grid is extended as long as the runs that this needs exist, so that a repeated command finds it again.
+        Args:
+            known: the runs by name; None reads them from the disk.
 
         Raises:
             InputError: a record is damaged.
         """
+
+        def chosen_from(values: Sequence[float]) -> Choice:
+            runs = self.candidates(values)
+            if known is not None:
+                runs = {
+                    value: {seed: known[run.name] for seed, run in by_seed.items() if run.name in known}
+                    for value, by_seed in runs.items()
+                }
+            return choice(runs, self.tuning.seeds)
+
         values = list(self.tuning.values)
-        chosen = choice(self.candidates(values), self.tuning.seeds)
+        chosen = chosen_from(values)
         while (more := extended(values, chosen, self.tuning)) != values:
-            wider = choice(self.candidates(more), self.tuning.seeds)
-            if not wider.complete:
-                break
-            values, chosen = more, wider
+            values, chosen = more, chosen_from(more)
         return values, chosen
 
 
@@ -126,29 +134,32 @@ def cells(configs: Sequence[Config]) -> list[Cell]:
     """Group the configurations of a sweep that differ only in their seeds.
 
     Raises:
-        InputError: there is no validation set, the option is not a number of the configuration, or a seed is both
-            among those of the choice and those of the sweep.
+        InputError: there is no validation set; the option is no decimal number, changes no result or is swept as well;
+            or a seed is both among those of the choice and those of the sweep.
     """
-    groups: dict[str, list[Config]] = {}
+    groups: dict[tuple[str, str], list[Config]] = {}
     for config in configs:
-        assert config.tuning
-        groups.setdefault(network(config, config.sweep.tune.option), []).append(config)
-    found = [Cell(members[0], tuple(dict.fromkeys(each.seed for each in members))) for members in groups.values()]
-    for cell in found:
-        _check(cell)
-    return found
+        option = config.sweep.tune.option
+        _check(config, option)
+        members = groups.setdefault((config.study, network(config, option)), [])
+        if config.seed in {member.seed for member in members}:
+            raise InputError(f"{option} is chosen by sweep.tune, so the sweep cannot have several values of it")
+        members.append(config)
+    return [Cell(members[0], tuple(member.seed for member in members)) for members in groups.values()]
 
 
-def _check(cell: Cell) -> None:
-    if not cell.config.data.get("validation_per_class"):
+def _check(config: Config, option: str) -> None:
+    if len({network(with_value(config, option, value), "") for value in (0.5, 1.0)}) < 2:
+        raise InputError(f"sweep.tune.option is {option}, which does not change the result of a run; choose another")
+    if not config.data.get("validation_per_class"):
         raise InputError(
             "sweep.tune chooses on the validation set, and there is none; set data.validation_per_class, for example "
             "to a tenth of the images of a class"
         )
-    if both := sorted(set(cell.tuning.seeds) & set(cell.seeds)):
+    if config.seed in config.sweep.tune.seeds:
         raise InputError(
-            f"seeds {', '.join(map(str, both))} are in sweep.tune.seeds and in the sweep; a choice is judged by other "
-            "seeds than those it was made from"
+            f"seed {config.seed} is in sweep.tune.seeds and in the sweep; a choice is judged by other seeds than those "
+            "it was made from"
         )
 
 
@@ -175,53 +186,63 @@ def runs_of(configs: Sequence[Config]) -> list[Run]:
     runs = []
     for cell in cells(configs):
         values, chosen = cell.grid()
-        candidates = cell.candidates(extended(values, chosen, cell.tuning))
-        runs += [run for by_seed in candidates.values() for run in by_seed.values()]
+        runs += [run for by_seed in cell.candidates(values).values() for run in by_seed.values()]
         runs += cell.compared(chosen.best)
     return runs
+
+
+def undecided(configs: Sequence[Config]) -> bool:
+    """Whether a value is still to be chosen.
+
+    Raises:
+        InputError: see `runs_of`.
+    """
+    return is_tuned(configs) and not all(cell.grid()[1].complete for cell in cells(configs))
 
 
 def network(config: Config, option: str) -> str:
     """Return a text that is equal for runs that differ only in their seeds and in the value of an option.
 
     Raises:
-        InputError: the option is not a number of the configuration.
+        InputError: see `value_of`.
     """
-    return json.dumps([identity(with_value(replace(config, seed=0), option, 1.0)), config.study], sort_keys=True)
+    return json.dumps(identity(neutral(config, option)), sort_keys=True)
 
 
-def neutral(config: Config) -> Config:
-    """Return a configuration with the seed 0 and, if it is tuned, with 1 as the value of the option.
+def neutral(config: Config, option: str) -> Config:
+    """Return a configuration with the seed 0 and with 1 as the value of an option, if that is not empty.
 
     Raises:
-        InputError: the option is not a number of the configuration.
+        InputError: see `value_of`.
     """
     seedless = replace(config, seed=0)
-    return with_value(seedless, config.tuning.option, 1.0) if config.tuning else seedless
+    return with_value(seedless, option, 1.0) if option else seedless
 
 
 def with_value(config: Config, option: str, value: float) -> Config:
-    """Return a configuration with another value of a numerical option, such as optim.lr.
+    """Return a configuration with another value of an option, such as optim.lr.
 
     Raises:
-        InputError: the configuration has no such option, or it is not a number.
+        InputError: see `value_of`.
     """
     value_of(config, option)
     return _changed(config, option.split("."), value)
 
 
 def value_of(config: Config, option: str) -> float:
-    """Return the value of a numerical option.
+    """Return the value of an option.
 
     Raises:
-        InputError: the configuration has no such option, or it is not a number.
+        InputError: the configuration has no such option, or it is not a decimal number.
     """
     node: Any = config
     for key in option.split("."):
         node = _fields(node).get(key)
-    if not isinstance(node, int | float) or isinstance(node, bool):
-        raise InputError(f"sweep.tune.option is {option}; it must be an option that is a number, such as optim.lr")
-    return float(node)
+    if not isinstance(node, float):
+        raise InputError(
+            f"sweep.tune.option is {option}; it must be an option that is a decimal number, such as optim.lr"
+        )
+    return node
 
 
 def _fields(node: Any) -> Mapping[str, Any]:

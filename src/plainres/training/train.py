@@ -28,7 +28,7 @@ from plainres.models.summary import Description, describe
 from plainres.processes.signals import StopSignals
 from plainres.processes.world import World
 from plainres.runs.provenance import conditions, peak_memory_of, reset_peak_memory, weights_sha256
-from plainres.runs.record import Run
+from plainres.runs.record import DIVERGED, Run
 from plainres.tracking.loggers import CsvLogger, RunLogger, TensorBoardLogger
 from plainres.training.callbacks import Probes, Progress
 from plainres.training.checkpoints import AtomicCheckpointIO, Checkpoints
@@ -161,9 +161,20 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
             loaders = [*data.val_dataloader(), data.evaluation_of_training_set()]
             trainer.validate(classifier, loaders, verbose=False)
         if world.rank == 0:
-            run.finish(_result(run, classifier, data, description, checkpoints) | attempt)
+            run.finish(_checked(_result(run, classifier, data, description, checkpoints)) | attempt)
         if world.size > 1:
             dist.destroy_process_group()  # its threads may abort a process that exits while they run
+
+
+def _checked(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result after checking that its numbers are finite.
+
+    Raises:
+        RunFailedError: one is not, as the losses of weights that are finite can be.
+    """
+    if lost := [key for key, value in result.items() if isinstance(value, float) and not math.isfinite(value)]:
+        raise RunFailedError(f"{DIVERGED}: {', '.join(lost)} not finite; lower optim.lr")
+    return result
 
 
 def _epoch_loop(trainer: pl.Trainer, run: Run) -> EpochLoop:

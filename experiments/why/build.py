@@ -1,0 +1,169 @@
+"""Write README.md from README.md.jinja and from the committed results of the studies that it cites.
+
+python experiments/why/build.py
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+from plainres.reporting.comparisons import ERROR
+from plainres.reporting.families import labelled
+from plainres.reporting.statistics import Difference, holm, paired_difference, summarize
+from plainres.reporting.study import Study, read_study
+from plainres.runs.record import Run
+
+HERE = Path(__file__).parent
+SHALLOW, DEEP = 8, 56
+# what is changed -> study, family without the change, family with it; {} is the shortcut
+REMEDIES = {
+    "`model/init=he_fan_in`": ("digits_initialisation", "{} (init he_fan_out)", "{} (init he_fan_in)"),
+    "`model/init=orthogonal`": ("digits_initialisation", "{} (init he_fan_out)", "{} (init orthogonal)"),
+    "`model/init=delta_orthogonal`": ("digits_initialisation", "{} (init he_fan_out)", "{} (init delta_orthogonal)"),
+    "`model/norm=group`": ("digits_normalisation", "{} (norm batch)", "{} (norm group)"),
+    "`model/norm=none`": ("digits_normalisation", "{} (norm batch)", "{} (norm none)"),
+    "`optim.clip_norm=1`": ("digits_clipping", "{} (not clipped)", "{} (clip_norm 1)"),
+    "`optim.clip_norm=0.1`": ("digits_clipping", "{} (not clipped)", "{} (clip_norm 0.1)"),
+    "`optim.warmup_lr=0.005`": ("digits_warmup", "{} (no warm-up)", "{} (warmup_lr 0.005)"),
+    "`model/activation=leaky`": ("digits_leaky", "{} (activation relu)", "{} (activation leaky)"),
+    "`optim.decay=weights`": ("digits_decay", "{} (decay all, nesterov False)", "{} (decay weights, nesterov False)"),
+    "`optim.nesterov=true`": ("digits_decay", "{} (decay all, nesterov False)", "{} (decay all, nesterov True)"),
+}
+
+
+@cache
+def study(name: str) -> Study:
+    """Read a committed study."""
+    return read_study(HERE.parent / name)
+
+
+def runs(name: str, label: str, depth: int) -> Mapping[int, Run]:
+    """Return the runs of a family and depth by seed, empty if all of them diverged."""
+    labels = {family.label: family for family in study(name).families}
+    return labels[label].runs.get(depth, {}) if label in labels else {}
+
+
+def errors(name: str, label: str, depth: int) -> dict[int, float]:
+    """Return the final training errors (%) of a family and depth by seed."""
+    return {seed: run.result[ERROR] for seed, run in runs(name, label, depth).items()}
+
+
+def diverged(name: str, label: str, depth: int) -> int:
+    """Return the number of runs of a family and depth that diverged."""
+    labels = labelled([*(run for _, run in study(name).runs), *study(name).diverged])
+    return sum(labels[run.name][0] == label and run.config.model["depth"] == depth for run in study(name).diverged)
+
+
+def error(name: str, label: str, depth: int) -> str:
+    """Return mean and sample standard deviation of the training errors (%) of a family and depth.
+
+    Raises:
+        ValueError: it has no runs, although none diverged.
+    """
+    values = list(errors(name, label, depth).values())
+    lost = diverged(name, label, depth)
+    if not values and not lost:
+        raise ValueError(f"{name} has no runs of {label} with {depth} layers")
+    if not values:
+        return "diverges"
+    summary = summarize(values)
+    text = f"{summary.mean:.2f}" + ("" if summary.sd is None else f" ({summary.sd:.2f})")
+    return f"{text}; {lost} of {lost + len(values)} diverge" if lost else text
+
+
+def difference(a: tuple[str, str, int], b: tuple[str, str, int]) -> Difference:
+    """Return the paired difference of the training errors of two families, each a study, a label and a depth."""
+    return paired_difference(errors(*a), errors(*b))
+
+
+def points(found: Difference) -> str:
+    """Return a mean difference in percentage points with its interval."""
+    if found.mean is None:
+        return ""
+    interval = " [{:+.2f}, {:+.2f}]".format(*found.interval) if found.interval else ""
+    return f"{found.mean:+.2f}{interval}"
+
+
+def change(remedy: str) -> str:
+    """Return what a change does to the training error of the plain network of 56 layers, in points."""
+    name, without, with_ = REMEDIES[remedy]
+    return points(difference((name, without.format("plain"), DEEP), (name, with_.format("plain"), DEEP)))
+
+
+def remedies() -> str:
+    """Return the table of what each change does to the plain network of 56 layers."""
+    found = {
+        change: difference((name, without.format("plain"), DEEP), (name, with_.format("plain"), DEEP))
+        for change, (name, without, with_) in REMEDIES.items()
+    }
+    corrected = holm([each.p for each in found.values()])
+    rows = ["| change | without | with | without minus with | verdict |", "|---|---:|---:|---:|---|"]
+    for (change, each), p in zip(found.items(), corrected, strict=True):
+        name, without, with_ = REMEDIES[change]
+        cells = error(name, without.format("plain"), DEEP), error(name, with_.format("plain"), DEEP), points(each)
+        rows.append(f"| {change} | {' | '.join(cells)} | {each.verdict('better with it', 'worse with it', p)} |")
+    return "\n".join(rows)
+
+
+def degradation() -> str:
+    """Return the table of whether plain networks still degrade, and whether the shortcut still helps."""
+    sides = {change: (name, with_) for change, (name, _, with_) in REMEDIES.items()}
+    sides = {"none": ("digits_initialisation", "{} (init he_fan_out)")} | sides
+    deeper, against = [], []
+    for name, label in sides.values():
+        plain, identity = label.format("plain"), label.format("identity")
+        deeper.append(difference((name, plain, DEEP), (name, plain, SHALLOW)))
+        against.append(difference((name, plain, DEEP), (name, identity, DEEP)))
+    head = ("change", "plain, 8", "plain, 56", "identity, 56", "plain: 56 minus 8", "", "plain minus identity, 56", "")
+    rows = [f"| {' | '.join(head)} |", "|---|---:|---:|---:|---:|---|---:|---|"]
+    tests = zip(sides.items(), deeper, holm([d.p for d in deeper]), against, holm([d.p for d in against]), strict=True)
+    for (change, (name, label)), down, p_down, other, p_other in tests:
+        plain, identity = label.format("plain"), label.format("identity")
+        cells = (
+            *(error(name, plain, SHALLOW), error(name, plain, DEEP), error(name, identity, DEEP)),
+            *(points(down), down.verdict("degrades", "deeper is better", p_down)),
+            *(points(other), other.verdict("plain is worse", "plain is better", p_other)),
+        )
+        rows.append(f"| {change} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def choices(name: str) -> str:
+    """Return the table of the chosen values of a tuned study, and the fitted exponents."""
+    tuned = study(name).tuned
+    assert tuned is not None
+    head = f"| network | depth | best {tuned.name} | range | validation error (%) | |"
+    rows = [head, "|---|---:|---:|---:|---:|---|", *(f"| {' | '.join(cells)} |" for cells in tuned.rows)]
+    return "\n".join([*rows, "", *(f"- {sentence}" for sentence in tuned.exponents)])
+
+
+def best(name: str, label: str, depth: int) -> str:
+    """Return the chosen value of a network."""
+    tuned = study(name).tuned
+    assert tuned is not None
+    return f"{tuned.choices[label][depth].best:g}"
+
+
+def verdicts(name: str, *headings: str) -> str:
+    """Return the comparisons of a study whose headings contain one of `headings`, with what the runs support."""
+    rows = ["| comparison | points | 95 % interval | verdict |", "|---|---:|---:|---|"]
+    for heading, group in study(name).comparisons.items():
+        if any(part in heading for part in headings):
+            for each in group:
+                what = each.what if ":" in each.what else f"{heading.partition(', ')[2]}, {each.what}"
+                rows.append(f"| {what} | {each.cells['points']} | {each.cells['95 % interval']} | {each.verdict} |")
+    return "\n".join(rows)
+
+
+def page() -> str:
+    """Return the page."""
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    template = environment.from_string((HERE / "README.md.jinja").read_text(encoding="utf-8"))
+    shown = (best, change, choices, degradation, error, remedies, verdicts)
+    return template.render({function.__name__: function for function in shown})
+
+
+if __name__ == "__main__":
+    (HERE / "README.md").write_text(page(), encoding="utf-8")
