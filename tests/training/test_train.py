@@ -442,7 +442,7 @@ def test_a_result_that_is_not_finite_is_a_divergence(make_config: Make, monkeypa
     run = Run.of(make_config())
     result = plainres.training.train._result
     monkeypatch.setattr(plainres.training.train, "_result", lambda *of: result(*of) | {"test_loss": float("inf")})
-    with pytest.raises(RunFailedError, match="the run has diverged: test_loss not finite; lower optim.lr"):
+    with pytest.raises(RunFailedError, match=r"the run has diverged: test_loss not finite; lower optim\.lr"):
         train(run)
     assert run.diverged
     assert not run.finished
