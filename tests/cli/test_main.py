@@ -232,7 +232,7 @@ def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
         ("model.depth=21", "model.depth is 21; it must be 6n+2 with n >= 1; the nearest valid depths are 20 and 26"),
         (
             "model/shortcut=highwya",
-            "did you mean model/shortcut=highway? There are convolution, decayed_identity, depth_scaled, dropout, exclu",
+            "did you mean model/shortcut=highway? There are convolution, decayed_identity, depth_scaled, dropout, exc",
         ),
         (
             "model/block=bottlenek",
