@@ -130,13 +130,14 @@ def degradation() -> str:
     return "\n".join(rows)
 
 
-def choices(name: str) -> str:
-    """Return the table of the chosen values of a tuned study, and the fitted exponents."""
+def choices(name: str, *, exponents: bool = True) -> str:
+    """Return the table of the chosen values of a tuned study, and, if wanted, the fitted exponents."""
     tuned = study(name).tuned
     assert tuned is not None
     head = f"| network | depth | best {tuned.name} | range | validation error (%) | |"
     rows = [head, "|---|---:|---:|---:|---:|---|", *(f"| {' | '.join(cells)} |" for cells in tuned.rows)]
-    return "\n".join([*rows, "", *(f"- {sentence}" for sentence in tuned.exponents)])
+    fitted = ["", *(f"- {sentence}" for sentence in tuned.exponents)] if exponents else []
+    return "\n".join([*rows, *fitted])
 
 
 def best(name: str, label: str, depth: int) -> str:
