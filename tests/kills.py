@@ -34,14 +34,13 @@ ALWAYS = repeat("SIGKILL")
 IGNORED = ("wall_time_s", "peak_memory_mib", "attempts")  # keys of a result that may differ
 
 
-def digits(runs: Path, every_n_steps: int, devices: int = 1, seed: int = 0, shortcut: str = "identity") -> Run:
-    """Return a run of three epochs on the digits in batches of 60, which has 75 steps."""
+def digits(runs: Path, every_n_steps: int, *more: str, devices: int = 1, seed: int = 0) -> Run:
+    """Return a run of three epochs on the digits in batches of 60, which has 75 steps, with `more` overrides."""
     from plainres.config.compose import compose
 
     options = ["model.depth=8", "model.width=4", "optim.epochs=3", "optim.batch_size=60", f"runs={runs}"]
     options += [f"seed={seed}", f"checkpoint.every_n_steps={every_n_steps}", f"trainer.devices={devices}"]
-    options += [f"model/shortcut={shortcut}"]
-    return Run.of(compose(options)[0])
+    return Run.of(compose([*options, *more])[0])
 
 
 def final_state(run: Run) -> tuple[Any, ...]:
@@ -204,7 +203,7 @@ def main() -> int:
     torch.set_num_threads(1)
     # a process that outlives a stop may still write
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        undisturbed = digits(Path(scratch) / "undisturbed", 10**6, options.devices)
+        undisturbed = digits(Path(scratch) / "undisturbed", 10**6, devices=options.devices)
         launch(undisturbed)
         expected, kills, identical, trials = final_state(undisturbed), 0, 0, 0
         while kills < options.kills:

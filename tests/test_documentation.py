@@ -107,6 +107,11 @@ COMMANDS: dict[str, Execution] = {
     "PYTHONPATH=. plainres train --config-dir=conf experiment=digits model/shortcut=plain,identity,halved": shortened(
         ONE_SHORTCUT
     ),
+    "PYTHONPATH=. plainres train --config-dir=conf experiment=digits model=preactivation model.width=8 "
+    "model/shortcut=identity,momentum study=momentum": shortened(ONE_SHORTCUT),
+    "plainres train model=preactivation model.depth=56 model/shortcut=hyper_connections "
+    "model.shortcut.streams=2": SMALL,
+    "plainres train -m model=mlp model.depth=100 model/shortcut=plain,identity model/norm=layer": SMALL,
     "plainres train -m model.depth=8,56 model.width=8 model/shortcut=plain,identity seed=0,1,2 study=classroom": SWEEP,
     "plainres train -m model.depth=56 model.width=8 model/shortcut=plain,identity optim.epochs=40 study=longer": SMALL,
     "plainres train model.depth=8 trainer=ddp trainer.accelerator=cpu trainer.devices=2": SMALL,
@@ -206,6 +211,7 @@ COMMANDS: dict[str, Execution] = {
     "plainres describe data=cifar10 model.depth=56 model/shortcut=projection": AS_IT_STANDS,
     "plainres describe data=cifar10 model.depth=56 model/shortcut=projection --json": AS_IT_STANDS,
     "plainres describe data=cifar10 model.depth=20": AS_IT_STANDS,
+    "plainres describe model=preactivation model.depth=56 model/shortcut=mhc": AS_IT_STANDS,
     "plainres describe data=cifar10 model=imagenet model.depth=18": AS_IT_STANDS,
     "plainres describe model.depth=56 model.width=8 model/shortcut=plain": AS_IT_STANDS,
     "plainres describe model.depth=56 model.width=8 model/shortcut=identity": AS_IT_STANDS,

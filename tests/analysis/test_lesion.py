@@ -1,6 +1,8 @@
 """Deleted and swapped blocks, compared with explicit forward passes."""
 
+from contextlib import ExitStack
 from functools import partial
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -15,6 +17,7 @@ from plainres.errors import InputError
 from plainres.models.blocks import BlockSpec
 from plainres.models.networks import CifarNet
 from plainres.models.shortcuts import ExclusiveGating, Identity, Plain, ShortcutFactory
+from support.shipped import CONNECTIONS, STATEFUL_ORDER
 
 X = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -76,6 +79,55 @@ def test_swapped_blocks_are_restored() -> None:
         with swapped(net, [(1, 2), (2, 3)]):
             assert torch.equal(net(X), logits(net, first(third(second(net.stem(X))))))
         assert torch.equal(net(X), intact)
+
+
+@pytest.mark.parametrize("name", CONNECTIONS)
+def test_lesions_where_blocks_hand_on_a_state(name: str) -> None:
+    torch.manual_seed(0)
+    net = CifarNet(1, 10, 20, 4, CONNECTIONS[name], block=BlockSpec(order=STATEFUL_ORDER))
+    with torch.no_grad():
+        net(X)
+        net.eval()
+        intact = net(X)
+        assert shape_changing(net, X) == {4, 7}
+        for stage in blocks_of(net):
+            block = stage[-1]
+            seen: list[Tensor] = []
+            with deleted([block]), ExitStack() as hooks:
+                handle = block.residual.register_forward_hook(lambda _, __, fx, seen=seen: seen.append(fx))
+                hooks.callback(handle.remove)
+                assert not torch.equal(net(X), intact)
+            assert not seen[0].any()
+        with swapped(net, [(2, 3), (5, 6)]):
+            assert not torch.equal(net(X), intact)
+            with swapped(net, [(2, 3), (5, 6)]):
+                assert torch.equal(net(X), intact)
+        assert torch.equal(net(X), intact)
+
+
+def test_a_stream_has_the_lesions_of_the_identity() -> None:
+    """Compare the networks before training, when the weights of the streams are 0 and 1."""
+    torch.manual_seed(0)
+    spec = BlockSpec(order=STATEFUL_ORDER)
+    streams, identity = (CifarNet(1, 10, 20, 4, s, block=spec) for s in (CONNECTIONS["hyper_connections"], Identity))
+    identity.load_state_dict({k: v for k, v in streams.state_dict().items() if "shortcut" not in k})
+    for net in (streams, identity):
+        with torch.no_grad():
+            net(X)
+        net.eval()
+    with torch.no_grad():
+        for index in range(9):
+            results = []
+            for net in (streams, identity):
+                with deleted([[*chain(*blocks_of(net))][index]]):
+                    results.append(net(X))
+            torch.testing.assert_close(*results)
+        for pair in ((2, 3), (5, 6), (8, 9)):
+            results = []
+            for net in (streams, identity):
+                with swapped(net, [pair]):
+                    results.append(net(X))
+            torch.testing.assert_close(*results)
 
 
 def test_planned_lesions_depend_only_on_the_seed() -> None:

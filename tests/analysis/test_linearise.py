@@ -1,6 +1,8 @@
 """Linear channels, compared with explicit forward passes, finite differences and known depths."""
 
+import math
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
@@ -23,8 +25,9 @@ from plainres.errors import InputError
 from plainres.models.activations import ActivationFactory, TailoredReLU, leaky_relu
 from plainres.models.blocks import BlockSpec, LayerOrder
 from plainres.models.networks import CifarNet
+from plainres.models.paths import activations_of
 from plainres.models.shortcuts import Identity, Plain, ProjectionAll, ShortcutFactory
-from support.shipped import ORDERS, SHORTCUTS
+from support.shipped import CONNECTIONS, EVERY_SHORTCUT, ORDERS, SHORTCUTS, STATEFUL_ORDER
 
 X = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 2, 3, 4])
@@ -47,11 +50,13 @@ def slopes(net: nn.Module, value: float) -> dict[str, Tensor]:
     return {name: weight.new_full((count,), value) for name, count in channels_of(net, X.to(weight)).items()}
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("shortcut", SHORTCUTS)
+@pytest.mark.parametrize(
+    ("shortcut", "order"),
+    [*product(SHORTCUTS, ORDERS), *((name, "full_preactivation") for name in CONNECTIONS)],
+)
 @torch.no_grad()
 def test_slope_0_is_the_network_to_the_bit(shortcut: str, order: str) -> None:
-    net = network(SHORTCUTS[shortcut], block=BlockSpec(order=ORDERS[order]))
+    net = network(EVERY_SHORTCUT[shortcut], block=BlockSpec(order=ORDERS[order]))
     expected, modules = net(X), list(net.modules())
     with with_slopes(net, slopes(net, 0)):
         assert sum(isinstance(module, Sloped) for module in net.modules()) == len(activations(net))
@@ -150,3 +155,8 @@ def test_the_printed_table_fits_80_columns() -> None:
     assert name == "net"
     assert len(header) == len(line) <= 80
     assert line.split() == ["75.0", "109.00", "109", "100.00", "9.50"]
+
+
+def test_the_effective_depth_is_unknown_where_blocks_hand_on_a_state() -> None:
+    net = network(CONNECTIONS["mhc"], block=BlockSpec(order=STATEFUL_ORDER))
+    assert math.isnan(effective_depth(net, dict.fromkeys(activations_of(net), 1.0)))

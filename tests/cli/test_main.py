@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -232,7 +233,7 @@ def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
         ("model.depth=21", "model.depth is 21; it must be 6n+2 with n >= 1; the nearest valid depths are 20 and 26"),
         (
             "model/shortcut=highwya",
-            "did you mean model/shortcut=highway? There are convolution, decayed_identity, depth_scaled, dropout, exc",
+            "did you mean model/shortcut=highway? There are attention_residuals, convolution, decayed_identity, dense, ",
         ),
         (
             "model/block=bottlenek",
@@ -514,15 +515,33 @@ def test_debug_shows_the_traceback() -> None:
         assert process.stderr.splitlines()[-1].startswith("plainres: model.depth is 21")
 
 
-def test_the_documented_shortcut_of_ones_own(tmp_path: Path) -> None:
+def example(folder: Path, heading: str, following: str) -> tuple[set[str], list[str]]:
+    """Write the files of a section of docs/networks.md to a folder; return their names and the section's commands."""
     page = (ROOT / "docs" / "networks.md").read_text()
-    section = page[page.index("## A shortcut of your own") : page.index("## Weights of others")]
+    section = page[page.index(f"## {heading}") : page.index(f"## {following}")]
     blocks = dict(re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", section, re.DOTALL))
-    assert set(blocks) == {"mine.py", "conf/model/shortcut/halved.yaml"}
     for name, text in blocks.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    train, report = re.findall(r"^((?:PYTHONPATH=. )?plainres .*)$", section, re.MULTILINE)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return set(blocks), re.findall(r"^((?:PYTHONPATH=. )?plainres .*)$", section, re.MULTILINE)
+
+
+def test_the_documented_connection_of_ones_own(tmp_path: Path) -> None:
+    files, (train,) = example(tmp_path, "A connection of your own", "Weights of others")
+    assert files == {"streams.py", "conf/model/shortcut/momentum.yaml"}
+    command = [PLAINRES, *shlex.split(train)[2:], "model.depth=8,14", "model.width=4", "optim.epochs=1", "seed=0,1"]
+    trained = forking.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": "."})
+    assert trained.returncode == 0, trained.stderr
+    results = [json.loads(file.read_text()) for file in tmp_path.glob("runs/momentum/*/result.json")]
+    assert len({result["weights_sha256"] for result in results}) == 8
+    refused = forking.run([*command, "model=cifar"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": "."})
+    assert refused.returncode == 2
+    assert "Momentum hands a state from block to block" in refused.stderr
+
+
+def test_the_documented_shortcut_of_ones_own(tmp_path: Path) -> None:
+    files, (train, report) = example(tmp_path, "A shortcut of your own", "A connection of your own")
+    assert files == {"mine.py", "conf/model/shortcut/halved.yaml"}
     path = f"{PLAINRES.parent}{os.pathsep}{os.environ['PATH']}"
 
     def shell(line: str) -> subprocess.CompletedProcess[str]:

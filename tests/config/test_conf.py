@@ -17,6 +17,7 @@ from plainres.runs.identity import matches, run_name
 from plainres.runs.record import Run
 from support.images import write_folders
 from support.places import ROOT
+from support.shipped import CONNECTIONS
 
 CONF = ROOT / "conf"
 SPLITS = ("train", "test")
@@ -36,6 +37,8 @@ def make(config: Config) -> None:
 def test_an_option_is_composed_and_made(path: Path, tmp_path: Path) -> None:
     chosen = f"[{path.name}]" if str(path.parent) == "probes" else path.name
     words = [f"{path.parent}={chosen}"]
+    if path.parent.name == "shortcut" and path.name in CONNECTIONS:
+        words.append("model=preactivation")
     if words == ["data=images"]:
         pixels = np.zeros((8, 8, 3), dtype=np.uint8)
         write_folders(tmp_path / "mine", {f"{split}/{name}/{split}.png": pixels for split in SPLITS for name in "ab"})
@@ -82,9 +85,12 @@ AXES = {
     "digits_tailored": (6, [20, 56], 3),
     "digits_budget": (12, [8, 56], 6),
     "digits_sharpness": (4, [8, 56], 2),
+    "digits_streams": (42, [20, 56, 110], 14),
+    "cifar10_streams": (28, [20, 56], 14),
+    "digits_mlp": (8, [10, 32, 100, 1000], 2),
     "imagenet_degradation": (4, [18, 34], 2),
 }
-SMALL = ("cifar10_quick", "cifar10_learning_rate")  # narrower networks than the paper's
+SMALL = ("cifar10_quick", "cifar10_learning_rate", "cifar10_streams")  # narrower networks than the paper's
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

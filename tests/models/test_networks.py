@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
@@ -13,7 +14,7 @@ from torch import Generator, Tensor, nn
 from plainres.errors import InputError
 from plainres.models.blocks import Block, BlockSpec, LayerOrder
 from plainres.models.initialisation import delta_orthogonal, he_fan_in, he_fan_out, orthogonal
-from plainres.models.networks import CifarNet, ImageNet
+from plainres.models.networks import MLP, CifarNet, ImageNet
 from plainres.models.shortcuts import Identity, Plain, Projection, ProjectionAll, ShortcutFactory, Wide
 from plainres.models.summary import describe
 from support.shipped import BLOCKS, NORMS, ORDERS, SHORTCUTS
@@ -211,6 +212,33 @@ def test_networks_compile_and_export(shortcut: str, setting: dict[str, Any]) -> 
     torch.testing.assert_close(exported(images), network(images))
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("shortcut", [Plain, Identity])
+def test_an_mlp_is_a_stack_of_linear_layers(shortcut: ShortcutFactory, norm: str) -> None:
+    """Compared with torch's own layers on vectors."""
+    net = MLP((3, 4, 4), 10, 8, 6, shortcut, norm=NORMS[norm])
+    he_fan_out(net, Generator().manual_seed(0))
+    images = torch.randn(5, 3, 4, 4, generator=Generator().manual_seed(1))
+
+    def normalised(x: Tensor) -> Tensor:
+        if norm == "batch":
+            return F.batch_norm(x, None, None, training=True)
+        return F.group_norm(x, {"group": 2, "layer": 1}[norm]) if norm != "none" else x
+
+    stem, *layers = [module.weight[:, :, 0, 0] for module in net.modules() if isinstance(module, nn.Conv2d)]
+    x = normalised(F.linear(images.flatten(1), stem)).relu()
+    for first, second in zip(layers[::2], layers[1::2], strict=True):
+        fx = normalised(F.linear(normalised(F.linear(x, first)).relu(), second))
+        x = (fx + x if shortcut is Identity else fx).relu()
+    torch.testing.assert_close(net(images), net.head(x[:, :, None, None]))
+    assert len(layers) == 6
+
+
+def test_layer_norm_of_an_mlp_is_that_of_features() -> None:
+    x = torch.randn(5, 6)
+    torch.testing.assert_close(NORMS["layer"](6)(x[:, :, None, None])[:, :, 0, 0], F.layer_norm(x, (6,)))
+
+
 @given(st.integers(-3, 130), st.integers(1, 4), st.integers(1, 4))
 def test_invalid_depth_suggests_the_nearest(depth: int, stages: int, layers: int) -> None:
     per_n = stages * layers
@@ -233,6 +261,9 @@ def test_invalid_depth_suggests_the_nearest(depth: int, stages: int, layers: int
         (lambda: CifarNet(3, 10, 20, 4, Plain, stages=0), r"model.stages is 0"),
         (lambda: CifarNet(3, 10, 20, 4, Plain, stem_width=0), r"model.stem_width is 0"),
         (lambda: ImageNet(3, 10, 18, 0, Plain), r"model.width is 0"),
+        (lambda: MLP((3, 4, 4), 10, 9, 8, Plain), r"model.depth is 9; it must be 2n\+2 .* are 8 and 10"),
+        (lambda: MLP((3, 4, 4), 10, 8, 0, Plain), r"model.width is 0"),
+        (lambda: MLP((3, 4, 4), 10, 8, 8, Plain, block=BlockSpec()), r"model.block.kernels is \[3, 3\]; in an MLP"),
         (
             lambda: ImageNet(3, 10, 50, 4, Plain),
             r"model.depth is 50; with 2 layers per block it must be one of 18, 34,",

@@ -51,7 +51,7 @@ from plainres.models.networks import CifarNet  # noqa: E402
 from plainres.models.shortcuts import Identity  # noqa: E402
 from plainres.training.classifier import Classifier  # noqa: E402
 from plainres.training.epoch_loop import EpochLoop  # noqa: E402
-from support.shipped import ACTIVATIONS, ORDERS, SHORTCUTS  # noqa: E402
+from support.shipped import ACTIVATIONS, CONNECTIONS, ORDERS, SHORTCUTS, STATEFUL_ORDER  # noqa: E402
 from support.training import recipe  # noqa: E402
 
 GPU = torch.device("cuda", 0)
@@ -192,6 +192,9 @@ def main() -> None:
     results = {shortcut.__name__: observe(shortcut, "32-true") for shortcut in (Waiting, OnHost)}
     for precision in PRECISIONS:
         results |= {f"{name} {precision}": observe(SHORTCUTS[name], precision) for name in SHORTCUTS}
+        for name in CONNECTIONS:
+            stateful = BlockSpec(order=STATEFUL_ORDER)
+            results[f"{name} {precision}"] = observe(CONNECTIONS[name], precision, block=stateful)
         for name in ORDERS:
             block = BlockSpec(order=ORDERS[name])
             results[f"{name} {precision}"] = observe(SHORTCUTS["identity"], precision, block=block)

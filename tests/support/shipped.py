@@ -6,6 +6,7 @@ import hydra.utils
 from omegaconf import OmegaConf
 
 from plainres.models.blocks import BlockSpec
+from plainres.models.connections import Connection
 from support.places import CONF
 
 
@@ -26,7 +27,11 @@ def shipped(group: str) -> dict[str, Any]:
     return instances
 
 
-SHORTCUTS, BLOCKS, ORDERS, NORMS, ACTIVATIONS = (
+EVERY_SHORTCUT, BLOCKS, ORDERS, NORMS, ACTIVATIONS = (
     shipped(group) for group in ("shortcut", "block", "block/order", "norm", "activation")
 )
 BLOCKS |= {f"B{kernels}": BlockSpec(kernels) for kernels in ([3], [3, 3, 3], [3, 3, 3, 3], [3, 1], [1, 3], [3, 1, 3])}
+# shortcuts (x, fx) -> y, and those with a state, which need an order without layers after the addition
+CONNECTIONS = {name: each for name, each in EVERY_SHORTCUT.items() if isinstance(each(4, 4, 1), Connection)}
+SHORTCUTS = {name: each for name, each in EVERY_SHORTCUT.items() if name not in CONNECTIONS}
+STATEFUL_ORDER = ORDERS["full_preactivation"]

@@ -18,12 +18,13 @@ from plainres.data import batches
 from plainres.data.datamodule import ImageBatches
 from plainres.data.sources import Synthetic
 from plainres.models.activations import ActivationFactory, TailoredReLU
-from plainres.models.networks import CifarNet
+from plainres.models.blocks import BlockSpec
+from plainres.models.networks import BASIC, CifarNet
 from plainres.models.shortcuts import Dropout, Plain, ShortcutFactory
 from plainres.randomness import seed_noise
 from plainres.training.classifier import Classifier
 from plainres.training.epoch_loop import EAGER_STEPS, EpochLoop, Replay, cuda_graph
-from support.shipped import SHORTCUTS
+from support.shipped import CONNECTIONS, EVERY_SHORTCUT, STATEFUL_ORDER
 from support.training import Recorder, Rows, bare_trainer, recipe
 
 Change = Callable[[pl.Trainer], None]
@@ -36,6 +37,7 @@ def fitted(
     steps: int = 10,
     shortcut: ShortcutFactory = Dropout,
     activation: ActivationFactory = nn.ReLU,
+    block: BlockSpec = BASIC,
     **options: Any,
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Return the state and the rows after two and a half epochs with augmentation."""
@@ -43,7 +45,7 @@ def fitted(
     optim = recipe(steps=steps, **options)
     data = ImageBatches(source.load(), source, optim.batch_size, 0)
     torch.manual_seed(0)
-    network = CifarNet(1, 10, 8, 4, shortcut, activation=activation)
+    network = CifarNet(1, 10, 8, 4, shortcut, block=block, activation=activation)
     seed_noise(network, 0)
     classifier = Classifier(network, optim, steps, data.steps_per_epoch, capturable=capturable)
     rows = Rows()
@@ -85,11 +87,13 @@ def test_the_loop_is_equivalent_to_lightnings_own(options: dict[str, Any]) -> No
             assert our_loops[key] == value, key
 
 
-@pytest.mark.parametrize("name", SHORTCUTS)
+@pytest.mark.parametrize("name", EVERY_SHORTCUT)
 def test_a_captured_step_equals_the_eager_step(name: str) -> None:
     recorder = Recorder()
-    eager, eager_rows = fitted(with_capture(None), capturable=True, shortcut=SHORTCUTS[name])
-    captured, rows = fitted(with_capture(recorder), capturable=True, shortcut=SHORTCUTS[name])
+    block = BlockSpec(order=STATEFUL_ORDER) if name in CONNECTIONS else BASIC
+    options: dict[str, Any] = {"shortcut": EVERY_SHORTCUT[name], "block": block, "capturable": True}
+    eager, eager_rows = fitted(with_capture(None), **options)
+    captured, rows = fitted(with_capture(recorder), **options)
     assert len(recorder.graphs) == 1
     assert_equal(eager, captured)
     assert eager_rows == rows

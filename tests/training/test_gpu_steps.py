@@ -12,13 +12,17 @@ import torch
 
 from plainres.config.schema import PRECISIONS
 from support.places import TESTS
-from support.shipped import ORDERS, SHORTCUTS
+from support.shipped import CONNECTIONS, ORDERS, SHORTCUTS
 
 SCRIPT = TESTS / "support" / "fake_cuda.py"
 # kernels of a step of eight layers, augmentation and optimizer included, up to which nobody need ask why
-KERNELS = dict.fromkeys([*SHORTCUTS, *ORDERS, "leaky", "tailored", "optimizer"], 225) | {
+KERNELS = dict.fromkeys([*SHORTCUTS, *CONNECTIONS, *ORDERS, "leaky", "tailored", "optimizer"], 225) | {
+    "attention_residuals": 360,
     "dropout": 330,
+    "hyper_connections": 520,
+    "mhc": 1770,  # 20 iterations in each block
     "orthogonal_update": 270,  # inner products, in float32
+    "static_hyper_connections": 240,
     "stochastic_depth": 230,
 }
 DTYPES = {  # of a step's operations by precision

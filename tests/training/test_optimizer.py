@@ -2,6 +2,7 @@
 
 import copy
 import math
+from itertools import product
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from plainres.models.networks import CifarNet
 from plainres.models.shortcuts import Identity
 from plainres.training import optimizer as module
 from plainres.training.optimizer import clip_gradient, sgd
-from support.shipped import ORDERS, SHORTCUTS
+from support.shipped import CONNECTIONS, EVERY_SHORTCUT, ORDERS, SHORTCUTS
 from support.training import recipe
 
 
@@ -32,10 +33,12 @@ def gradients(network: nn.Module) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("decay", DECAYS)
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("shortcut", SHORTCUTS)
+@pytest.mark.parametrize(
+    ("shortcut", "order"),
+    [*product(SHORTCUTS, ORDERS), *((name, "full_preactivation") for name in CONNECTIONS)],
+)
 def test_each_parameter_is_in_one_group(shortcut: str, order: str, decay: str) -> None:
-    network = CifarNet(1, 10, 8, 4, SHORTCUTS[shortcut], block=BlockSpec(order=ORDERS[order], bias=True))
+    network = CifarNet(1, 10, 8, 4, EVERY_SHORTCUT[shortcut], block=BlockSpec(order=ORDERS[order], bias=True))
     groups = sgd(network, recipe(decay=decay)).param_groups
     parameters = [parameter for group in groups for parameter in group["params"]]
     assert sorted(map(id, parameters)) == sorted(map(id, network.parameters()))

@@ -1,5 +1,6 @@
 """Runs that are killed, stopped or damaged, run out of disk space, or resume with another world size."""
 
+import copy
 import json
 import os
 import pty
@@ -31,6 +32,7 @@ from plainres.runs.record import Run, State
 from plainres.training.train import train
 from support import forking
 from support.places import CIFAR10, PLAINRES, TESTS
+from support.shipped import CONNECTIONS
 from support.training import StopAfter
 
 Make = Callable[..., Config]
@@ -65,11 +67,42 @@ def test_a_killed_run_leaks_no_semaphore(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shortcut", ["dropout", "stochastic_depth"])
 def test_a_shortcuts_random_numbers_are_the_same_after_resuming(tmp_path: Path, shortcut: str) -> None:
-    whole = digits(tmp_path / "whole", 10**6, shortcut=shortcut)
+    whole = digits(tmp_path / "whole", 10**6, f"model/shortcut={shortcut}")
     train(whole)
     run = elsewhere(whole, tmp_path / "killed", 7)
     assert kill_in_one_process(run, when(lambda: 7 < run.step < 60)) == 1
     assert final_state(run) == final_state(whole)
+
+
+@pytest.mark.parametrize("name", CONNECTIONS)
+def test_a_connection_with_a_state_is_the_same_after_resuming(tmp_path: Path, name: str) -> None:
+    whole = digits(tmp_path / "whole", 10**6, "model=preactivation", "model.depth=14", f"model/shortcut={name}")
+    train(whole)
+    run = elsewhere(whole, tmp_path / "killed", 7)
+    assert kill_in_one_process(run, when(lambda: 7 < run.step < 60)) == 1
+    assert final_state(run) == final_state(whole)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_one_stream_trains_like_the_identity_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: int
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    identity = digits(tmp_path / "identity", 10**6, "model=preactivation", devices=devices)
+    config = copy.deepcopy(elsewhere(identity, tmp_path / "stream", 7).config)
+    config.model["shortcut"] = {"_target_": "support.one_stream.OneStream", "_partial_": True}
+    stream = Run.of(config)
+    forking.call(launch, identity)
+    if devices == 1:
+        assert kill_in_one_process(stream, when(lambda: 7 < stream.step < 60)) == 1
+    else:
+        assert kill_processes(stream, random.Random(0), 0.1, forking.Popen, ends=("one",)) == "one"
+        forking.call(launch, stream)
+    curves, _, weights, momenta, _ = final_state(stream)
+    expected_curves, _, expected_weights, expected_momenta, _ = final_state(identity)
+    assert curves == expected_curves
+    assert weights == expected_weights
+    assert momenta == expected_momenta
 
 
 @pytest.mark.parametrize("shortcut", ["dropout", "stochastic_depth"])

@@ -8,6 +8,7 @@ blocks (figure 5b).
 Deleting a block removes its residual branch: y = post_add(shortcut(x, 0)). If the shortcut returns zeros, as in a plain
 net, the whole block is removed instead: y = post_add(x). If such a block changes the shape of x, x is subsampled and
 padded with zeros (option A), as a deleted block of an identity net does. Blocks that change the shape are marked.
+Where blocks hand on a state, deleting one writes zeros to it, and swapping two swaps their branches.
 """
 
 import math
@@ -39,6 +40,7 @@ from plainres.console import quantity
 from plainres.data.sources import sample_size
 from plainres.errors import InputError
 from plainres.models.blocks import Block
+from plainres.models.connections import StatefulBlock
 from plainres.models.networks import Stack
 from plainres.models.shortcuts import Identity
 from plainres.randomness import mix
@@ -49,14 +51,14 @@ VALUES = ("train_loss", "train_error", "test_loss", "test_error")
 KINDS = ("block", "delete", "swap")  # one block deleted, random blocks deleted, random pairs of blocks swapped
 
 
-def blocks_of(network: nn.Module) -> list[list[Block]]:
+def blocks_of(network: nn.Module) -> list[list[Block | StatefulBlock]]:
     """Return the blocks of each stage of a network.
 
     Raises:
         InputError: the network is not a stack of blocks.
     """
     stages = [list(stage.children()) for stage in network.stages.children()] if isinstance(network, Stack) else []
-    blocks = [[block for block in stage if isinstance(block, Block)] for stage in stages]
+    blocks = [[block for block in stage if isinstance(block, Block | StatefulBlock)] for stage in stages]
     if not stages or blocks != stages:
         raise InputError(
             f"{type(network).__name__} is not a stack of blocks; blocks can be deleted only from the networks of "
@@ -66,7 +68,7 @@ def blocks_of(network: nn.Module) -> list[list[Block]]:
 
 
 @contextmanager
-def deleted(blocks: Iterable[Block]) -> Iterator[None]:
+def deleted(blocks: Iterable[Block | StatefulBlock]) -> Iterator[None]:
     """Delete blocks within the context, by forward hooks that leave only their shortcuts."""
     with ExitStack() as hooks:
         for block in blocks:
@@ -93,15 +95,21 @@ def swapped(network: Stack, pairs: Sequence[tuple[int, int]]) -> Iterator[None]:
     """Swap the blocks at each pair of positions within the context. Positions count from 1 through the network."""
     stages = [stage for stage in network.stages.children() if isinstance(stage, nn.Sequential)]
     positions = [(stage, i) for stage in stages for i in range(len(stage))]
-    original = [stage[i] for stage, i in positions]
+    original = [(stage[i], stage[i].pre, stage[i].residual) for stage, i in positions]
     try:
         for pair in pairs:
             (first, i), (second, j) = (positions[position - 1] for position in pair)
-            first[i], second[j] = second[j], first[i]
+            a, b = first[i], second[j]
+            if isinstance(a, StatefulBlock) and isinstance(b, StatefulBlock):
+                # a connection stays, since its weights may fit its position only
+                a.pre, b.pre, a.residual, b.residual = b.pre, a.pre, b.residual, a.residual
+            else:
+                first[i], second[j] = b, a
         yield
     finally:
-        for (stage, i), block in zip(positions, original, strict=True):
+        for (stage, i), (block, pre, residual) in zip(positions, original, strict=True):
             stage[i] = block
+            block.pre, block.residual = pre, residual
 
 
 def shape_changing(network: nn.Module, images: Tensor) -> set[int]:
@@ -114,7 +122,7 @@ def shape_changing(network: nn.Module, images: Tensor) -> set[int]:
                 if inputs[0].shape != y.shape:
                     changing.add(number)
 
-            hooks.enter_context(block.register_forward_hook(compare))
+            hooks.enter_context(block.residual.register_forward_hook(compare))
         network(images)
     return changing
 

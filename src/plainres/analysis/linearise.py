@@ -13,6 +13,7 @@ no part in it.
 from the output to the input that takes each incoming branch with equal probability, then each of its channels.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
@@ -37,6 +38,7 @@ from plainres.analysis.measurements import (
 from plainres.data.batches import Batch
 from plainres.data.sources import sample_size
 from plainres.errors import InputError
+from plainres.models.connections import StatefulBlock
 from plainres.models.networks import Stack
 from plainres.models.paths import activations_of, follow
 from plainres.models.shortcuts import Plain
@@ -143,7 +145,8 @@ def effective_depth(network: nn.Module, nonlinear: Mapping[str, float]) -> float
 
     Where a shortcut joins a branch, a path takes either with probability 1/2, whatever the shortcut multiplies them
     by; in a plain block it takes the branch. A convolution connects each channel with every channel before it. So the
-    depth of a plain network of n activations is n, and the padded channels of option A count as a shortcut.
+    depth of a plain network of n activations is n, and the padded channels of option A count as a shortcut. It is NaN
+    where blocks hand on a state, whose paths it does not define.
 
     Args:
         network: a stack of blocks.
@@ -151,6 +154,8 @@ def effective_depth(network: nn.Module, nonlinear: Mapping[str, float]) -> float
     """
 
     def join(block: nn.Module, branch: float, skipping: float) -> float:
+        if isinstance(block, StatefulBlock):
+            return math.nan
         return branch if isinstance(block.shortcut, Plain) else (branch + skipping) / 2
 
     return follow(network, 0.0, lambda depth, name: depth + nonlinear[name], join)

@@ -43,8 +43,11 @@ def architecture_of(config: Config, source: Source) -> nn.Module:
     """
     node = {key: value for key, value in config.model.items() if key not in MODEL_DEFAULTS}
     factory = _instantiate(node, "model")
+    channels: dict[str, Any] = {"in_channels": source.shape[0]}
+    if "image_shape" in inspect.signature(factory).parameters:
+        channels = {"image_shape": source.shape}
     try:
-        return factory(in_channels=source.shape[0], classes=source.classes)
+        return factory(**channels, classes=source.classes)
     except InputError:
         raise
     except Exception as error:  # from a user's own class, too

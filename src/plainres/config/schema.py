@@ -264,7 +264,8 @@ class ReportOptions:
 class Config:
     """Configuration of one run.
 
-    `model` describes a network factory `(in_channels, classes) -> nn.Module` with the keys depth, width and shortcut.
+    `model` describes a network factory `(in_channels, classes) -> nn.Module`, or `(image_shape, classes) -> nn.Module`,
+    with the keys depth, width and shortcut.
     `data` describes a `plainres.data.sources.Source`. Both are plain dictionaries for `hydra.utils.instantiate`.
     """
 

@@ -2,8 +2,9 @@
 
 from plainres.models.activations import TailoredReLU, leaky_relu
 from plainres.models.blocks import BlockSpec, LayerOrder
+from plainres.models.history import AttentionResiduals, Dense, DepthWeightedAverage, NormalizerFree
 from plainres.models.initialisation import delta_orthogonal, fixup, he_fan_in, he_fan_out, orthogonal, zero_gamma
-from plainres.models.networks import CifarNet, ImageNet
+from plainres.models.networks import MLP, CifarNet, ImageNet
 from plainres.models.normalisation import group_norm
 from plainres.models.probes import GradientCorrelation, Gradients, Responses, Sharpness, Signals
 from plainres.models.shortcuts import (
@@ -27,22 +28,31 @@ from plainres.models.shortcuts import (
     StochasticDepth,
     Wide,
 )
+from plainres.models.streams import FracConnections, HyperConnections, ManifoldHyperConnections
 
 __all__ = [
+    "MLP",
+    "AttentionResiduals",
     "BlockSpec",
     "CifarNet",
     "Convolution",
     "DecayedIdentity",
+    "Dense",
     "DepthScaled",
+    "DepthWeightedAverage",
     "Dropout",
     "ExclusiveGating",
+    "FracConnections",
     "GradientCorrelation",
     "Gradients",
     "Highway",
+    "HyperConnections",
     "Identity",
     "ImageNet",
     "LayerOrder",
     "LayerScale",
+    "ManifoldHyperConnections",
+    "NormalizerFree",
     "OrthogonalUpdate",
     "Plain",
     "Projection",

@@ -147,7 +147,7 @@ class BlockSpec:
         norm: NormFactory,
         activation: ActivationFactory,
         first: bool,
-    ) -> nn.Module:
+    ) -> "Block":
         """Build a block (N, in_channels, H, W) -> (N, width * expansion, H/stride, W/stride).
 
         `first` marks the first block of the network.

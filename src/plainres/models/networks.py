@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from plainres.errors import InputError
 from plainres.models.activations import ActivationFactory
 from plainres.models.blocks import BlockSpec, NamedLayers, convolution, ordered_layers
+from plainres.models.connections import Connection, StatefulBlock
 from plainres.models.normalisation import NormFactory
 from plainres.models.shortcuts import Positioned, ShortcutFactory
 from plainres.models.tailoring import tailor
 
-BASIC = BlockSpec()
+BASIC, LINEAR = BlockSpec(), BlockSpec(kernels=(1, 1))
 IMAGENET_BLOCKS = [(2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)]  # He et al. 2015, Table 1
 
 
@@ -82,7 +83,9 @@ class Stack(nn.Module):
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
                 first = stage == index == 0
-                layers.append(block.build(channels, stage_width, stride, shortcut, first=first, **factories))
+                built = block.build(channels, stage_width, stride, shortcut, first=first, **factories)
+                stateful = isinstance(built.shortcut, Connection)
+                layers.append(StatefulBlock(built, index + 1, count) if stateful else built)
                 position += 1
                 for module in layers[-1].modules():
                     if isinstance(module, Positioned):
@@ -130,14 +133,7 @@ class CifarNet(Stack):
     ) -> None:
         if stages < 1:
             raise InputError(f"model.stages is {stages}; it must be at least 1")
-        per_n = stages * block.layers
-        n, rest = divmod(depth - 2, per_n)
-        if rest or n < 1:
-            below = per_n * max(n, 1) + 2
-            raise InputError(
-                f"model.depth is {depth}; it must be {per_n}n+2 with n >= 1; "
-                f"the nearest valid depths are {below} and {below + per_n}"
-            )
+        n = _blocks_per_stage(depth, stages, block)
         channels = width if stem_width is None else stem_width
         for key, value in {"width": width, "stem_width": channels, "stages": stages}.items():
             if value < 1:
@@ -208,6 +204,68 @@ class ImageNet(Stack):
             norm=norm,
             activation=activation,
         )
+
+
+class MLP(Stack):
+    """Multilayer perceptron with shortcuts: linear layers of `width` features on flattened images.
+
+    A linear layer is a 1x1 convolution of an image of one pixel, so that all shortcuts, orders and normalisations
+    apply. Batch normalisation is that of features, and group normalisation with one group is layer normalisation. The
+    depth is layers per block * n + 2, with the first layer and the head.
+
+    Shapes: images (N, *image_shape) -> logits (N, classes).
+
+    Raises:
+        InputError: the depth is not of this form, a kernel is not 1, or another number is less than 1.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        classes: int,
+        depth: int,
+        width: int,
+        shortcut: ShortcutFactory,
+        *,
+        block: BlockSpec = LINEAR,
+        norm: NormFactory = nn.BatchNorm2d,
+        activation: ActivationFactory = nn.ReLU,
+    ) -> None:
+        if any(kernel != 1 for kernel in block.kernels):
+            raise InputError(f"model.block.kernels is {list(block.kernels)}; in an MLP all must be 1, such as [1,1]")
+        if width < 1:
+            raise InputError(f"model.width is {width}; it must be at least 1")
+        features = math.prod(image_shape)
+        pixel = [("flatten", nn.Flatten()), ("pixel", nn.Unflatten(1, (features, 1, 1)))]
+        stem = pixel + convolution(features, width, 1)
+        super().__init__(
+            stem + ordered_layers(block.order.stem, width, norm, activation, inplace=True),
+            width,
+            classes,
+            blocks=[_blocks_per_stage(depth, 1, block)],
+            width=width,
+            shortcut=shortcut,
+            block=block,
+            norm=norm,
+            activation=activation,
+        )
+
+
+def _blocks_per_stage(depth: int, stages: int, block: BlockSpec) -> int:
+    """Return n for a depth of stages * layers per block * n + 2.
+
+    Raises:
+        InputError: the depth is not of this form.
+    """
+    per_n = stages * block.layers
+    n, rest = divmod(depth - 2, per_n)
+    if rest or n < 1:
+        below = per_n * max(n, 1) + 2
+        raise InputError(
+            f"model.depth is {depth}; it must be {per_n}n+2 with n >= 1; "
+            f"the nearest valid depths are {below} and {below + per_n}"
+        )
+    return n
 
 
 def over_crops(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

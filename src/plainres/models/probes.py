@@ -10,7 +10,7 @@ A layer here is a weighted layer of the backbone, in the order of the forward pa
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from plainres.errors import InputError
+from plainres.models.connections import StatefulBlock
 from plainres.models.curvature import estimates
 from plainres.models.initialisation import named_blocks
 from plainres.models.normalisation import SyncBatchNorm2d
@@ -169,7 +170,8 @@ class Signals(_BaseProbe):
     """Mean and variance of each block's output, and variance of its gradient, over images, channels and positions.
 
     The gradient is that of the images' summed cross-entropy with respect to the block's output. The probe shows whether
-    activations or gradients vanish or explode with depth. Costs one forward and backward pass.
+    activations or gradients vanish or explode with depth. Where blocks hand on a state, the output is what the next
+    block reads of it. Costs one forward and backward pass.
     """
 
     requires = "blocks"
@@ -177,14 +179,21 @@ class Signals(_BaseProbe):
     def measure(self, network: nn.Module, images: Tensor, targets: Tensor, optimizer: Optimizer) -> list[Row]:
         """Return rows with layer (index of the block), name, mean, variance and gradient_variance."""
         outputs: list[tuple[str, Tensor]] = []
-        names = {block: name for name, block in named_blocks(network)}
 
-        def keep_output(module: nn.Module, output: Tensor) -> None:
+        def keep(name: str, output: Tensor) -> None:
             if output.requires_grad:
                 output.retain_grad()
-            outputs.append((names[module], output))
+            outputs.append((name, output))
 
-        with _forward_hooks(names, keep_output):
+        with ExitStack() as hooks:
+            blocks = [*named_blocks(network)]
+            for (name, block), (_, following) in zip(blocks, [*blocks[1:], ("", None)], strict=True):
+                if isinstance(block, StatefulBlock) and not block.closes:
+                    assert following is not None
+                    hook = following.pre.register_forward_pre_hook(lambda _, x, name=name: keep(name, x[0]))
+                else:
+                    hook = block.register_forward_hook(lambda _, __, y, name=name: keep(name, y))
+                hooks.callback(hook.remove)
             F.cross_entropy(network(images), targets, reduction="sum").backward()
         rows = []
         for index, (name, output) in enumerate(outputs):

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from plainres.console import aligned, narrowed
+from plainres.models.connections import StatefulBlock
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,30 @@ def describe(network: nn.Module, shape: Sequence[int]) -> Description:
         handles.append(module.register_forward_pre_hook(enter))
         handles.append(module.register_forward_hook(lambda m, _, output: add_layer(name, m, output, before)))
 
+    def add_connection_hooks(name: str, block: StatefulBlock) -> None:
+        before, first = 0, 0
+
+        def enter(*_: object) -> None:
+            nonlocal before, first
+            before, first = flops.get_total_flops(), len(layers)
+
+        def leave(module: nn.Module, inputs: Any, state: Any) -> None:
+            # a connection is not called as a module: what its block's layers do not account for is its own
+            rest = (flops.get_total_flops() - before) // 2 - sum(layer.multiply_adds for layer in layers[first:])
+            parameters = sum(p.numel() for p in block.shortcut.parameters(recurse=False))
+            shape = state.shape[1:] if isinstance(state, Tensor) else (len(state), *state[0].shape[1:])
+            layers.append(Layer(f"{name}.shortcut", type(block.shortcut).__name__, tuple(shape), parameters, rest))
+
+        handles.append(block.register_forward_pre_hook(enter))
+        handles.append(block.register_forward_hook(leave))
+
     handles: list[Any] = []
     for name, module in network.named_modules():
         # a Sequential without children is an unused position of the layer order, such as an empty `pre`
         if not any(True for _ in module.children()) and not isinstance(module, nn.Sequential):
             add_hooks(name, module)
+        elif isinstance(module, StatefulBlock):
+            add_connection_hooks(name, module)
     training = network.training
     try:
         weight = next(network.parameters())

@@ -1,0 +1,245 @@
+"""Connections of several residual streams: hyper-connections, their constrained form and their fractional form.
+
+The state holds n streams. A branch reads a weighted sum of the streams, and its output is added to all of them:
+
+    read(h) = sum_j p_j h_j                          write(h, fx)_i = sum_j R_ij h_j + q_i fx
+
+Where the shape changes, each stream is subsampled and padded with zeros, like x in `Identity`. Weighted sums are
+computed in at least float32, also under autocast, because bfloat16 would round a weight near 1 to 8 bits. Parameter
+counts are per block, where C is the number of channels of the branch's input.
+"""
+
+import math
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from plainres.errors import InputError
+from plainres.models.shortcuts import Identity
+
+EPSILON = 1e-5  # of normalisations
+
+
+def weighted_sum(equation: str, weights: Tensor, values: Tensor) -> Tensor:
+    """Return `torch.einsum(equation, weights, values)` in the precision of the weights, also under autocast."""
+    device = values.device.type
+    autocast = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    with autocast:
+        return torch.einsum(equation, weights, values.to(weights.dtype))
+
+
+class Streams(nn.Module):
+    """State of n streams (N, n, C, H, W), all equal to x at the start of a stage. Their mean is the stage's output.
+
+    Raises:
+        InputError: `streams` is less than 1.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, streams: int) -> None:
+        super().__init__()
+        if streams < 1:
+            raise InputError(f"model.shortcut.streams is {streams}; it must be at least 1")
+        self.streams = streams
+        self.skip = Identity(in_channels, out_channels, stride)
+
+    def open(self, x: Tensor) -> Tensor:
+        """Copy x to every stream."""
+        return x.unsqueeze(1).expand(-1, self.streams, -1, -1, -1)
+
+    def read(self, state: Tensor) -> Tensor:
+        """Return the weighted sum of the streams."""
+        return weighted_sum("njhw,njchw->nchw", self.reading(state), state)
+
+    def write(self, state: Tensor, fx: Tensor) -> Tensor:
+        """Mix the streams and add the weighted output of the branch to each."""
+        mixing, writing = self.mixing_and_writing(state)
+        mixed = weighted_sum("nijhw,njchw->nichw", mixing, state)
+        aligned = self.skip.align(mixed.flatten(0, 1)).unflatten(0, (-1, self.streams))
+        stride = self.skip.stride
+        return aligned + writing[:, :, None, ::stride, ::stride] * fx[:, None]
+
+    def close(self, state: Tensor) -> Tensor:
+        """Return the mean of the streams."""
+        return state.mean(1)
+
+    def reading(self, state: Tensor) -> Tensor:
+        """Return p (N, n, H, W), with sizes of 1 where it is constant."""
+        raise NotImplementedError
+
+    def mixing_and_writing(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return R (N, n, n, H, W) and q (N, n, H, W), with sizes of 1 where they are constant."""
+        raise NotImplementedError
+
+
+def normalised(x: Tensor, dimension: int, *, centre: bool) -> Tensor:
+    """Divide x by its root mean square over a dimension, after subtracting the mean if `centre`."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    if centre:
+        x = x - x.mean(dimension, keepdim=True)
+    return x * (x.square().mean(dimension, keepdim=True) + EPSILON).rsqrt()
+
+
+class HyperConnections(Streams):
+    """n streams with learned weights p, q and R: n (n + 2) parameters, and C (n + 2) + 2 more if `dynamic`.
+
+    Zhu et al. 2024 (Hyper-Connections, arXiv 2409.19606), section 2. Equation 14 initialises q to 1, R to the identity
+    matrix, and p so that block k of the network, counted from 0, reads stream k mod n. The streams are then equal, and
+    the network computes what the residual network does.
+
+    Dynamic weights depend on the position in the image (equations 10 to 13). p_j, q_j and R_ij are increased by
+    s tanh(u h_j'), t tanh(v h_j') and s tanh(w_i h_j'), where h_j' is h_j normalised over its channels. The vectors u,
+    v and w_i are initialised to 0, and the scalars s and t to 0.01.
+
+    The paper sums the streams at the end, before a normalisation. Here they are averaged, so that the equality above
+    needs none. Its normalisation of h_j is that of the transformer, with or without a learned scale; here it is a layer
+    normalisation without.
+
+    Raises:
+        InputError: `streams` is less than 1.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, streams: int = 4, *, dynamic: bool = True
+    ) -> None:
+        super().__init__(in_channels, out_channels, stride, streams)
+        self.dynamic = dynamic
+        self.p, self.q = nn.Parameter(torch.zeros(streams)), nn.Parameter(torch.ones(streams))
+        self.r = nn.Parameter(torch.eye(streams))
+        self.set_position(1, 1)
+        if dynamic:
+            self.u, self.v = nn.Parameter(torch.zeros(in_channels)), nn.Parameter(torch.zeros(in_channels))
+            self.w = nn.Parameter(torch.zeros(streams, in_channels))
+            self.s, self.t = nn.Parameter(torch.tensor(0.01)), nn.Parameter(torch.tensor(0.01))
+
+    def set_position(self, index: int, total: int) -> None:
+        """Choose the stream that the block reads before training."""
+        with torch.no_grad():
+            self.p.zero_()[(index - 1) % self.streams] = 1
+
+    def reading(self, state: Tensor) -> Tensor:
+        """Return p (N, n, H, W), with sizes of 1 where it is constant."""
+        p = self.p[None, :, None, None]
+        if self.dynamic:
+            p = p + self.s * weighted_sum("c,njchw->njhw", self.u, normalised(state, 2, centre=True)).tanh()
+        return p
+
+    def mixing_and_writing(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return R (N, n, n, H, W) and q (N, n, H, W), with sizes of 1 where they are constant."""
+        q, r = self.q[None, :, None, None], self.r[None, :, :, None, None]
+        if self.dynamic:
+            h = normalised(state, 2, centre=True)
+            q = q + self.t * weighted_sum("c,njchw->njhw", self.v, h).tanh()
+            r = r + self.s * weighted_sum("ic,njchw->nijhw", self.w, h).tanh()
+        return r, q
+
+
+class ManifoldHyperConnections(Streams):
+    """n streams whose mixing matrix R is doubly stochastic: (n^2 + 2 n) (n C + 1) + 3 parameters.
+
+    Xie et al. 2025 (mHC: Manifold-Constrained Hyper-Connections, arXiv 2512.24880), section 4. In each position of the
+    image, with h' the concatenation of the streams divided by its root mean square,
+
+        p = sigmoid(s_p U h' + a)       q = 2 sigmoid(s_q V h' + b)       R = sinkhorn(s_r W h' + c)
+
+    A doubly stochastic R neither amplifies nor attenuates the mean of the streams. The scalars s are initialised to
+    0.01.
+
+    The paper does not state the other initial values. Here b = 0 and a = -log(n - 1), so that q = 1 and the elements of
+    p add up to 1, up to the small random terms; c is such that each stream keeps nine tenths of itself; the elements of
+    U, V and W are N(0, 1 / (n C)), without which the streams would remain equal. The streams are averaged at the end.
+
+    Raises:
+        InputError: `streams` is less than 2.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, streams: int = 4) -> None:
+        super().__init__(in_channels, out_channels, stride, streams)
+        if streams < 2:
+            raise InputError(f"model.shortcut.streams is {streams}; it must be at least 2")
+        features = streams * in_channels
+        self.u, self.v = (nn.Parameter(torch.empty(streams, features)) for _ in range(2))
+        self.w = nn.Parameter(torch.empty(streams, streams, features))
+        for weight in (self.u, self.v, self.w):
+            nn.init.normal_(weight, std=features**-0.5)
+        self.a = nn.Parameter(torch.full((streams,), -math.log(streams - 1)))
+        self.b = nn.Parameter(torch.zeros(streams))
+        self.c = nn.Parameter(math.log(9 * (streams - 1)) * torch.eye(streams))
+        self.s_p, self.s_q, self.s_r = (nn.Parameter(torch.tensor(0.01)) for _ in range(3))
+
+    def reading(self, state: Tensor) -> Tensor:
+        """Return p (N, n, H, W)."""
+        projected = weighted_sum("jc,nchw->njhw", self.u, normalised(state.flatten(1, 2), 1, centre=False))
+        return (self.s_p * projected + self.a[:, None, None]).sigmoid()
+
+    def mixing_and_writing(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return R (N, n, n, H, W) and q (N, n, H, W)."""
+        h = normalised(state.flatten(1, 2), 1, centre=False)
+        r = sinkhorn(self.s_r * weighted_sum("ijc,nchw->nijhw", self.w, h) + self.c[:, :, None, None])
+        q = 2 * (self.s_q * weighted_sum("jc,nchw->njhw", self.v, h) + self.b[:, None, None]).sigmoid()
+        return r, q
+
+
+def sinkhorn(logits: Tensor, iterations: int = 20) -> Tensor:
+    """Return a doubly stochastic matrix for each matrix of logits (N, n, n, H, W).
+
+    Sinkhorn & Knopp 1967: the columns and the rows of the exponentials are divided by their sums in turn, 20 times in
+    mHC. The sums may then still differ from 1 by a hundredth, if the matrix is near a permutation. The last steps
+    correct them to rounding (Altschuler et al. 2017, Near-linear time approximation algorithms for optimal transport,
+    algorithm 2): rows and columns of sums above 1 are divided by them, and what is missing is added as a matrix of
+    rank 1.
+    """
+    matrix = (logits - logits.amax((1, 2), keepdim=True)).exp()
+    for _ in range(iterations):
+        matrix = matrix / matrix.sum(1, keepdim=True)
+        matrix = matrix / matrix.sum(2, keepdim=True)
+    for dimension in (2, 1):
+        matrix = matrix / matrix.sum(dimension, keepdim=True).clamp_min(1)
+    rows, columns = ((1 - matrix.sum(dimension, keepdim=True)).clamp_min(0) for dimension in (2, 1))
+    tiny = torch.finfo(matrix.dtype).tiny  # nothing may be missing
+    return matrix + rows * columns / rows.sum(1, keepdim=True).clamp_min(tiny)
+
+
+class FracConnections(nn.Module):
+    """x in m fractions of its channels, with learned weights: m (2 m + 1) parameters.
+
+    Zhu et al. 2025 (Frac-Connections, arXiv 2503.14125), section 3. The state is x. Fraction i of the branch's input is
+    sum_j P_ij x_j, and that of the next x is sum_j R_ij x_j + q_i F(x)_i. P and R are initialised to the identity
+    matrix and q to 1, so that the network computes what the residual network does. The dynamic form of the paper is not
+    built.
+
+    Raises:
+        InputError: `fractions` does not divide the numbers of channels.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, fractions: int = 4) -> None:
+        super().__init__()
+        if fractions < 1 or in_channels % fractions or out_channels % fractions:
+            raise InputError(
+                f"model.shortcut.fractions is {fractions}; it must divide the numbers of channels, which are "
+                f"{in_channels} and {out_channels}"
+            )
+        self.fractions = fractions
+        self.skip = Identity(in_channels, out_channels, stride)
+        self.p, self.r = (nn.Parameter(torch.eye(fractions)) for _ in range(2))
+        self.q = nn.Parameter(torch.ones(fractions))
+
+    def open(self, x: Tensor) -> Tensor:
+        """Return x."""
+        return x
+
+    def read(self, state: Tensor) -> Tensor:
+        """Return the mixed fractions of x."""
+        return self._mixed(self.p, state)
+
+    def write(self, state: Tensor, fx: Tensor) -> Tensor:
+        """Mix the fractions of x and add the weighted fractions of fx."""
+        written = self.q[:, None, None, None] * fx.unflatten(1, (self.fractions, -1))
+        return self.skip.align(self._mixed(self.r, state)) + written.flatten(1, 2)
+
+    def close(self, state: Tensor) -> Tensor:
+        """Return x."""
+        return state
+
+    def _mixed(self, weights: Tensor, x: Tensor) -> Tensor:
+        return weighted_sum("ij,njchw->nichw", weights, x.unflatten(1, (self.fractions, -1))).flatten(1, 2)
