@@ -233,7 +233,7 @@ def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
         ("model.depth=21", "model.depth is 21; it must be 6n+2 with n >= 1; the nearest valid depths are 20 and 26"),
         (
             "model/shortcut=highwya",
-            "did you mean model/shortcut=highway? There are attention_residuals, convolution, decayed_identity, dense, ",
+            "did you mean model/shortcut=highway? There are attention_residuals, convolution, decayed_identity, ",
         ),
         (
             "model/block=bottlenek",
