@@ -17,7 +17,7 @@ from plainres.models.connections import Connection, StatefulBlock
 from plainres.models.history import AttentionResiduals, Dense, DepthWeightedAverage, NormalizerFree, attend
 from plainres.models.initialisation import he_fan_out
 from plainres.models.networks import CifarNet
-from plainres.models.probes import GradientCorrelation, Gradients, Responses, Signals
+from plainres.models.probes import Connections, GradientCorrelation, Gradients, Responses, Signals
 from plainres.models.shortcuts import Identity, ShortcutFactory
 from plainres.models.streams import FracConnections, HyperConnections, ManifoldHyperConnections, sinkhorn
 from plainres.models.summary import describe
@@ -345,3 +345,49 @@ def test_every_probe_measures_every_connection(name: str) -> None:
         net.zero_grad()
         rows = probe.measure(net, images(), torch.tensor([0, 1, 2, 3]), optimizer)
         assert all(math.isfinite(value) for row in rows for value in row.values() if not isinstance(value, str))
+
+
+def test_gains_and_weights_of_streams() -> None:
+    net = network(partial(HyperConnections, streams=2, dynamic=False))
+    connections = [module for module in net.modules() if isinstance(module, HyperConnections)]
+    generator = Generator().manual_seed(0)
+    with torch.no_grad():
+        for connection in connections:
+            connection.r.copy_(torch.randn(2, 2, generator=generator))
+            connection.p.copy_(torch.randn(2, generator=generator))
+    optimizer = torch.optim.SGD(net.named_parameters(), 0.1)
+    rows = Connections(4, None).measure(net, images(), torch.tensor([0, 1, 2, 3]), optimizer)
+    product = torch.eye(2).double()
+    for index, (row, connection) in enumerate(zip(rows, connections, strict=True)):
+        product = connection.r @ (torch.eye(2).double() if index % 3 == 0 else product)
+        assert row["forward_gain"] == pytest.approx(product.abs().sum(1).max().item())
+        assert row["backward_gain"] == pytest.approx(product.abs().sum(0).max().item())
+        assert [float(weight) for weight in str(row["reads"]).split()] == pytest.approx(connection.p.tolist(), rel=1e-5)
+    assert not any("write" in vars(connection) for connection in connections)
+
+
+def test_the_streams_of_mhc_have_a_gain_of_1() -> None:
+    net = randomise(network(ManifoldHyperConnections))
+    optimizer = torch.optim.SGD(net.named_parameters(), 0.1)
+    for row in Connections(4, None).measure(net, images(), torch.tensor([0, 1, 2, 3]), optimizer):
+        assert row["forward_gain"] == pytest.approx(1)
+        assert row["backward_gain"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("shortcut", [DepthWeightedAverage, AttentionResiduals])
+def test_weights_over_history(shortcut: ShortcutFactory) -> None:
+    net = network(shortcut)
+    optimizer = torch.optim.SGD(net.named_parameters(), 0.1)
+    rows = Connections(4, None).measure(net, images(), torch.tensor([0, 1, 2, 3]), optimizer)
+    average = shortcut is AttentionResiduals
+    expected = [[1.0], [0.5, 0.5] if average else [0, 1], [1 / 3] * 3 if average else [0, 0, 1]] * 3
+    assert [[float(w) for w in str(row["reads"]).split()] for row in rows] == [pytest.approx(e) for e in expected]
+    assert all(math.isnan(float(row["forward_gain"])) for row in rows)
+
+
+def test_blocks_without_a_state_have_neither_weights_nor_gains() -> None:
+    net = network(Identity)
+    optimizer = torch.optim.SGD(net.named_parameters(), 0.1)
+    rows = Connections(4, None).measure(net, images(), torch.tensor([0, 1, 2, 3]), optimizer)
+    assert len(rows) == 9
+    assert all(row["reads"] == "" and math.isnan(float(row["backward_gain"])) for row in rows)

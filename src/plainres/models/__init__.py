@@ -6,7 +6,7 @@ from plainres.models.history import AttentionResiduals, Dense, DepthWeightedAver
 from plainres.models.initialisation import delta_orthogonal, fixup, he_fan_in, he_fan_out, orthogonal, zero_gamma
 from plainres.models.networks import MLP, CifarNet, ImageNet
 from plainres.models.normalisation import group_norm
-from plainres.models.probes import GradientCorrelation, Gradients, Responses, Sharpness, Signals
+from plainres.models.probes import Connections, GradientCorrelation, Gradients, Responses, Sharpness, Signals
 from plainres.models.shortcuts import (
     Convolution,
     DecayedIdentity,
@@ -35,6 +35,7 @@ __all__ = [
     "AttentionResiduals",
     "BlockSpec",
     "CifarNet",
+    "Connections",
     "Convolution",
     "DecayedIdentity",
     "Dense",

@@ -56,6 +56,24 @@ class StagePositioned(Protocol):
         ...
 
 
+@runtime_checkable
+class Weighted(Protocol):
+    """Connection whose branch reads a weighted sum of sources, such as streams or earlier outputs."""
+
+    def reading(self, state: State) -> Tensor:
+        """Return the weights of the sources (N, sources, H, W), with sizes of 1 where they are constant."""
+        ...
+
+
+@runtime_checkable
+class Mixing(Protocol):
+    """Connection that multiplies its streams by a matrix."""
+
+    def mixing(self, state: State) -> Tensor:
+        """Return the matrix R (N, n, n, H, W), with sizes of 1 where it is constant."""
+        ...
+
+
 class StatefulBlock(nn.Module):
     """Block whose shortcut is a connection: state <- write(state, F(pre(read(state)))).
 

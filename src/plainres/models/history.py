@@ -20,6 +20,8 @@ class DepthWeightedAverage(nn.Module):
     stage's input and x_k = y_(k-1) + F(y_(k-1)). a_k is initialised to 1 and the other weights to 0, so that the
     network computes what the residual network does. The paper averages over the whole network, whose shape does not
     change.
+
+    The state is y_k, x_0, ..., x_k and the weights of y_k.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -32,20 +34,24 @@ class DepthWeightedAverage(nn.Module):
         self.weights = nn.Parameter(torch.cat([torch.zeros(index), torch.ones(1)]))
 
     def open(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return y_0 = x, followed by x_0."""
-        return x, x
+        """Return y_0, which is x, x_0, and the weight 1."""
+        return x, x, torch.ones(1, dtype=x.dtype, device=x.device)
 
     def read(self, state: tuple[Tensor, ...]) -> Tensor:
         """Return y_(k-1)."""
         return state[0]
 
+    def reading(self, state: tuple[Tensor, ...]) -> Tensor:
+        """Return the weights of y_(k-1), (1, k, 1, 1)."""
+        return state[-1][None, :, None, None]
+
     def write(self, state: tuple[Tensor, ...], fx: Tensor) -> tuple[Tensor, ...]:
-        """Return y_k, followed by x_0 to x_k."""
-        y, *xs = (self.skip.align(x) for x in state)
+        """Return the next state."""
+        y, *xs = (self.skip.align(x) for x in state[:-1])
         xs.append(y + fx)
         average = sum(weight * x for weight, x in zip(self.weights, xs, strict=True))
         assert isinstance(average, Tensor)
-        return average, *xs
+        return average, *xs, self.weights
 
     def close(self, state: tuple[Tensor, ...]) -> Tensor:
         """Return y_k."""
@@ -83,6 +89,10 @@ class AttentionResiduals(nn.Module):
         """Attend over v_0 to v_(k-1)."""
         return attend(self.query, state)
 
+    def reading(self, state: tuple[Tensor, ...]) -> Tensor:
+        """Return the softmax over v_0 to v_(k-1), (N, k, H, W)."""
+        return attention(self.query, torch.stack(state, 1))
+
     def write(self, state: tuple[Tensor, ...], fx: Tensor) -> tuple[Tensor, ...]:
         """Append v_k."""
         return *(self.skip.align(v) for v in state), fx
@@ -93,11 +103,15 @@ class AttentionResiduals(nn.Module):
         return attend(self.last_query, state)
 
 
+def attention(query: Tensor, values: Tensor) -> Tensor:
+    """Return the softmax (N, k, H, W) of <query, normalised value> over k values (N, k, C, H, W)."""
+    return weighted_sum("c,nichw->nihw", query, normalised(values, 2, centre=False)).softmax(1)
+
+
 def attend(query: Tensor, values: tuple[Tensor, ...]) -> Tensor:
-    """Return the average of values (N, C, H, W) with the softmax of <query, normalised value> in each position."""
+    """Return the average of values (N, C, H, W), weighted by `attention`."""
     stacked = torch.stack(values, 1)
-    logits = weighted_sum("c,nichw->nihw", query, normalised(stacked, 2, centre=False))
-    return weighted_sum("nihw,nichw->nchw", logits.softmax(1), stacked)
+    return weighted_sum("nihw,nichw->nchw", attention(query, stacked), stacked)
 
 
 class Dense(nn.Module):

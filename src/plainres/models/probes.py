@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice, pairwise
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from plainres.errors import InputError
-from plainres.models.connections import StatefulBlock
+from plainres.models.connections import Mixing, StatefulBlock, Weighted
 from plainres.models.curvature import estimates
 from plainres.models.initialisation import named_blocks
 from plainres.models.normalisation import SyncBatchNorm2d
@@ -204,6 +205,54 @@ class Signals(_BaseProbe):
         return rows
 
 
+class Connections(_BaseProbe):
+    """Weights of what each block reads, and gains of its streams, for connections with a state.
+
+    `reads` lists the weights of the sources that the branch of a block reads, such as streams or earlier outputs, as
+    means over images and positions. It is empty, and the gains are NaN, where a block has no such weights or streams.
+
+    The gains are those of Xie et al. 2025 (mHC, arXiv 2512.24880), section 3: of the product of the mixing matrices of
+    all blocks of the stage up to this one, the largest sum of the absolute values of a row (`forward_gain`) and of a
+    column (`backward_gain`), as means over images and positions. They bound how much the streams amplify signals and
+    gradients. Costs one forward pass.
+    """
+
+    requires = "blocks"
+
+    def measure(self, network: nn.Module, images: Tensor, targets: Tensor, optimizer: Optimizer) -> list[Row]:
+        """Return rows with layer (index of the block), name, reads, forward_gain and backward_gain."""
+        names = {block: name for name, block in named_blocks(network)}
+        rows = {
+            block: _row(i, name, forward_gain=math.nan, backward_gain=math.nan)
+            for i, (block, name) in enumerate(names.items())
+        }
+        product = torch.ones(0)
+
+        def observe(block: Any, write: Callable[[Any, Tensor], Any], state: Any, fx: Tensor) -> Any:
+            nonlocal product
+            connection, row = block.shortcut, rows[block]
+            if isinstance(connection, Weighted):
+                weights = connection.reading(state).mean((0, 2, 3)).tolist()
+                row["reads"] = " ".join(f"{weight:.6g}" for weight in weights)
+            if isinstance(connection, Mixing):
+                matrices = connection.mixing(state).double().movedim((1, 2), (-2, -1))  # (N, H, W, n, n)
+                product = matrices if block.opens else matrices @ product
+                for gain, summed in (("forward_gain", -1), ("backward_gain", -2)):
+                    row[gain] = product.abs().sum(summed).amax(-1).mean().item()
+                stride = -(-state.shape[-1] // fx.shape[-1])
+                product = product[:, ::stride, ::stride]  # at the positions that remain
+            return write(state, fx)
+
+        with torch.no_grad(), ExitStack() as restored:
+            for block in names:
+                if isinstance(block, StatefulBlock):
+                    connection = block.shortcut
+                    connection.write = partial(observe, block, connection.write)
+                    restored.callback(delattr, connection, "write")
+            network(images)
+        return [row | {"reads": row.get("reads", "")} for row in rows.values()]
+
+
 class Sharpness(_BaseProbe):
     """Largest eigenvalue of the Hessian of the training loss, in relation to the learning rate.
 
@@ -279,6 +328,7 @@ PROBES = {
     "gradients": Gradients,
     "signals": Signals,
     "gradient_correlation": GradientCorrelation,
+    "connections": Connections,
     "sharpness": Sharpness,
 }
 

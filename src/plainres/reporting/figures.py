@@ -53,6 +53,7 @@ DATA = {  # display names of data sets, by the name or the class in their config
     "uoft-cs/cifar100": "CIFAR-100",
     "ILSVRC/imagenet-1k": "ImageNet",
 }
+OF_BLOCKS = ("signals", "connections")  # probes with a value for each block
 PANEL, NARROW = 4.8, 1.6  # inches: default width of a panel, and its minimum if the figure's width is given
 SCALE = 0.38  # inches of a panel's width that its vertical scale takes
 BAND: dict[str, Any] = {"alpha": 0.18, "linewidth": 0}
@@ -277,7 +278,7 @@ def probe_figure(
         right.tick_params(labelleft=columns == 1)
         for axes, panel in zip((left, right), panels, strict=True):
             axes.set_title(wrapped_to(panel.title, wide - SCALE), **PLAIN)
-            axes.set_xlabel("depth (weighted layers)" if panel.of_net else "block" if probe == "signals" else "layer")
+            axes.set_xlabel("depth (weighted layers)" if panel.of_net else "block" if probe in OF_BLOCKS else "layer")
             axes.set_yscale("log" if panel.log else "linear")
             axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
             handles |= _draw(axes, panel, observed)

@@ -47,6 +47,10 @@ PROBES: dict[str, tuple[tuple[Panel, Panel], ...]] = {  # rows of panels that sh
         _both("variance of each block's output", "variance"),
         _both("variance of the gradient there", "gradient_variance"),
     ),
+    "connections": (
+        _both("gain of the streams since the stage's start, forward", "forward_gain"),
+        _both("the same, backward", "backward_gain"),
+    ),
     "gradient_correlation": (
         _both("absolute correlation of the images' gradients", "absolute_correlation", log=False, of_net=True),
     ),
