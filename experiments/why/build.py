@@ -3,12 +3,16 @@
 python experiments/why/build.py
 """
 
+from collections import defaultdict
 from collections.abc import Mapping
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
+from statistics import mean
 
 from jinja2 import Environment, StrictUndefined
 
+from plainres.files import read_rows
 from plainres.reporting.comparisons import ERROR
 from plainres.reporting.families import labelled
 from plainres.reporting.statistics import Difference, holm, paired_difference, summarize
@@ -31,6 +35,9 @@ REMEDIES = {
     "`optim.decay=weights`": ("digits_decay", "{} (decay all, nesterov False)", "{} (decay weights, nesterov False)"),
     "`optim.nesterov=true`": ("digits_decay", "{} (decay all, nesterov False)", "{} (decay all, nesterov True)"),
 }
+BUDGETS = {
+    f"{epochs} epochs": ("digits_budget", f"{{}} (epochs {epochs})") for epochs in (10, 30, 100)
+}  # study, family
 
 
 @cache
@@ -108,25 +115,78 @@ def remedies() -> str:
 
 
 def degradation() -> str:
-    """Return the table of whether plain networks still degrade, and whether the shortcut still helps."""
-    sides = {change: (name, with_) for change, (name, _, with_) in REMEDIES.items()}
-    sides = {"none": ("digits_initialisation", "{} (init he_fan_out)")} | sides
+    """Return the table of whether plain networks degrade with each change, and whether the shortcut helps."""
+    changed = {change: (name, with_) for change, (name, _, with_) in REMEDIES.items()}
+    return differences("change", {"none": ("digits_initialisation", "{} (init he_fan_out)")} | changed)
+
+
+def budgets() -> str:
+    """Return the table of whether plain networks degrade after longer trainings, and whether the shortcut helps."""
+    return differences("budget", BUDGETS)
+
+
+def differences(title: str, sides: Mapping[str, tuple[str, str]]) -> str:
+    """Return a table with, for each study and label, the difference of depths and the difference to identity."""
     deeper, against = [], []
     for name, label in sides.values():
         plain, identity = label.format("plain"), label.format("identity")
         deeper.append(difference((name, plain, DEEP), (name, plain, SHALLOW)))
         against.append(difference((name, plain, DEEP), (name, identity, DEEP)))
-    head = ("change", "plain, 8", "plain, 56", "identity, 56", "plain: 56 minus 8", "", "plain minus identity, 56", "")
+    head = (title, "plain, 8", "plain, 56", "identity, 56", "plain: 56 minus 8", "", "plain minus identity, 56", "")
     rows = [f"| {' | '.join(head)} |", "|---|---:|---:|---:|---:|---|---:|---|"]
     tests = zip(sides.items(), deeper, holm([d.p for d in deeper]), against, holm([d.p for d in against]), strict=True)
-    for (change, (name, label)), down, p_down, other, p_other in tests:
+    for (setting, (name, label)), down, p_down, other, p_other in tests:
         plain, identity = label.format("plain"), label.format("identity")
         cells = (
             *(error(name, plain, SHALLOW), error(name, plain, DEEP), error(name, identity, DEEP)),
             *(points(down), down.verdict("degrades", "deeper is better", p_down)),
             *(points(other), other.verdict("plain is worse", "plain is better", p_other)),
         )
-        rows.append(f"| {change} | {' | '.join(cells)} |")
+        rows.append(f"| {setting} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def sharpness(step: int) -> str:
+    """Return the sharpness after a step, relative to the largest stable one, as a table of means over seeds."""
+    values: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+    for row in read_rows(HERE.parent / "digits_sharpness" / "probes" / "sharpness.csv"):
+        if int(row["step"]) == step:
+            family, depth, *_ = row["run"].split("-")
+            values[family, depth].append(float(row["to_stable"]))
+    rows = ["| network | smallest | mean | largest |", "|---|---:|---:|---:|"]
+    for (family, depth), found in values.items():
+        shown = (f"{value:,.2f}" if value < 100 else f"{value:,.0f}" for value in (min(found), mean(found), max(found)))
+        rows.append(f"| {family}-{depth} | {' | '.join(shown)} |")
+    return "\n".join(rows)
+
+
+def linearised(rise: float) -> str:
+    """Return, for each network and seed, what is left when the training error has risen by less than `rise` points."""
+    by_run: defaultdict[str, list[dict[str, str]]] = defaultdict(list)
+    for row in read_rows(HERE.parent / "linearise" / "linearise.csv"):
+        by_run[row["run"]].append(row)
+    by_network: defaultdict[str, list[tuple[dict[str, str], dict[str, str], dict[str, str]]]] = defaultdict(list)
+    for run, steps in by_run.items():
+        limit = float(steps[0]["train_error"]) + rise
+        kept = list(takewhile(lambda row, limit=limit: float(row["train_error"]) < limit, steps))
+        family, depth, *_ = run.split("-")
+        by_network[f"{family}-{depth}"].append((steps[0], kept[-1], steps[-1]))
+    rows = [
+        "| network | training error (%) | effective depth | non-linear channels (%) | effective depth | all linear |"
+    ]
+    rows.append("|---|---:|---:|---:|---:|---:|")
+    for network, found in by_network.items():
+        first, kept, last = zip(*found, strict=True)
+        shares = [100 * (1 - int(row["linear"]) / int(row["channels"])) for row in kept]
+        depths = [float(row["effective_depth"]) for row in kept]
+        errors = [mean(float(row["train_error"]) for row in rows_) for rows_ in (first, last)]
+        cells = (
+            f"{errors[0]:.2f}",
+            f"{float(first[0]['effective_depth']):.1f}",
+            f"{min(shares):.0f} to {max(shares):.0f}",
+        )
+        cells += f"{min(depths):.1f} to {max(depths):.1f}", f"{errors[1]:.2f}"
+        rows.append(f"| {network} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
@@ -162,7 +222,7 @@ def page() -> str:
     """Return the page."""
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     template = environment.from_string((HERE / "README.md.jinja").read_text(encoding="utf-8"))
-    shown = (best, change, choices, degradation, error, remedies, verdicts)
+    shown = (best, budgets, change, choices, degradation, error, linearised, remedies, sharpness, verdicts)
     return template.render({function.__name__: function for function in shown})
 
 
