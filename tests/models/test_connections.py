@@ -187,6 +187,21 @@ def test_mixing_matrices_of_mhc_are_doubly_stochastic(n: int, scale: float, seed
         assert (matrices.sum(dimension) - 1).abs().max() < 1e-6
 
 
+@given(st.integers(2, 6), st.floats(0, 20), st.integers(0, 2**31))
+def test_the_gradient_of_mixing_matrices_is_that_of_the_divisions(n: int, scale: float, seed: int) -> None:
+    generator = Generator().manual_seed(seed)
+    logits = (scale * torch.randn(1, n, n, 1, 1, generator=generator)).requires_grad_()
+    weights = torch.randn(n, n, generator=generator)
+    (gradient,) = torch.autograd.grad((weights * sinkhorn(logits)[0, :, :, 0, 0]).sum(), logits)
+    matrix = (logits[0, :, :, 0, 0] - logits.max()).exp()
+    for _ in range(20):
+        matrix = matrix / matrix.sum(0, keepdim=True)
+        matrix = matrix / matrix.sum(1, keepdim=True)
+    (expected,) = torch.autograd.grad((weights * matrix).sum(), logits)
+    assert gradient.isfinite().all()
+    torch.testing.assert_close(gradient, expected)
+
+
 def test_before_training_each_stream_of_mhc_keeps_nine_tenths_of_itself() -> None:
     matrix = sinkhorn(ManifoldHyperConnections(4, 4, 1, 3).c[None, :, :, None, None])[0, :, :, 0, 0]
     torch.testing.assert_close(matrix, 0.05 + 0.85 * torch.eye(3))

@@ -32,7 +32,8 @@ from plainres.models.probes import (
     weighted_layers,
 )
 from plainres.models.shortcuts import Identity, ProjectionAll
-from plainres.reporting.figures import observations, save_figures
+from plainres.reporting.observations import observations, readings
+from plainres.reporting.study_figures import save_figures
 from plainres.runs.record import Run
 from plainres.training.train import train
 from support.places import CONF
@@ -342,6 +343,37 @@ def test_figures(make_config: Make, tmp_path: Path) -> None:
     assert len(observation.layers) == len(observation.values[True]["std"]) == 7  # without the head, as in the paper
 
 
+def test_figures_of_connections(make_config: Make, tmp_path: Path) -> None:
+    order = OmegaConf.to_container(OmegaConf.load(CONF / "model" / "block" / "order" / "full_preactivation.yaml"))
+    families: dict[str, dict[int, dict[int, Run]]] = {}
+    for name, shortcut in (
+        ("static", "HyperConnections"),
+        ("attention", "AttentionResiduals"),
+        ("identity", "Identity"),
+    ):
+        for seed in (0, 1):
+            probe = {"_target_": "plainres.models.Connections", "images": 20, "every_n_steps": None}
+            config = make_config(seed=seed, depth=14, probes={"connections": probe})
+            config.model["block"] = {"_target_": "plainres.models.BlockSpec", "order": order}
+            config.model["shortcut"] = {"_target_": f"plainres.models.{shortcut}", "_partial_": True}
+            run = Run.of(config)
+            train(run)
+            families.setdefault(name, {}).setdefault(14, {})[seed] = run
+    drawn, unusable = save_figures(families, tmp_path)
+    assert (drawn, unusable) == (["connections", "reading"], [])
+    gains, reading = ((tmp_path / f"{name}.svg").read_text() for name in drawn)
+    assert "static, 14 layers" in gains
+    assert "attention, 14 layers" not in gains  # which has no streams
+    assert "attention, 14 layers" in reading
+    assert "identity" not in gains + reading
+    weights = readings(families)
+    assert list(weights) == ["static", "attention"]
+    assert [len(block) for block in weights["attention"].blocks] == [1, 2] * 3
+    rows = [row for run in families["attention"][14].values() for row in run.probe_rows("connections")]
+    shares = [float(row["reads"].split()[1]) for row in rows if row["name"] == "stages.0.1" and row["step"] != "0"]
+    assert weights["attention"].blocks[1][1] == pytest.approx(sum(shares) / 2)
+
+
 def test_figures_of_zero_initialised_weights_have_gaps(make_config: Make, tmp_path: Path) -> None:
     config = make_config(probes={name: nodes()[name] for name in ("gradients", "gradient_correlation")})
     order = OmegaConf.to_container(OmegaConf.load(CONF / "model" / "block" / "order" / "fixup.yaml"))
@@ -487,7 +519,7 @@ def test_network_without_the_required_modules_is_rejected(make_config: Make, nam
 
 
 def test_suggested_probes_are_those_of_the_configuration() -> None:
-    assert PROBES.keys() == NAMES.keys() == {file.stem for file in (CONF / "probes").glob("*.yaml")}
+    assert PROBES.keys() == NAMES.keys() | {"connections"} == {file.stem for file in (CONF / "probes").glob("*.yaml")}
 
 
 @pytest.mark.parametrize(

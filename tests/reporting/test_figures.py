@@ -12,6 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from plainres.reporting import figures, report
+from plainres.reporting.observations import Observed, observations
+from plainres.reporting.probe_figures import probe_figure
+from plainres.reporting.study_figures import save_figures
 from plainres.runs.record import Run
 from support.study import a_run, data_of, finish, observe
 
@@ -44,7 +47,7 @@ def families(study: Path, n: int = 2, **changes: Any) -> Families:
     }
 
 
-def gradients(study: Path, change: Callable[[str], str] = str) -> dict[str, dict[int, list[figures.Observed]]]:
+def gradients(study: Path, change: Callable[[str], str] = str) -> dict[str, dict[int, list[Observed]]]:
     """Return the measurements of a probe in two families, after changing its files."""
     made = families(study)
     for by_depth in made.values():
@@ -52,7 +55,7 @@ def gradients(study: Path, change: Callable[[str], str] = str) -> dict[str, dict
             for run in by_seed.values():
                 file = observe(run, probe="gradients", columns="gradient,update_to_weight")
                 file.write_text(change(file.read_text()))
-    return figures.observations("gradients", made)[0]
+    return observations("gradients", made)[0]
 
 
 def laid_out(figure: Figure) -> Figure:
@@ -75,7 +78,7 @@ def test_legends_do_not_cover_the_data_and_nothing_is_cut_off(study: Path, kind:
     draw = {
         "curves": lambda: figures.curves(families(study, 4), "A title", width),
         "depth": lambda: figures.error_by_depth(families(study, 4), "A title", width),
-        "gradients": lambda: figures.probe_figure("gradients", gradients(study), "A title", width),
+        "gradients": lambda: probe_figure("gradients", gradients(study), "A title", width),
     }
     with mpl.rc_context(figures.FIXED if width else {}):
         figure = laid_out(draw[kind]())
@@ -119,7 +122,7 @@ def test_a_panel_extends_to_its_longest_run(study: Path):
 )
 def test_values_without_a_logarithm_are_marked(study: Path, value: str, note: str):
     observed = gradients(study, lambda text: text.replace("0,1,layer1,2,2", f"0,1,layer1,{value},{value}"))
-    figure = laid_out(figures.probe_figure("gradients", observed))
+    figure = laid_out(probe_figure("gradients", observed))
     begun, ended, *_ = figure.axes
     assert note in begun.get_xlabel()
     assert ("lower edge" in begun.get_xlabel()) == bool(note)
@@ -140,8 +143,8 @@ def test_a_band_that_reaches_zero_is_noted(study: Path):
         for seed, run in by_depth[8].items():
             file = observe(run, probe="gradients", columns="gradient,update_to_weight")
             file.write_text(file.read_text().replace("0,1,layer1,2,2", f"0,1,layer1,{1 + 40 * seed},2"))
-    observed, _ = figures.observations("gradients", made)
-    figure = figures.probe_figure("gradients", observed)
+    observed, _ = observations("gradients", made)
+    figure = probe_figure("gradients", observed)
     notes = ["band" in axes.get_xlabel() for axes in figure.axes]
     assert notes == [True, False, False, False]
 
@@ -152,15 +155,15 @@ def test_figures_name_the_study_and_its_data(study: Path):
     folder.mkdir()
     for by_seed in made[next(iter(made))].values():
         observe(by_seed[0])
-    drawn, _ = figures.save_figures(made, folder)
+    drawn, _ = save_figures(made, folder)
     for name in ("curves", "depth", *drawn):
         svg = (folder / f"{name}.svg").read_text()
         assert ">widths · Digits (scikit-learn)</text>" in svg
         assert not re.search(r"matplotlib v", svg, re.IGNORECASE)
-    figures.save_figures(made, folder, title="Depth hurts at $5")
+    save_figures(made, folder, title="Depth hurts at $5")
     assert ">Depth hurts at $5</text>" in (folder / "depth.svg").read_text()
     assert "scikit-learn" not in (folder / "depth.svg").read_text()
-    figures.save_figures(made, folder, title="")
+    save_figures(made, folder, title="")
     assert "widths" not in (folder / "depth.svg").read_text()
 
 
@@ -178,7 +181,7 @@ def test_a_given_width_is_respected_with_readable_text(study: Path):
     folder = study / "report"
     made = families(study)
     folder.mkdir()
-    figures.save_figures(made, folder, title="A long title that has to be broken into more than one line", width=3.25)
+    save_figures(made, folder, title="A long title that has to be broken into more than one line", width=3.25)
     for name in ("curves", "depth"):
         svg = (folder / f"{name}.svg").read_text()
         assert 'width="234pt"' in svg  # 3.25 inches

@@ -18,6 +18,8 @@ from plainres.errors import InputError
 from plainres.launch.status import status
 from plainres.reporting import figures, report, table
 from plainres.reporting.families import SHORTCUT
+from plainres.reporting.observations import observations
+from plainres.reporting.probe_figures import probe_figure
 from plainres.reporting.published import Published
 from plainres.runs.record import Run
 from support.study import END, a_run, data_of, finish, observe, train
@@ -197,15 +199,15 @@ def test_the_panels_of_a_probe_show_step_0_and_the_last_step(few: Path):
     observe(runs[1], steps=(100, END), probe="gradients", columns=columns)  # added the probe on resuming
     observe(runs[2], steps=(0, 100), probe="gradients", columns=columns)
     families = {"plain": {8: dict(enumerate(runs))}}
-    observed, unusable = figures.observations("gradients", families)
+    observed, unusable = observations("gradients", families)
     assert not unusable
-    assert drawn_lines(figures.probe_figure("gradients", observed)) == [[[1, 2, 3]], [[231, 232, 233]]] * 2
+    assert drawn_lines(probe_figure("gradients", observed)) == [[[1, 2, 3]], [[231, 232, 233]]] * 2
     observe(runs[0], steps=(100,), probe="gradients", columns=columns)
-    observed, _ = figures.observations("gradients", families)
-    assert drawn_lines(figures.probe_figure("gradients", observed)) == [[[1, 2, 3]], [[231, 232, 233]]] * 2
+    observed, _ = observations("gradients", families)
+    assert drawn_lines(probe_figure("gradients", observed)) == [[[1, 2, 3]], [[231, 232, 233]]] * 2
     observe(runs[2], steps=(100,), probe="gradients", columns=columns)
-    observed, _ = figures.observations("gradients", families)
-    assert drawn_lines(figures.probe_figure("gradients", observed)) == [[], [[231, 232, 233]]] * 2
+    observed, _ = observations("gradients", families)
+    assert drawn_lines(probe_figure("gradients", observed)) == [[], [[231, 232, 233]]] * 2
 
 
 def test_figures_have_the_spread_over_seeds(few: Path):
@@ -214,8 +216,8 @@ def test_figures_have_the_spread_over_seeds(few: Path):
         file = observe(run, probe="signals", columns="mean,variance,gradient_variance")
         file.write_text(file.read_text().replace(",layer0,1,1,1", f",layer0,{scale},{scale},{scale}"))
     families = {"plain": {8: dict(enumerate(runs))}}
-    observed, _ = figures.observations("signals", families)
-    figure = figures.probe_figure("signals", observed)
+    observed, _ = observations("signals", families)
+    figure = probe_figure("signals", observed)
     assert [axes.get_ylabel() or axes.get_title() for axes in figure.axes[::2]] == [
         "mean of each block's output, at the beginning",
         "variance of each block's output, at the beginning",
@@ -231,7 +233,7 @@ def test_figures_have_the_spread_over_seeds(few: Path):
     assert 0.4 < variance.get_ylim()[0] < 2  # logarithmic: the means are visible, and the band leaves the panel
     for axes in figures.curves(families).axes:
         assert len(axes.collections) == 2
-    one_seed = figures.probe_figure("signals", {"plain": {8: observed["plain"][8][:1]}})
+    one_seed = probe_figure("signals", {"plain": {8: observed["plain"][8][:1]}})
     assert not [band for axes in one_seed.axes for band in axes.collections]
 
 

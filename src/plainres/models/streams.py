@@ -195,19 +195,27 @@ def sinkhorn(logits: Tensor, iterations: int = 20) -> Tensor:
     """Return a doubly stochastic matrix for each matrix of logits (N, n, n, H, W).
 
     Sinkhorn & Knopp 1967: the columns and the rows of the exponentials are divided by their sums in turn, 20 times in
-    mHC. The sums may then still differ from 1 by a hundredth, if the matrix is near a permutation. The last steps
-    correct them to rounding (Altschuler et al. 2017, Near-linear time approximation algorithms for optimal transport,
-    algorithm 2): rows and columns of sums above 1 are divided by them, and what is missing is added as a matrix of
-    rank 1.
+    mHC. The sums may then still differ from 1 by a hundredth, if the matrix is near a permutation. Here they are
+    corrected to rounding (see `rounded`). The gradient is that of the divisions, without the correction.
     """
     matrix = (logits - logits.amax((1, 2), keepdim=True)).exp()
     for _ in range(iterations):
         matrix = matrix / matrix.sum(1, keepdim=True)
         matrix = matrix / matrix.sum(2, keepdim=True)
+    return matrix + (rounded(matrix) - matrix).detach()
+
+
+@torch.no_grad()
+def rounded(matrix: Tensor) -> Tensor:
+    """Return the doubly stochastic matrix (N, n, n, H, W) next to one that nearly is.
+
+    Altschuler et al. 2017 (Near-linear time approximation algorithms for optimal transport), algorithm 2: rows and
+    columns of sums above 1 are divided by them, and what is missing is added as a matrix of rank 1.
+    """
     for dimension in (2, 1):
         matrix = matrix / matrix.sum(dimension, keepdim=True).clamp_min(1)
     rows, columns = ((1 - matrix.sum(dimension, keepdim=True)).clamp_min(0) for dimension in (2, 1))
-    tiny = torch.finfo(matrix.dtype).tiny  # nothing may be missing
+    tiny = torch.finfo(matrix.dtype).tiny  # where nothing is missing
     return matrix + rows * columns / rows.sum(1, keepdim=True).clamp_min(tiny)
 
 

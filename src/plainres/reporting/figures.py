@@ -1,15 +1,13 @@
-"""Figures of a study as SVG and PNG: curves as in He et al. 2015, Figure 6, final error by depth, and probes.
+"""Figures of a study as SVG and PNG: curves as in He et al. 2015, Figure 6, and final error by depth; their style.
 
 Runs are given as family -> depth (ascending) -> seed -> run. Within a family, deeper nets are darker. The first seven
 families have the colours of Okabe and Ito (2008), which colour-blind readers can distinguish. Further families also
 differ in their markers.
 """
 
-import math
 import textwrap
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,26 +16,15 @@ import matplotlib as mpl
 from matplotlib import style as styles
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter
 
 from plainres.config.schema import Config
 from plainres.console import quantity
-from plainres.reporting.observations import (
-    OVER_TRAINING,
-    PROBES,
-    Families,
-    Observed,
-    Panel,
-    Values,
-    layer_values,
-    observations,
-    over_training,
-)
+from plainres.reporting.observations import Families
 from plainres.reporting.statistics import Summary, summarize
 from plainres.runs.record import Run
 
@@ -53,7 +40,6 @@ DATA = {  # display names of data sets, by the name or the class in their config
     "uoft-cs/cifar100": "CIFAR-100",
     "ILSVRC/imagenet-1k": "ImageNet",
 }
-OF_BLOCKS = ("signals", "connections")  # probes with a value for each block
 PANEL, NARROW = 4.8, 1.6  # inches: default width of a panel, and its minimum if the figure's width is given
 SCALE = 0.38  # inches of a panel's width that its vertical scale takes
 BAND: dict[str, Any] = {"alpha": 0.18, "linewidth": 0}
@@ -78,41 +64,6 @@ STYLE: dict[Any, Any] = {
 NO_STAMP: dict[str, Any] = {"Date": None, "Creator": None}
 FIXED: dict[Any, Any] = {"font.size": 8, "axes.titlesize": 8, "savefig.dpi": 300}  # for papers, with a given width
 PLAIN: dict[str, Any] = {"fontweight": "normal", "fontsize": "medium"}  # for titles that are sentences
-
-
-def save_figures(
-    families: Families, folder: Path, *, title: str | None = None, width: float | None = None
-) -> tuple[list[str], list[tuple[str, str]]]:
-    """Write the figures curves and depth, and one for each probe with measurements, as SVG and PNG.
-
-    Args:
-        families: the runs.
-        folder: the folder to write, a subfolder of the study's.
-        title: the title of all figures; None uses the names of the study and its data sets.
-        width: the width of all figures in inches; None uses the width that their panels need.
-
-    Returns:
-        The probes that have been drawn; and the folders of runs with a damaged probe file, with the reason.
-    """
-    if title is None:
-        runs = [run for by_depth in families.values() for by_seed in by_depth.values() for run in by_seed.values()]
-        title = study_title(folder.resolve().parent.name, (run.config for run in runs))
-    save(lambda: curves(families, title, width), folder / "curves", width)
-    save(lambda: error_by_depth(families, title, width), folder / "depth", width)
-    drawn, unusable = [], []
-    for probe in PROBES:
-        observed, damaged = observations(probe, families)
-        unusable += damaged
-        if any(observed.values()):
-            save(partial(probe_figure, probe, observed, title, width), folder / probe, width)
-            drawn.append(probe)
-    for probe in OVER_TRAINING:
-        values, damaged = over_training(probe, families)
-        unusable += damaged
-        if any(values.values()):
-            save(partial(series_figure, probe, values, title, width), folder / probe, width)
-            drawn.append(probe)
-    return drawn, unusable
 
 
 def save(draw: Callable[[], Figure], file: Path, width: float | None = None) -> None:
@@ -168,7 +119,7 @@ def curves(families: Families, title: str = "", width: float | None = None) -> F
                 label = f"{depth} layers" if style == "-" else None
                 dot = "." if len(steps) == 1 else None
                 panel.plot(steps, errors, style, color=shade, linewidth=thickness * size, label=label, marker=dot)
-                _band(panel, steps, summaries, shade)
+                band(panel, steps, summaries, shade)
                 late = max(late, *(error for step, error in zip(steps, errors, strict=True) if 2 * step >= steps[-1]))
         panel.set_title(wrapped_to(family, 0.8 * wide))
         panel.set_xlabel("iterations")
@@ -257,117 +208,6 @@ def legend_below(figure: Figure, handles: Sequence[Any]) -> None:
     figure.set_figheight(figure.get_figheight() + 0.17 * ((len(labels) - 1) // columns))
 
 
-def probe_figure(
-    probe: str,
-    observed: Mapping[str, Mapping[int, Sequence[Observed]]],
-    title: str = "",
-    width: float | None = None,
-) -> Figure:
-    """Draw the measurements of a probe as means over seeds with the s.d. shaded, a line per family and depth.
-
-    The horizontal axis is the layer, or the depth if the probe measures one value for the whole net.
-    """
-    rows = PROBES[probe]
-    columns = columns_in(2, width, 2.2)
-    wide = (width or 10.8) / columns
-    figure = titled_figure(wide * columns, 0.8 + len(rows) * 2 / columns * (0.5 * wide + 0.9), title)
-    grid = figure.subplots(len(rows) * 2 // columns, columns, squeeze=False).reshape(len(rows), 2)
-    handles: dict[str, Any] = {}
-    for (left, right), panels in zip(grid, rows, strict=True):
-        right.sharey(left)
-        right.tick_params(labelleft=columns == 1)
-        for axes, panel in zip((left, right), panels, strict=True):
-            axes.set_title(wrapped_to(panel.title, wide - SCALE), **PLAIN)
-            axes.set_xlabel("depth (weighted layers)" if panel.of_net else "block" if probe in OF_BLOCKS else "layer")
-            axes.set_yscale("log" if panel.log else "linear")
-            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-            handles |= _draw(axes, panel, observed)
-        if panels[0].log:  # a band with an s.d. as large as the mean would extend the axis without limit
-            shown = [
-                [layer_values(of_seeds, panel) for panel in panels for of_seeds in by_depth.values()]
-                for by_depth in observed.values()
-            ]
-            positive = [v for of_family in shown for layers in of_family for values in layers for v in values if v > 0]
-            left.set_ylim(bottom=max(left.get_ylim()[0], min(positive, default=0) / 2))
-    if any(isinstance(shaded, PolyCollection) for axes in grid.flat for shaded in axes.collections):
-        handles[str(SPREAD.get_label())] = SPREAD
-    for label, handle in handles.items():
-        handle.set_label(label)
-    legend_below(figure, list(handles.values()))
-    return figure
-
-
-def series_figure(
-    probe: str, observed: Mapping[str, Mapping[int, Values]], title: str = "", width: float | None = None
-) -> Figure:
-    """Draw the values of a probe over training as means over seeds with the s.d. shaded, a line per family and depth.
-
-    A point without positive values of all its seeds is left out of the logarithmic panels.
-    """
-    panels = OVER_TRAINING[probe]
-    columns = columns_in(len(panels), width, 2.2)
-    wide = (width or PANEL * columns) / columns
-    rows = -(-len(panels) // columns)
-    figure = titled_figure(wide * columns, rows * (0.62 * wide + 0.6), title)
-    grid = figure.subplots(rows, columns, squeeze=False).flat
-    depths = sorted({depth for by_depth in observed.values() for depth in by_depth})
-    handles: dict[str, Any] = {}
-    for axes, panel in zip(grid, panels, strict=True):
-        axes.set_title(wrapped_to(panel.title, wide - SCALE), **PLAIN)
-        axes.set_xlabel("iterations")
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.set_yscale("log")
-        for i, (family, by_depth) in enumerate(observed.items()):
-            style: dict[str, Any] = {**family_style(i), "markersize": 3, "linewidth": 1.2}
-            for depth, values in by_depth.items():
-                style["color"] = shade_of(family_style(i)["color"], depths.index(depth), len(depths))
-                points = {step: summarize(each) for step, each in values[panel.column].items() if min(each) > 0}
-                (handles[f"{family}, {depth} layers"],) = axes.plot(
-                    list(points), [point.mean for point in points.values()], **style
-                )
-                _band(axes, list(points), points.values(), style["color"])
-        if panel.bound is not None:
-            axes.axhline(panel.bound, color="#777777", linestyle=":")
-    for label, handle in handles.items():
-        handle.set_label(label)
-    legend_below(figure, list(handles.values()))
-    return figure
-
-
-def _draw(axes: Axes, panel: Panel, observed: Mapping[str, Mapping[int, Sequence[Observed]]]) -> dict[str, Any]:
-    """Draw a panel, and return its lines by their labels."""
-    depths = sorted({depth for by_depth in observed.values() for depth in by_depth})
-    handles: dict[str, Any] = {}
-    below: list[float] = []  # means that have no logarithm
-    open_below = False  # whether a band has no lower edge
-    for i, (family, by_depth) in enumerate(observed.items()):
-        style: dict[str, Any] = {**family_style(i), "markersize": 3, "linewidth": 1.2}
-        columns = {depth: layer_values(of_seeds, panel) for depth, of_seeds in by_depth.items()}
-        by_layer = {depth: [summarize(values) for values in layers] for depth, layers in columns.items() if layers}
-        if panel.of_net and by_layer:
-            of_nets = {depth: summary for depth, summaries in by_layer.items() for summary in summaries}
-            means, sds = [one.mean for one in of_nets.values()], [one.sd or 0 for one in of_nets.values()]
-            handles[family] = axes.errorbar(list(of_nets), means, yerr=sds, capsize=4, **style)
-            continue
-        for depth, summaries in by_layer.items():
-            style["color"] = shade_of(family_style(i)["color"], depths.index(depth), len(depths))
-            numbers = range(1, len(summaries) + 1)
-            means = [summary.mean for summary in summaries]
-            low = {number: mean for number, mean in zip(numbers, means, strict=True) if panel.log and mean <= 0}
-            heights = [math.nan if number in low else mean for number, mean in zip(numbers, means, strict=True)]
-            (handles[f"{family}, {depth} layers"],) = axes.plot(numbers, heights, **style)
-            _band(axes, numbers, summaries, style["color"])
-            open_below |= panel.log and any((one.sd or 0) >= one.mean > 0 for one in summaries)
-            if low:
-                mark_below(axes, list(low), **style)
-                below += low.values()
-    notes = [note_below(below)] if below else []
-    if open_below:
-        notes.append("a band that leaves the panel below reaches 0 or less")
-    axes.set_xlabel("\n".join([axes.get_xlabel(), *notes]))
-    return handles
-
-
 def mark_below(axes: Axes, xs: Sequence[float], **style: Any) -> None:
     """Mark the values of a logarithmic panel that have no logarithm, hollow and at its lower edge."""
     edge: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False, "linestyle": ""}
@@ -379,7 +219,7 @@ def note_below(values: Sequence[float]) -> str:
     return f"{quantity(len(values), 'value')} of {'0 or less' if any(values) else '0'}: hollow, at the lower edge"
 
 
-def _band(axes: Axes, xs: Sequence[float], summaries: Iterable[Summary], colour: tuple[float, ...]) -> None:
+def band(axes: Axes, xs: Sequence[float], summaries: Iterable[Summary], colour: tuple[float, ...]) -> None:
     """Shade mean -+ sample s.d. if there are several seeds."""
     summaries = list(summaries)
     if any(summary.n > 1 for summary in summaries):

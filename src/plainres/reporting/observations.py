@@ -121,6 +121,39 @@ def observations(probe: str, families: Families) -> tuple[dict[str, dict[int, li
     return observed, unusable
 
 
+@dataclass(frozen=True)
+class Reading:
+    """Weights of the sources that each block of a network reads after training, as means over seeds."""
+
+    depth: int
+    blocks: list[list[float]]
+
+
+def readings(families: Families) -> dict[str, Reading]:
+    """Read what the blocks of each family's deepest networks read, from the probe connections.
+
+    Families without such weights are left out, and files that `observations` reports as damaged.
+    """
+    found = {}
+    for family, by_depth in families.items():
+        depth = max(by_depth)
+        of_seeds: list[list[list[float]]] = []
+        for run in by_depth[depth].values():
+            try:
+                rows = [row for row in run.probe_rows("connections") if int(row["step"]) == run.result["steps"]]
+                of_seeds.append([[float(weight) for weight in row["reads"].split()] for row in rows])
+            except (OSError, KeyError, TypeError, ValueError, csv.Error):
+                continue
+        shapes = {tuple(map(len, blocks)) for blocks in of_seeds}
+        if len(shapes) == 1 and any(*shapes):
+            blocks = [
+                [sum(weights) / len(weights) for weights in zip(*block, strict=True)]
+                for block in zip(*of_seeds, strict=True)
+            ]
+            found[family] = Reading(depth, blocks)
+    return found
+
+
 Values = dict[str, dict[int, list[float]]]  # column -> step -> the values of the seeds
 
 
@@ -159,7 +192,7 @@ def over_training(probe: str, families: Families) -> tuple[dict[str, dict[int, V
 
 
 def _read(run: Run, probe: str) -> Observed | None:
-    """Read the measurements of a probe before and after training, or return None if there are neither.
+    """Read the measurements of a probe before and after training, or return None if there are none that are numbers.
 
     Raises:
         OSError, KeyError, TypeError, ValueError, csv.Error: the file is damaged.
@@ -179,7 +212,8 @@ def _read(run: Run, probe: str) -> Observed | None:
             rows = [row for row in by_step[step] if row["name"] in names[0]]
             columns = {panel.column for panels in PROBES[probe] for panel in panels}
             values[at_end] = {column: [_finite(row[column]) for row in rows] for column in columns}
-    return Observed(names[0], values) if values else None
+    numbers = [value for columns in values.values() for column in columns.values() for value in column]
+    return None if all(map(math.isnan, numbers)) else Observed(names[0], values)
 
 
 def _finite(text: str) -> float:

@@ -20,9 +20,10 @@ from plainres.files import csv_text, write_atomically
 from plainres.reporting import evidence, table
 from plainres.reporting.comparisons import COLUMNS, DEEPER, Comparison, nothing_to_compare
 from plainres.reporting.families import SHORTCUT, Family, reference
-from plainres.reporting.figures import COLOURS, save, save_figures, study_title
+from plainres.reporting.figures import COLOURS, save, study_title
 from plainres.reporting.statistics import CONFIDENCE, COVERAGE, LEVEL, SIGNS_FROM
 from plainres.reporting.study import Study, read_study
+from plainres.reporting.study_figures import save_figures
 from plainres.reporting.tuned import HEAD, Tuned
 from plainres.reporting.tuned_figure import tuned_figure
 from plainres.runs.record import REPORT, Run
