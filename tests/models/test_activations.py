@@ -13,7 +13,8 @@ from plainres.models.activations import ActivationFactory, TailoredReLU, leaky_r
 from plainres.models.blocks import BlockSpec
 from plainres.models.initialisation import Scheme, delta_orthogonal, he_fan_in, he_fan_out, orthogonal
 from plainres.models.networks import CifarNet
-from plainres.models.shortcuts import Dropout, Identity, Plain, ReZero, Scaling, ShortcutFactory, SkipInit
+from plainres.models.scaled_shortcuts import ReZero, Scaling, SkipInit
+from plainres.models.shortcuts import Dropout, Identity, Plain, ShortcutFactory
 from plainres.models.tailoring import branch_share, correlation, network_correlation
 from support.shipped import ACTIVATIONS, NORMS, ORDERS
 

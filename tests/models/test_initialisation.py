@@ -21,7 +21,8 @@ from plainres.models.initialisation import (
 )
 from plainres.models.networks import BASIC, CifarNet
 from plainres.models.normalisation import NormFactory
-from plainres.models.shortcuts import ExclusiveGating, Identity, Plain, ProjectionAll, ReZero, ShortcutFactory, SkipInit
+from plainres.models.scaled_shortcuts import ReZero, SkipInit
+from plainres.models.shortcuts import ExclusiveGating, Identity, Plain, ProjectionAll, ShortcutFactory
 
 SCHEMES = [he_fan_in, he_fan_out, orthogonal, delta_orthogonal, zero_gamma, fixup]
 

@@ -14,26 +14,28 @@ from torch import Tensor, nn
 
 from plainres.errors import InputError
 from plainres.models.normalisation import Bias, Scale, group_norm
-from plainres.models.shortcuts import (
-    Convolution,
+from plainres.models.scaled_shortcuts import (
     DecayedIdentity,
     DepthScaled,
+    LayerScale,
+    OrthogonalUpdate,
+    ReZero,
+    Scaling,
+    SkipInit,
+)
+from plainres.models.shortcuts import (
+    Convolution,
     Dropout,
     ExclusiveGating,
     Highway,
     Identity,
-    LayerScale,
-    OrthogonalUpdate,
     Plain,
     Positioned,
     Projection,
     ProjectionAll,
     ResBlk,
-    ReZero,
-    Scaling,
     ShortcutFactory,
     ShortcutGating,
-    SkipInit,
     StochasticDepth,
     Wide,
 )

@@ -20,7 +20,8 @@ from plainres.errors import InputError
 from plainres.models.blocks import BlockSpec, LayerOrder
 from plainres.models.networks import CifarNet, ImageNet
 from plainres.models.normalisation import group_norm
-from plainres.models.shortcuts import ExclusiveGating, Identity, Plain, Projection, Scaling
+from plainres.models.scaled_shortcuts import Scaling
+from plainres.models.shortcuts import ExclusiveGating, Identity, Plain, Projection
 from plainres.models.weights import load_weights, matches_torchvision, save_weights, statistics_in, torchvision_name
 from support.references import CifarResNet, HuggingFaceResNet, ImageNetResNet, KuangliuResNet, scrambled
 

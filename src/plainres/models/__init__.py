@@ -7,24 +7,26 @@ from plainres.models.initialisation import delta_orthogonal, fixup, he_fan_in, h
 from plainres.models.networks import MLP, CifarNet, ImageNet
 from plainres.models.normalisation import group_norm
 from plainres.models.probes import Connections, GradientCorrelation, Gradients, Responses, Sharpness, Signals
-from plainres.models.shortcuts import (
-    Convolution,
+from plainres.models.scaled_shortcuts import (
     DecayedIdentity,
     DepthScaled,
+    LayerScale,
+    OrthogonalUpdate,
+    ReZero,
+    Scaling,
+    SkipInit,
+)
+from plainres.models.shortcuts import (
+    Convolution,
     Dropout,
     ExclusiveGating,
     Highway,
     Identity,
-    LayerScale,
-    OrthogonalUpdate,
     Plain,
     Projection,
     ProjectionAll,
     ResBlk,
-    ReZero,
-    Scaling,
     ShortcutGating,
-    SkipInit,
     StochasticDepth,
     Wide,
 )

@@ -17,7 +17,8 @@ from torch import Generator, Tensor, nn
 
 from plainres.errors import InputError
 from plainres.models.activations import ACTIVATIONS, TailoredReLU
-from plainres.models.shortcuts import Plain, ReZero
+from plainres.models.scaled_shortcuts import ReZero
+from plainres.models.shortcuts import Plain
 
 
 class Scheme(Protocol):

@@ -28,18 +28,8 @@ from plainres.errors import InputError
 from plainres.models.activations import TailoredReLU
 from plainres.models.initialisation import named_blocks
 from plainres.models.paths import activations_of, follow
-from plainres.models.shortcuts import (
-    Convolution,
-    Identity,
-    Plain,
-    Projection,
-    ProjectionAll,
-    ResBlk,
-    ReZero,
-    Scaling,
-    SkipInit,
-    Wide,
-)
+from plainres.models.scaled_shortcuts import ReZero, Scaling, SkipInit
+from plainres.models.shortcuts import Convolution, Identity, Plain, Projection, ProjectionAll, ResBlk, Wide
 
 EQUAL = (Identity, Projection, ProjectionAll, Convolution, Wide, ResBlk)  # x or W x is added to F(x)
 
