@@ -16,8 +16,8 @@ from plainres.errors import InputError
 from plainres.launch.estimate import makespan
 from plainres.launch.plan import Plan, plan
 from plainres.launch.speeds import FOLDER, Speed, keep, kept, resolve_compile
+from plainres.runs.option_values import with_value
 from plainres.runs.record import Run
-from plainres.runs.tuning import with_value
 
 Make = Callable[..., Config]
 SPEED = Speed(step=0.5, evaluation=3.0, compilation=0.0, at_a_time=2, gain=1.6, measured="2025-01-31")

@@ -11,8 +11,8 @@ import pytest
 from plainres.config.schema import SweepOptions, Tuning
 from plainres.errors import InputError
 from plainres.reporting import report
+from plainres.reporting.choices import exponent, interval
 from plainres.reporting.study import read_study
-from plainres.reporting.tuned import exponent, interval
 from plainres.runs.record import DIVERGED, Run
 from plainres.runs.tuning import Choice
 from support.study import a_run, finish

@@ -10,8 +10,9 @@ import pytest
 from plainres.config.compose import compose
 from plainres.config.schema import Config
 from plainres.errors import InputError
+from plainres.runs.option_values import with_value
 from plainres.runs.record import DIVERGED
-from plainres.runs.tuning import Cell, Choice, cells, choice, extended, runs_of, undecided, with_value
+from plainres.runs.tuning import Cell, Choice, cells, choice, extended, runs_of, undecided
 
 SMALL = ["data=synthetic", "data.shape=[1,4,4]", "data.classes=2", "data.train=64", "data.test=16"]
 SMALL += ["data.validation_per_class=8", "model.depth=8", "model.width=2", "optim.batch_size=16"]

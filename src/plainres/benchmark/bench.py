@@ -24,8 +24,9 @@ from plainres.launch.speeds import Speed, keep, resolve_compile
 from plainres.processes.forkserver import call_in_processes, forkserver
 from plainres.reporting.families import labelled
 from plainres.runs.identity import identity
+from plainres.runs.option_values import neutral
 from plainres.runs.record import Run
-from plainres.runs.tuning import neutral, runs_of
+from plainres.runs.tuning import runs_of
 
 TRIALS, TOGETHER, ADVICE = "trials", "side by side", "advice"  # parts of the measurement of a network
 SETUP_S = {TRIALS: 20, TOGETHER: 10, ADVICE: 50}  # approximate time to start and warm up; the advice compiles once

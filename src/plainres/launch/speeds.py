@@ -25,8 +25,8 @@ from plainres.data.sources import AnySplit, Images
 from plainres.errors import InputError
 from plainres.files import write_atomically
 from plainres.runs.identity import complete
+from plainres.runs.option_values import neutral
 from plainres.runs.provenance import SOURCE_SHA256, device_name, versions
-from plainres.runs.tuning import neutral
 from plainres.training.compilation import pays
 
 FOLDER = "speeds"  # in the cache, beside the decoded copies

@@ -6,8 +6,9 @@ from plainres.config.schema import Config
 from plainres.console import quantity, say
 from plainres.launch.sweep import sweep
 from plainres.reporting.families import labelled
+from plainres.runs.option_values import neutral
 from plainres.runs.record import Run
-from plainres.runs.tuning import Cell, Choice, cells, neutral
+from plainres.runs.tuning import Cell, Choice, cells
 
 
 def sweep_tuned(configs: Sequence[Config]) -> int:

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
+from plainres.reporting.choices import exponent, interval
 from plainres.reporting.figures import (
     PANEL,
     columns_in,
@@ -18,7 +19,7 @@ from plainres.reporting.figures import (
     wrapped_to,
 )
 from plainres.reporting.statistics import summarize
-from plainres.reporting.tuned import EXPECTED, Tuned, exponent, interval
+from plainres.reporting.tuned import EXPECTED, Tuned
 
 
 def tuned_figure(tuned: Tuned, title: str = "", width: float | None = None) -> Figure:

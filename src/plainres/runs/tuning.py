@@ -5,16 +5,14 @@ and the runs that are compared have different seeds. The test set has no part in
 errors are read here.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from statistics import mean
-from typing import Any
 
 from plainres.config.schema import Config, Tuning
 from plainres.errors import InputError
-from plainres.runs.identity import identity
+from plainres.runs.option_values import network, with_value
 from plainres.runs.record import Run
 
 
@@ -198,61 +196,6 @@ def undecided(configs: Sequence[Config]) -> bool:
         InputError: see `runs_of`.
     """
     return is_tuned(configs) and not all(cell.grid()[1].complete for cell in cells(configs))
-
-
-def network(config: Config, option: str) -> str:
-    """Return a text that is equal for runs that differ only in their seeds and in the value of an option.
-
-    Raises:
-        InputError: see `value_of`.
-    """
-    return json.dumps(identity(neutral(config, option)), sort_keys=True)
-
-
-def neutral(config: Config, option: str) -> Config:
-    """Return a configuration with the seed 0 and with 1 as the value of an option, if that is not empty.
-
-    Raises:
-        InputError: see `value_of`.
-    """
-    seedless = replace(config, seed=0)
-    return with_value(seedless, option, 1.0) if option else seedless
-
-
-def with_value(config: Config, option: str, value: float) -> Config:
-    """Return a configuration with another value of an option, such as optim.lr.
-
-    Raises:
-        InputError: see `value_of`.
-    """
-    value_of(config, option)
-    return _changed(config, option.split("."), value)
-
-
-def value_of(config: Config, option: str) -> float:
-    """Return the value of an option.
-
-    Raises:
-        InputError: the configuration has no such option, or it is not a decimal number.
-    """
-    node: Any = config
-    for key in option.split("."):
-        node = _fields(node).get(key)
-    if not isinstance(node, float):
-        raise InputError(
-            f"sweep.tune.option is {option}; it must be an option that is a decimal number, such as optim.lr"
-        )
-    return node
-
-
-def _fields(node: Any) -> Mapping[str, Any]:
-    return vars(node) if is_dataclass(node) else node if isinstance(node, Mapping) else {}
-
-
-def _changed(node: Any, keys: Sequence[str], value: float) -> Any:
-    key, *rest = keys
-    after = _changed(_fields(node)[key], rest, value) if rest else value
-    return {**node, key: after} if isinstance(node, Mapping) else replace(node, **{key: after})
 
 
 def extended(values: Sequence[float], chosen: Choice, tuning: Tuning) -> list[float]:
