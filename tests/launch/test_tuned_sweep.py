@@ -12,6 +12,7 @@ from plainres.config.compose import compose
 from plainres.config.schema import Config
 from plainres.data.sources import Images, Split, Synthetic
 from plainres.launch import tuned_sweep
+from plainres.launch.messages import print_summary
 from plainres.launch.tuned_sweep import sweep_tuned
 from plainres.runs.record import DIVERGED, Run
 from plainres.runs.tuning import cells
@@ -156,3 +157,17 @@ def test_a_mistake_gets_a_line(changed: str, message: str, tmp_path: Path, capfd
     assert main(["train", "-m", *SMALL, f"runs={tmp_path}", changed]) == 2
     *_, line = capfd.readouterr().err.strip().splitlines()
     assert message in line
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_only_runs_that_are_trained_again_are_offered_to_be_retried(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], seed: int
+) -> None:
+    """A run of a choice that diverged is not, and no other run of the choice has the seed 7."""
+    run = Run.of(replace(configs(tmp_path)[0], seed=seed))
+    run.prepare()
+    run.fail(f"{DIVERGED}: NaN")
+    assert print_summary([run], [run], [(run, str(run.failure))], 1.0) == 1
+    said = capfd.readouterr().err
+    assert f"failed: {run.name}" in said
+    assert ("add sweep.retry_failed=true" in said) == (seed == 7)

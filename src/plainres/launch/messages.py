@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from plainres.console import duration, first_that_fits, quantity, say, shortened, terminal_columns
 from plainres.launch.selection import Selection
 from plainres.runs.record import Run, State
+from plainres.runs.tuning import is_settled
 
 FAILURE_COLUMNS = 120  # of a line about a failure that is not printed to a terminal; the summary has the whole reason
 
@@ -123,7 +124,7 @@ def print_summary(
     """
     for run, reason in failed:
         say(f"failed: {run.name}: {reason}{f' (see {run.log})' if run.log.exists() else ''}")
-    if any(run.failure for run, _ in failed):
+    if any(run.failure and not is_settled(run) for run, _ in failed):
         say("add sweep.retry_failed=true to train failed runs again")
     if trained:
         finished = sum(run.finished for run in trained)

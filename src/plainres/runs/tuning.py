@@ -128,6 +128,12 @@ class Cell:
         return values, chosen
 
 
+def is_settled(run: Run) -> bool:
+    """Whether a run has diverged with a value of a choice, which then counts as infinitely bad and is not retried."""
+    tuning = run.config.tuning
+    return tuning is not None and run.config.seed in tuning.seeds and run.diverged
+
+
 def cells(configs: Sequence[Config]) -> list[Cell]:
     """Group the configurations of a sweep that differ only in their seeds.
 
