@@ -88,9 +88,11 @@ AXES = {
     "digits_streams": (42, [20, 56, 110], 14),
     "cifar10_streams": (28, [20, 56], 14),
     "digits_mlp": (8, [10, 32, 100, 1000], 2),
+    "cifar10_gradients": (16, [8, 56], 8),
+    "cifar10_tailored": (2, [56], 2),
     "imagenet_degradation": (4, [18, 34], 2),
 }
-SMALL = ("cifar10_quick", "cifar10_learning_rate", "cifar10_streams")  # narrower networks than the paper's
+SMALL = ("cifar10_quick", "cifar10_learning_rate", "cifar10_streams", "cifar10_gradients", "cifar10_tailored")  # narrower networks than the paper's
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
