@@ -92,7 +92,13 @@ AXES = {
     "cifar10_tailored": (2, [56], 2),
     "imagenet_degradation": (4, [18, 34], 2),
 }
-SMALL = ("cifar10_quick", "cifar10_learning_rate", "cifar10_streams", "cifar10_gradients", "cifar10_tailored")  # narrower networks than the paper's
+SMALL = (
+    "cifar10_quick",
+    "cifar10_learning_rate",
+    "cifar10_streams",
+    "cifar10_gradients",
+    "cifar10_tailored",
+)  # narrower networks than the paper's
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
