@@ -132,7 +132,7 @@ def test_a_stream_has_the_lesions_of_the_identity() -> None:
 
 def test_planned_lesions_depend_only_on_the_seed() -> None:
     net = network(Identity, depth=8, stages=2)  # stages of blocks 1 to 3 and 4 to 6; block 4 changes the shape
-    test = SimpleNamespace(index=range(7))
+    test = SimpleNamespace(image_count=7)
     finished: Any = SimpleNamespace(network=net, training=[(X, None)], test=test, test_images=7, key={})
     rows = plan_rows(finished, max_number=3, draws=2, seed=0)
     assert rows == plan_rows(finished, max_number=3, draws=2, seed=0)

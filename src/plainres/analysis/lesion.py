@@ -153,7 +153,7 @@ def plan_rows(finished: Finished, max_number: int, draws: int, seed: int) -> lis
         text = " ".join(map(str, blocks))
         shape = "changes" if kind == "block" and blocks[0] in changing else ""
         return finished.key | {
-            "test_images": sample_size(len(finished.test.index), finished.test_images),
+            "test_images": sample_size(finished.test.image_count, finished.test_images),
             **{"kind": kind, "number": str(number), "seed": seeded, "draw": draw},
             **{"blocks": text, "shape": shape, "kendall_tau": f"{tau:.6f}"},
         }

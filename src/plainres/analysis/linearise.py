@@ -165,7 +165,7 @@ def plan_rows(finished: Finished, steps: int) -> list[Row]:
     """Return one row, without values, for each of `steps` + 1 numbers of linear channels, from none to all."""
     total = sum(_channels(finished).values())
     numbers = dict.fromkeys(round(step / steps * total) for step in range(steps + 1))
-    test_images = sample_size(len(finished.test.index), finished.test_images)
+    test_images = sample_size(finished.test.image_count, finished.test_images)
     return [
         finished.key | {"test_images": test_images, "channels": str(total), "linear": str(number)} for number in numbers
     ]

@@ -96,7 +96,7 @@ class Finished:
         A sample is written as '500 of 1500'. An older version wrote 500 and used the first 500 images, so the two must
         differ.
         """
-        images = sample_size(len(self.training.index), self.train_images)
+        images = sample_size(self.training.image_count, self.train_images)
         return {"weights": self.run.result["weights_sha256"][:8], "images": images}
 
 

@@ -86,7 +86,7 @@ def write(
         count = f"{len(history)} iteration{'s' * (len(history) != 1)}"
         lines.append(
             f"{name}: {last.eigenvalue:.6g} after {count}, residual {last.residual:.2g}, {outcome}; "
-            f"{len(finished.training.index):,} images"
+            f"{finished.training.image_count:,} images"
         )
     figure = draw_runs(
         lambda indices: draw([names[i] for i in indices], [curves[i] for i in indices]), runs, "sharpness"

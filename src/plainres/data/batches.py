@@ -237,6 +237,11 @@ class EvaluationBatches:
         self.index, self.max_images = parts[rank], len(parts[0])
         self.size = pixels.evaluation_batch
 
+    @property
+    def image_count(self) -> int:
+        """Number of images of this rank."""
+        return len(self.index)
+
     def __len__(self) -> int:
         return math.ceil(self.max_images / self.size)
 

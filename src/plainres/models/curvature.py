@@ -29,8 +29,8 @@ class Sample(Protocol):
     """Images and targets in batches."""
 
     @property
-    def index(self) -> Tensor:
-        """Indices of the images, of which only the number is used."""
+    def image_count(self) -> int:
+        """Number of images in all batches."""
         ...
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -44,7 +44,7 @@ def hessian_vector(network: nn.Module, batches: Sample, vector: Sequence[Tensor]
     product = [torch.zeros_like(weight) for weight in weights]
     for x, y in batches:
         loss = F.cross_entropy(network(x.to(weights[0])), y.to(weights[0].device), reduction="sum")
-        gradient = torch.autograd.grad(loss / len(batches.index), weights, create_graph=True)
+        gradient = torch.autograd.grad(loss / batches.image_count, weights, create_graph=True)
         along = sum((g * v).sum() for g, v in zip(gradient, vector, strict=True))
         assert isinstance(along, Tensor)
         # allow_unused: the gradient may not depend on a weight, such as the last bias

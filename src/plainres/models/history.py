@@ -1,7 +1,7 @@
 """Connections that depend on the earlier blocks of a stage: on their outputs, or on their number.
 
-Where the shape changes, a tensor from before is subsampled and padded with zeros, like x
-in `Identity`. Parameter counts are per block; k is the index of the block in its stage, counted from 1.
+Where the shape changes, a tensor from before is subsampled and padded with zeros, like x in `Identity`. Parameter
+counts are per block; k is the index of the block in its stage, counted from 1.
 """
 
 import math

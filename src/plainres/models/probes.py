@@ -301,8 +301,8 @@ class _OneBatch:
     targets: Tensor
 
     @property
-    def index(self) -> Tensor:
-        return self.targets
+    def image_count(self) -> int:
+        return len(self.targets)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         yield self.images, self.targets

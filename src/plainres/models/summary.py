@@ -84,7 +84,8 @@ def describe(network: nn.Module, shape: Sequence[int]) -> Description:
             # a connection is not called as a module: what its block's layers do not account for is its own
             rest = (flops.get_total_flops() - before) // 2 - sum(layer.multiply_adds for layer in layers[first:])
             parameters = sum(p.numel() for p in block.shortcut.parameters(recurse=False))
-            shape = state.shape[1:] if isinstance(state, Tensor) else (len(state), *state[0].shape[1:])
+            maps = [state] if isinstance(state, Tensor) else [tensor for tensor in state if tensor.ndim > 1]
+            shape = (len(maps), *maps[0].shape[1:]) if len(maps) > 1 else maps[0].shape[1:]
             layers.append(Layer(f"{name}.shortcut", type(block.shortcut).__name__, tuple(shape), parameters, rest))
 
         handles.append(block.register_forward_pre_hook(enter))
