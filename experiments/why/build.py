@@ -94,23 +94,28 @@ def points(found: Difference) -> str:
 
 
 def change(remedy: str) -> str:
-    """Return what a change does to the training error of the plain network of 56 layers, in points."""
+    """Return what a change adds to the training error of the plain network of 56 layers, in points."""
     name, without, with_ = REMEDIES[remedy]
-    return points(difference((name, without.format("plain"), DEEP), (name, with_.format("plain"), DEEP)))
+    return compared(name, with_.format("plain"), without.format("plain"))
+
+
+def compared(name: str, label: str, other: str) -> str:
+    """Return the training error of a family with 56 layers minus that of another one, in points."""
+    return points(difference((name, label, DEEP), (name, other, DEEP)))
 
 
 def remedies() -> str:
     """Return the table of what each change does to the plain network of 56 layers."""
     found = {
-        change: difference((name, without.format("plain"), DEEP), (name, with_.format("plain"), DEEP))
+        change: difference((name, with_.format("plain"), DEEP), (name, without.format("plain"), DEEP))
         for change, (name, without, with_) in REMEDIES.items()
     }
     corrected = holm([each.p for each in found.values()])
-    rows = ["| change | without | with | without minus with | verdict |", "|---|---:|---:|---:|---|"]
+    rows = ["| change | without | with | with minus without | verdict |", "|---|---:|---:|---:|---|"]
     for (change, each), p in zip(found.items(), corrected, strict=True):
         name, without, with_ = REMEDIES[change]
         cells = error(name, without.format("plain"), DEEP), error(name, with_.format("plain"), DEEP), points(each)
-        rows.append(f"| {change} | {' | '.join(cells)} | {each.verdict('better with it', 'worse with it', p)} |")
+        rows.append(f"| {change} | {' | '.join(cells)} | {each.verdict('worse with it', 'better with it', p)} |")
     return "\n".join(rows)
 
 
@@ -172,7 +177,8 @@ def linearised(rise: float) -> str:
         family, depth, *_ = run.split("-")
         by_network[f"{family}-{depth}"].append((steps[0], kept[-1], steps[-1]))
     rows = [
-        "| network | training error (%) | effective depth | non-linear channels (%) | effective depth | all linear |"
+        "| network | training error (%) | effective depth | non-linear channels at +5 points (%) "
+        "| effective depth at +5 points | training error, all linear (%) |"
     ]
     rows.append("|---|---:|---:|---:|---:|---:|")
     for network, found in by_network.items():
@@ -222,7 +228,8 @@ def page() -> str:
     """Return the page."""
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     template = environment.from_string((HERE / "README.md.jinja").read_text(encoding="utf-8"))
-    shown = (best, budgets, change, choices, degradation, error, linearised, remedies, sharpness, verdicts)
+    shown = (best, budgets, change, choices, compared, degradation, error)
+    shown += (linearised, remedies, sharpness, verdicts)
     return template.render({function.__name__: function for function in shown})
 
 

@@ -76,6 +76,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "DepthScaled": {"exponent": 0.5, "multiplier": 1.0},
     "Dropout": {"p": 0.5},
     "ExclusiveGating": {"bias": -6},
+    "FracConnections": {"fractions": 4},
     "Highway": {"bias": -2},
     "HubImages": {
         "classes": None,
@@ -101,6 +102,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "train_per_class": None,
         "validation_per_class": None,
     },
+    "HyperConnections": {"dynamic": True, "streams": 4},
     "ImageNet": {
         "block": "BlockSpec(kernels=(3, 3), expansion=1, stride_in=1, bias=False, "
         "order=LayerOrder(pre=(), between=('norm', 'relu'), post=('norm',), "
@@ -118,6 +120,15 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "tail": (),
     },
     "LayerScale": {"initial": 0.1},
+    "MLP": {
+        "block": "BlockSpec(kernels=(1, 1), expansion=1, stride_in=1, bias=False, "
+        "order=LayerOrder(pre=(), between=('norm', 'relu'), post=('norm',), "
+        "post_add=('relu',), stem=('norm', 'relu'), tail=()))",
+        "activation": "torch.nn.ReLU",
+        "norm": "torch.nn.BatchNorm2d",
+    },
+    "ManifoldHyperConnections": {"streams": 4},
+    "NormalizerFree": {"residual": 0.2},
     "OrthogonalUpdate": {"over": "channels"},
     "Projection": {"norm": "torch.nn.BatchNorm2d"},
     "ProjectionAll": {"bias": False, "norm": "torch.nn.BatchNorm2d"},

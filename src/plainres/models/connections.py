@@ -1,12 +1,13 @@
-"""Connections with a state, which blocks of a stage hand from one to the next.
+"""Connections with a state, which the blocks of a stage pass from one to the next.
 
 A shortcut joins one tensor x with F(x). A connection generalises it to a state of any kind, such as several streams or
 the outputs of earlier blocks. In each block
 
     state <- write(state, F(pre(read(state))))
 
-At the start of a stage `open` makes the state of the stage's input, and at its end `close` makes the stage's output of
-it. A shortcut is the connection whose state is x: open, read and close are the identity, and write is the shortcut.
+At the start of a stage `open` makes the state from the stage's input, and at its end `close` computes the stage's
+output from it. A shortcut is the connection whose state is x: open, read and close are the identity, and write is the
+shortcut.
 
 Connections are chosen as shortcuts are, by name in conf/model/shortcut/, and built by the same factories. The blocks
 must not apply layers after the addition, since these would have to apply to a state.
@@ -24,10 +25,11 @@ State = Any  # a tensor, or a tuple of tensors
 
 @runtime_checkable
 class Connection(Protocol):
-    """Shortcut with a state. One connection belongs to each block, and has the parameters of that block.
+    """Shortcut with a state. Each block has its own connection, with its own parameters.
 
     A connection is built by `factory(in_channels, out_channels, stride)`. In the first block of a stage, `write`
-    receives a state of the shape (N, in_channels, H, W) and returns one of the shape of fx.
+    receives tensors with in_channels channels and the size of the branch's input, and returns tensors with the channels
+    and the size of fx. Only the connection of the first block opens a state, and only that of the last one closes it.
     """
 
     def open(self, x: Tensor) -> State:

@@ -1,7 +1,7 @@
 """Connections that depend on the earlier blocks of a stage: on their outputs, or on their number.
 
-Where the shape changes, a tensor from before is subsampled and padded with zeros, like x in `Identity`. Parameter
-counts are per block; k is the index of the block in its stage, counted from 1.
+Where the shape changes, an earlier tensor is subsampled and padded with zeros, like x in `Identity`. Parameter counts
+are per block; k is the index of the block in its stage, counted from 1, and C the number of channels that it reads.
 """
 
 import math
@@ -64,7 +64,7 @@ class AttentionResiduals(nn.Module):
     Kimi Team 2026 (Attention Residuals, arXiv 2603.15031), section 3: in each position of the image a is the softmax of
     <w, v_i'>, where w is a learned query of the block and v_i' is v_i divided by its root mean square over channels. w
     is initialised to 0, which averages. The last block of a stage has a second query, by which the stage's output reads
-    all v_i: C more parameters.
+    all v_i: C_out more parameters.
 
     The paper attends over the whole network, or over blocks of layers. Its normalisation has a learned scale, which the
     query contains here.
@@ -119,11 +119,12 @@ class Dense(nn.Module):
 
     Huang et al. 2016 (DenseNet, arXiv 1608.06993), equation 2, where W is a 1x1 convolution to the C channels that a
     branch reads, so k C^2 parameters; the first block of a stage reads x. Another 1x1 convolution, of
-    (L + 1) C^2 parameters in the last of L blocks, makes the stage's output.
-
-    Differences to DenseNet: a branch adds as many channels as the stage has (the growth rate); the 1x1 convolutions are
-    not preceded by a normalisation; the next stage strides instead of pooling. Their weights are drawn from
+    (L + 1) C^2 parameters in the last of L blocks, computes the stage's output. The weights of both are drawn from
     N(0, 1 / fan_in), regardless of model/init.
+
+    Differences from DenseNet: a branch has all layers of its block, and adds as many channels as the stage has (the
+    growth rate); the 1x1 convolutions are not preceded by normalisation and activation, and have C output channels
+    instead of four times the growth rate; the last stage ends with one, too; the next stage strides instead of pooling.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -164,12 +165,13 @@ class NormalizerFree(nn.Module):
     """The branch reads x / b_k, and x <- x + a F(x / b_k) with a constant a (`residual`). No parameters.
 
     Brock et al. 2021 (Characterizing signal propagation to close the performance gap in unnormalized ResNets,
-    arXiv 2101.08692), section 3: b_k = sqrt(1 + (k - 1) a^2) is the standard deviation of x before training if branches
-    preserve variance. The first block of the next stage reads the divided x on both paths, after which the count starts
-    again. Here the last stage's output is divided too.
+    arXiv 2101.08692), section 3: b_k = sqrt(1 + (k - 1) a^2) is the standard deviation of x before training if the
+    stage's input has variance 1 and branches preserve variance. The first block of the next stage reads the divided x
+    on both paths, after which the count starts again. Here the last stage's output is divided too.
 
-    The paper's networks have no normalisation, and their convolutions have Scaled Weight Standardisation, which is not
-    built here. It makes branches preserve the variance, which model/init=he_fan_in only does roughly.
+    Use it with model/norm=none, since normalisation undoes the division. The paper's convolutions have Scaled Weight
+    Standardisation, without which it finds these networks unstable (section 4.1), and its activations a gain. Neither
+    is implemented here, so that the variances are not those above.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, residual: float = 0.2) -> None:

@@ -209,12 +209,13 @@ class Connections(_BaseProbe):
     """Weights of what each block reads, and gains of its streams, for connections with a state.
 
     `reads` lists the weights of the sources that the branch of a block reads, such as streams or earlier outputs, as
-    means over images and positions. It is empty, and the gains are NaN, where a block has no such weights or streams.
+    means over images and positions. It is empty, and the gains are NaN, where a block has no such weights or streams:
+    fractions, `Dense` and `NormalizerFree` have neither, and histories have no gains.
 
-    The gains are those of Xie et al. 2025 (mHC, arXiv 2512.24880), section 3: of the product of the mixing matrices of
-    all blocks of the stage up to this one, the largest sum of the absolute values of a row (`forward_gain`) and of a
-    column (`backward_gain`), as means over images and positions. They bound how much the streams amplify signals and
-    gradients. Costs one forward pass.
+    The gains are after Xie et al. 2025 (mHC, arXiv 2512.24880), section 3.1: of the product of the mixing matrices of
+    all blocks from the first of the stage to this one, the largest sum of the absolute values of a row
+    (`forward_gain`) and of a column (`backward_gain`), as means over images and positions. In each position they bound
+    the amplification of signals and gradients along the streams. Costs one forward pass.
     """
 
     requires = "blocks"

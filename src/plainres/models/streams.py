@@ -94,9 +94,10 @@ class HyperConnections(Streams):
     s tanh(u h_j'), t tanh(v h_j') and s tanh(w_i h_j'), where h_j' is h_j normalised over its channels. The vectors u,
     v and w_i are initialised to 0, and the scalars s and t to 0.01.
 
-    The paper sums the streams at the end, before a normalisation. Here they are averaged, so that the equality above
-    needs none. Its normalisation of h_j is that of the transformer, with or without a learned scale; here it is a layer
-    normalisation without.
+    The paper sums the streams once, at the end of the network and before a normalisation. Here they are averaged at the
+    end of each stage, so that the equality above needs none. Here h_j is normalised by a layer normalisation without a
+    learned scale. The paper excludes p, q and R from weight decay, which optim.decay=weights does for p and q only, and
+    rescales the initial weights of some layers; here neither is done.
 
     Raises:
         InputError: `streams` is less than 1.
@@ -195,8 +196,9 @@ def sinkhorn(logits: Tensor, iterations: int = 20) -> Tensor:
     """Return a doubly stochastic matrix for each matrix of logits (N, n, n, H, W).
 
     Sinkhorn & Knopp 1967: the columns and the rows of the exponentials are divided by their sums in turn, 20 times in
-    mHC. The sums may then still differ from 1 by a hundredth, if the matrix is near a permutation. Here they are
-    corrected to rounding (see `rounded`). The gradient is that of the divisions, without the correction.
+    mHC. The rows then add up to 1, but the sums of the columns may differ from 1 by some hundredths, for example where
+    the matrix is close to triangular. Here, unlike in the paper, they are corrected to rounding (see `rounded`). The
+    gradient is that of the divisions, without the correction.
     """
     matrix = (logits - logits.amax((1, 2), keepdim=True)).exp()
     for _ in range(iterations):
@@ -207,7 +209,7 @@ def sinkhorn(logits: Tensor, iterations: int = 20) -> Tensor:
 
 @torch.no_grad()
 def rounded(matrix: Tensor) -> Tensor:
-    """Return the doubly stochastic matrix (N, n, n, H, W) next to one that nearly is.
+    """Return a doubly stochastic matrix (N, n, n, H, W) close to one that nearly is.
 
     Altschuler et al. 2017 (Near-linear time approximation algorithms for optimal transport), algorithm 2: rows and
     columns of sums above 1 are divided by them, and what is missing is added as a matrix of rank 1.
@@ -223,9 +225,9 @@ class FracConnections(nn.Module):
     """x in m fractions of its channels, with learned weights: m (2 m + 1) parameters.
 
     Zhu et al. 2025 (Frac-Connections, arXiv 2503.14125), section 3. The state is x. Fraction i of the branch's input is
-    sum_j P_ij x_j, and that of the next x is sum_j R_ij x_j + q_i F(x)_i. P and R are initialised to the identity
+    sum_j P_ij x_j, and that of the next x is sum_j R_ij x_j + q_i F(P x)_i. P and R are initialised to the identity
     matrix and q to 1, so that the network computes what the residual network does. The dynamic form of the paper is not
-    built.
+    implemented.
 
     Raises:
         InputError: `fractions` does not divide the numbers of channels.
