@@ -53,10 +53,11 @@ class Streams(nn.Module):
 
     def write(self, state: Tensor, fx: Tensor) -> Tensor:
         """Mix the streams and add the weighted output of the branch to each."""
-        mixed = weighted_sum("nijhw,njchw->nichw", self.mixing(state), state)
+        mixing, writing = self.mixing_and_writing(state)
+        mixed = weighted_sum("nijhw,njchw->nichw", mixing, state)
         aligned = self.skip.align(mixed.flatten(0, 1)).unflatten(0, (-1, self.streams))
         stride = self.skip.stride
-        return aligned + self.writing(state)[:, :, None, ::stride, ::stride] * fx[:, None]
+        return aligned + writing[:, :, None, ::stride, ::stride] * fx[:, None]
 
     def close(self, state: Tensor) -> Tensor:
         """Return the mean of the streams."""
@@ -68,10 +69,10 @@ class Streams(nn.Module):
 
     def mixing(self, state: Tensor) -> Tensor:
         """Return R (N, n, n, H, W), with sizes of 1 where it is constant."""
-        raise NotImplementedError
+        return self.mixing_and_writing(state)[0]
 
-    def writing(self, state: Tensor) -> Tensor:
-        """Return q (N, n, H, W), with sizes of 1 where it is constant."""
+    def mixing_and_writing(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return R (N, n, n, H, W) and q (N, n, H, W), with sizes of 1 where they are constant."""
         raise NotImplementedError
 
 
@@ -128,19 +129,14 @@ class HyperConnections(Streams):
             p = p + self.s * weighted_sum("c,njchw->njhw", self.u, normalised(state, 2, centre=True)).tanh()
         return p
 
-    def mixing(self, state: Tensor) -> Tensor:
-        """Return R (N, n, n, H, W), with sizes of 1 where it is constant."""
-        r = self.r[None, :, :, None, None]
+    def mixing_and_writing(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return R (N, n, n, H, W) and q (N, n, H, W), with sizes of 1 where they are constant."""
+        r, q = self.r[None, :, :, None, None], self.q[None, :, None, None]
         if self.dynamic:
-            r = r + self.s * weighted_sum("ic,njchw->nijhw", self.w, normalised(state, 2, centre=True)).tanh()
-        return r
-
-    def writing(self, state: Tensor) -> Tensor:
-        """Return q (N, n, H, W), with sizes of 1 where it is constant."""
-        q = self.q[None, :, None, None]
-        if self.dynamic:
-            q = q + self.t * weighted_sum("c,njchw->njhw", self.v, normalised(state, 2, centre=True)).tanh()
-        return q
+            h = normalised(state, 2, centre=True)
+            r = r + self.s * weighted_sum("ic,njchw->nijhw", self.w, h).tanh()
+            q = q + self.t * weighted_sum("c,njchw->njhw", self.v, h).tanh()
+        return r, q
 
 
 class ManifoldHyperConnections(Streams):
@@ -181,15 +177,12 @@ class ManifoldHyperConnections(Streams):
         projected = weighted_sum("jc,nchw->njhw", self.u, normalised(state.flatten(1, 2), 1, centre=False))
         return (self.s_p * projected + self.a[:, None, None]).sigmoid()
 
-    def mixing(self, state: Tensor) -> Tensor:
-        """Return R (N, n, n, H, W)."""
-        projected = weighted_sum("ijc,nchw->nijhw", self.w, normalised(state.flatten(1, 2), 1, centre=False))
-        return sinkhorn(self.s_r * projected + self.c[:, :, None, None])
-
-    def writing(self, state: Tensor) -> Tensor:
-        """Return q (N, n, H, W)."""
-        projected = weighted_sum("jc,nchw->njhw", self.v, normalised(state.flatten(1, 2), 1, centre=False))
-        return 2 * (self.s_q * projected + self.b[:, None, None]).sigmoid()
+    def mixing_and_writing(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return R (N, n, n, H, W) and q (N, n, H, W)."""
+        h = normalised(state.flatten(1, 2), 1, centre=False)
+        r = sinkhorn(self.s_r * weighted_sum("ijc,nchw->nijhw", self.w, h) + self.c[:, :, None, None])
+        q = 2 * (self.s_q * weighted_sum("jc,nchw->njhw", self.v, h) + self.b[:, None, None]).sigmoid()
+        return r, q
 
 
 def sinkhorn(logits: Tensor, iterations: int = 20) -> Tensor:
