@@ -74,7 +74,7 @@ class Quadratic(torch.nn.Module):
 
 
 class AllOfClassZero(list[Any]):
-    index: Any = range(6)
+    image_count: Any = 6
 
 
 ZEROS: Any = AllOfClassZero([(torch.zeros(n, 1), torch.zeros(n).long()) for n in (4, 2)])
