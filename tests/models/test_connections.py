@@ -296,8 +296,14 @@ def test_weights_are_not_rounded_under_autocast() -> None:
     with torch.no_grad():
         module.p.fill_(1.001)
     state = torch.ones(1, 1, 4, 2, 2, dtype=torch.bfloat16)
+    average = DepthWeightedAverage(4, 4, 1)
+    with torch.no_grad():
+        average.weights.fill_(1.001)
+    x = state[:, 0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(module.read(state), torch.full((1, 4, 2, 2), 1.001))
+        y, *_ = average.write(average.open(x), 0 * x)
+    torch.testing.assert_close(y, torch.full((1, 4, 2, 2), 2.002))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # from torch.compile itself
@@ -330,6 +336,8 @@ def test_description(name: str) -> None:
         assert own.multiply_adds == (4 + 16 + 4 * (4 + 4 + 16)) * 32 * 2 * 2
     elif name == "frac_connections":
         assert own.multiply_adds == 2 * 4 * 32 * 2 * 2
+    elif name == "depth_weighted_average":  # of three tensors
+        assert own.multiply_adds == 3 * 32 * 2 * 2
     elif name == "attention_residuals":  # logits and average of two tensors
         assert (own.output, own.multiply_adds) == ((3, 32, 2, 2), 2 * 2 * 32 * 2 * 2)
     elif name == "dense":

@@ -372,6 +372,9 @@ def test_figures_of_connections(make_config: Make, tmp_path: Path) -> None:
     rows = [row for run in families["attention"][14].values() for row in run.probe_rows("connections")]
     shares = [float(row["reads"].split()[1]) for row in rows if row["name"] == "stages.0.1" and row["step"] != "0"]
     assert weights["attention"].blocks[1][1] == pytest.approx(sum(shares) / 2)
+    damaged = families["attention"][14][0].folder / "probes" / "connections.csv"
+    damaged.write_text(damaged.read_text().replace("0.", "zero."))
+    assert list(readings(families)) == ["static"]
 
 
 def test_figures_of_zero_initialised_weights_have_gaps(make_config: Make, tmp_path: Path) -> None:

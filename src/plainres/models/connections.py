@@ -102,8 +102,7 @@ class StatefulBlock(nn.Module):
                 "of model.block.order.post_add cannot apply; choose an order without them, such as "
                 "model/block/order=full_preactivation"
             )
-        self.shared = block.shared
-        self.pre, self.residual, self.post_add = block.pre, block.residual, block.post_add
+        self.shared, self.pre, self.residual = block.shared, block.pre, block.residual
         self.shortcut: Any = block.shortcut
         self.opens, self.closes = index == 1, index == total
         if isinstance(self.shortcut, StagePositioned):

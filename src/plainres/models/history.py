@@ -49,9 +49,7 @@ class DepthWeightedAverage(nn.Module):
         """Return the next state."""
         y, *xs = (self.skip.align(x) for x in state[:-1])
         xs.append(y + fx)
-        average = sum(weight * x for weight, x in zip(self.weights, xs, strict=True))
-        assert isinstance(average, Tensor)
-        return average, *xs, self.weights
+        return weighted_sum("k,nkchw->nchw", self.weights, torch.stack(xs, 1)), *xs, self.weights
 
     def close(self, state: tuple[Tensor, ...]) -> Tensor:
         """Return y_k."""

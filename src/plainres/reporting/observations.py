@@ -132,7 +132,7 @@ class Reading:
 def readings(families: Families) -> dict[str, Reading]:
     """Read what the blocks of each family's deepest networks read, from the probe connections.
 
-    Families without such weights are left out, and files that `observations` reports as damaged.
+    Families without such weights are left out, and those with a damaged file, which a mean over the others would hide.
     """
     found = {}
     for family, by_depth in families.items():
@@ -143,7 +143,7 @@ def readings(families: Families) -> dict[str, Reading]:
                 rows = [row for row in run.probe_rows("connections") if int(row["step"]) == run.result["steps"]]
                 of_seeds.append([[float(weight) for weight in row["reads"].split()] for row in rows])
             except (OSError, KeyError, TypeError, ValueError, csv.Error):
-                continue
+                of_seeds.append([])  # of another shape than the others
         shapes = {tuple(map(len, blocks)) for blocks in of_seeds}
         if len(shapes) == 1 and any(*shapes):
             blocks = [
