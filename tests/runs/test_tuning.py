@@ -141,6 +141,18 @@ def test_a_grid_is_extended_a_limited_number_of_times_and_found_again(tmp_path: 
     assert extended(values, chosen, cell.tuning) == values
 
 
+def test_a_grid_is_not_extended_to_a_value_that_the_option_may_not_have(tmp_path: Path) -> None:
+    probability = ["model/shortcut=stochastic_depth", "sweep.tune.option=model.shortcut.last"]
+    cell, *_ = cells(configs(tmp_path, *probability, "sweep.tune.values=[0.25,0.5,1]"))
+    record(cell, {0.25: 3.0, 0.5: 2.0, 1.0: 1.0})
+    values, chosen = cell.grid()
+    assert values == [0.25, 0.5, 1.0]  # 2 is no probability
+    assert chosen.best == 1.0
+    assert chosen.at_edge
+    record(cell, {0.25: 0.0})
+    assert cell.grid()[0] == [0.125, 0.25, 0.5, 1.0]
+
+
 def test_the_runs_of_a_command_grow_with_what_is_known(tmp_path: Path) -> None:
     sweep = configs(tmp_path, "sweep.tune.equal=0.2", "model/shortcut=plain")
 

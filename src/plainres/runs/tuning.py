@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
 
+from plainres.config.instantiate import check
 from plainres.config.schema import Config, Tuning
 from plainres.errors import InputError
 from plainres.runs.option_values import network, with_value
@@ -103,7 +104,7 @@ class Cell:
         return [self.run(value, seed) for value in values for seed in self.seeds]
 
     def grid(self, known: Mapping[str, Run] | None = None) -> tuple[list[float], Choice]:
-        """Return the values of the grid, extended as far as the runs tell, and the choice among them.
+        """Return the values of the grid, extended as far as the runs tell and the option allows, and the choice.
 
         Args:
             known: the runs by name; None reads them from the disk.
@@ -124,8 +125,20 @@ class Cell:
         values = list(self.tuning.values)
         chosen = chosen_from(values)
         while (more := extended(values, chosen, self.tuning)) != values:
-            values, chosen = more, chosen_from(more)
+            (added,) = set(more) - set(values)
+            from_more = chosen_from(more)
+            if not from_more.errors[added] and not self._allows(added):
+                break
+            values, chosen = more, from_more
         return values, chosen
+
+    def _allows(self, value: float) -> bool:
+        """Whether the option may have a value, which a probability above 1, for example, may not."""
+        try:
+            check(self.run(value, self.seeds[0]).config, devices=False)
+        except InputError:
+            return False
+        return True
 
 
 def is_settled(run: Run) -> bool:
