@@ -554,6 +554,31 @@ def test_no_claim_under_different_conditions(folder: Path, changes: dict[str, An
     assert row["conditions_differ"] == name
 
 
+def test_conditions_may_differ_between_seeds(folder: Path) -> None:
+    for seed in range(3):
+        for depth, error in {20: 40, 32: 50, 56: 60}.items():
+            finish(a_run(folder, "plain", depth, seed), error + seed * (depth // 20), device=f"cpu {seed}")
+            finish(a_run(folder, "identity", depth, seed), 2 * seed, device=f"cpu {seed}")
+    text = report_text(folder)
+    assert "plain is worse by 39.00 points" in line(text, "  depth 20 ")
+    assert "degrades: deeper is worse by 21.00 points" in line(text, "  plain: 56 minus 20 ")
+    assert "training error grows with depth, from 41.00 to 62.00 %" in text
+    said = " ".join(text.split())
+    assert "differ (device: cpu 0 or cpu 1 or cpu 2). A comparison within which they differ for one seed" in said
+    assert line(text, "   20 ", "3 mixed")
+
+    shutil.rmtree(folder)
+    for seed in range(3):
+        for depth, error in {20: 40, 32: 50, 56: 60}.items():
+            device = "cpu B" if (depth, seed) == (32, 0) else "cpu"
+            finish(a_run(folder, "plain", depth, seed), error + seed * (depth // 20), device=device)
+            finish(a_run(folder, "identity", depth, seed), 2 * seed)
+    text = report_text(folder)
+    assert "unequal conditions (device): no claim" in line(text, "  depth 32 ")
+    assert "plain is worse by 39.00 points" in line(text, "  depth 20 ")
+    assert "training error grows with depth" not in text
+
+
 def test_conditions_that_change_no_result_are_ignored(folder: Path) -> None:
     for seed in range(3):
         versions = {"python": f"3.1{seed}", "torch": "2.13.0", "hydra-core": str(seed), "plainres": str(seed)}

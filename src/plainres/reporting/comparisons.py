@@ -1,8 +1,9 @@
 """Comparisons of families: whether depth hurts, whether the shortcut helps, and whether the runs support a claim.
 
-A comparison makes a claim only if its runs have equal training budgets, data and training conditions (see
-`plainres.reporting.conditions`), and differ in no other setting. It compares the training errors of the final weights
-in evaluation mode.
+A comparison makes a claim only if its runs have equal training budgets and data, the runs of each seed have equal
+training conditions (see `plainres.reporting.conditions`), and they differ in no other setting. Conditions may differ
+between seeds, because only runs of one seed are subtracted or ranked: each seed is a block. A comparison is of the
+training errors of the final weights in evaluation mode.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -138,8 +139,8 @@ def trends(families: Iterable[Family]) -> list[Trend]:
             errors = [_errors(by_seed) for by_seed in family.runs.values()]
             test = page_test(errors)
             seeds = test.seeds if test else ()
-            runs = [by_seed[seed] for by_seed in family.runs.values() for seed in seeds]
-            tested.append((family, test, _objection(runs)))
+            blocks = [[by_seed[seed] for by_seed in family.runs.values()] for seed in seeds]
+            tested.append((family, test, _objection(blocks)))
     corrected = holm([test.p if test and not objection else None for _, test, objection in tested])
     results = []
     for (family, test, objection), p in zip(tested, corrected, strict=True):
@@ -172,7 +173,7 @@ def _compared(table: Sequence[Sides]) -> list[Comparison]:
     """
     differences = [paired_difference(_errors(a), _errors(b)) for _, a, b, *_ in table]
     objections = [
-        _objection([runs[seed] for runs in (a, b) for seed in difference.by_seed], unlike)
+        _objection([[a[seed], b[seed]] for seed in difference.by_seed], unlike)
         for (_, a, b, _, unlike), difference in zip(table, differences, strict=True)
     ]
     corrected = holm([None if objection else d.p for d, objection in zip(differences, objections, strict=True)])
@@ -185,15 +186,21 @@ def _compared(table: Sequence[Sides]) -> list[Comparison]:
     return compared
 
 
-def _objection(runs: Sequence[Run], unlike: Iterable[str] = ()) -> str:
-    """Return the reason for making no claim about runs, or an empty string."""
+def _objection(blocks: Sequence[Sequence[Run]], unlike: Iterable[str] = ()) -> str:
+    """Return the reason for making no claim, or an empty string.
+
+    Args:
+        blocks: the runs of each seed.
+        unlike: settings in which the sides differ, although they should not.
+    """
+    runs = [run for block in blocks for run in block]
     if len({run.result["data_sha256"] for run in runs}) > 1:
         return "different training data: no claim"
     if len(distinct := budgets(runs)) > 1:
         return f"unequal training budgets ({' against '.join(distinct)}): no claim"
     if unlike:
         return f"settings differ ({', '.join(sorted(unlike))}): no claim"
-    if names := differing(runs):
+    if names := sorted({name for block in blocks for name in differing(block)}):
         return f"unequal conditions ({', '.join(names)}): no claim"
     return ""
 

@@ -19,7 +19,7 @@ def conditions(run: Run) -> dict[str, frozenset[str]]:
     """Return the conditions of a finished run, by name, with their values in all attempts."""
     attempts = [_of_attempt(run, run.result | attempt) for attempt in run.result.get("attempts") or [{}]]
     names = {name for attempt in attempts for name in attempt}
-    return {name: frozenset(attempt.get(name, "unknown") for attempt in attempts) for name in names}
+    return {name: frozenset(attempt.get(name, "unknown") for attempt in attempts) for name in sorted(names)}
 
 
 def differing(runs: Iterable[Run]) -> dict[str, list[str]]:

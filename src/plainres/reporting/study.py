@@ -112,8 +112,8 @@ class Study:
         if unequal := differing(runs):
             conditions = "; ".join(f"{name}: {' or '.join(values)}" for name, values in unequal.items())
             sentences += (
-                f" Conditions of training differ ({conditions}). Comparisons across them claim nothing, and means over "
-                "them are marked 'mixed'."
+                f" Conditions of training differ ({conditions}). A comparison within which they differ for one seed "
+                "claims nothing, and means over them are marked 'mixed'."
             )
         return sentences
 
