@@ -13,7 +13,7 @@ from plainres.models.activations import ActivationFactory, TailoredReLU, leaky_r
 from plainres.models.blocks import BlockSpec
 from plainres.models.initialisation import Scheme, delta_orthogonal, he_fan_in, he_fan_out, orthogonal
 from plainres.models.networks import CifarNet
-from plainres.models.scaled_shortcuts import ReZero, Scaling, SkipInit
+from plainres.models.scaled_shortcuts import DecayedIdentity, DepthScaled, LayerScale, ReZero, Scaling, SkipInit
 from plainres.models.shortcuts import Dropout, Identity, Plain, ShortcutFactory
 from plainres.models.tailoring import branch_share, correlation, network_correlation
 from support.shipped import ACTIVATIONS, NORMS, ORDERS
@@ -95,6 +95,9 @@ def test_joins_weigh_branch_and_shortcut_by_their_squared_factors() -> None:
     assert branch_share(Identity(4, 8, 2)) == 0.5
     assert branch_share(Scaling(4, 4, 1, residual=0.6, shortcut=0.8)) == pytest.approx(0.36)
     assert branch_share(ReZero(4, 4, 1)) == 0
+    assert branch_share(LayerScale(4, 4, 1, initial=0.5)) == 0.2
+    assert branch_share(DepthScaled(4, 4, 1, multiplier=0.5)) == 0.2
+    assert branch_share(DecayedIdentity(4, 4, 1, last=0.5)) == 0.8
     skipinit = SkipInit(4, 4, 1)
     skipinit.set_position(1, 9)
     assert branch_share(skipinit) == pytest.approx(0.1)

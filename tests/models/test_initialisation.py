@@ -21,7 +21,7 @@ from plainres.models.initialisation import (
 )
 from plainres.models.networks import BASIC, CifarNet
 from plainres.models.normalisation import NormFactory
-from plainres.models.scaled_shortcuts import ReZero, SkipInit
+from plainres.models.scaled_shortcuts import LayerScale, ReZero, SkipInit
 from plainres.models.shortcuts import ExclusiveGating, Identity, Plain, ProjectionAll, ShortcutFactory
 
 SCHEMES = [he_fan_in, he_fan_out, orthogonal, delta_orthogonal, zero_gamma, fixup]
@@ -85,8 +85,10 @@ def test_zero_initialised_branches_without_gradient_are_rejected(scheme: Scheme)
         initialised(scheme, Plain, norm=norm)
     with pytest.raises(InputError, match=r"the ReLU at the end of stages\.0\.0 has no gradient"):
         initialised(scheme, block=BlockSpec(order=LayerOrder(post=["norm", "relu"], post_add=[])), norm=norm)
-    with pytest.raises(InputError, match=r"stages\.0\.0 multiplies it by a scalar initialised to 0"):
+    with pytest.raises(InputError, match=r"stages\.0\.0 multiplies it by a factor initialised to 0"):
         initialised(scheme, ReZero, norm=norm)
+    with pytest.raises(InputError, match=r"stages\.0\.0 multiplies it by a factor initialised to 0"):
+        initialised(scheme, partial(LayerScale, initial=0.0), norm=norm)
     initialised(scheme, partial(ReZero, initial=0.1), norm=norm)
     initialised(scheme, SkipInit, norm=norm)
     network = initialised(scheme, norm=norm)

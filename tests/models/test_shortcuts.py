@@ -185,6 +185,13 @@ def test_learned_scalars() -> None:
     torch.testing.assert_close(module(x, fx), x + fx / 4)
 
 
+@pytest.mark.parametrize("shortcut", [ReZero, LayerScale])
+def test_learned_scales_are_not_rounded_to_the_precision_of_the_branch(shortcut: type[ReZero | LayerScale]) -> None:
+    ones = torch.ones(1, 4, 1, 1, dtype=torch.bfloat16)
+    y = shortcut(4, 4, 1, initial=1.003)(0 * ones, ones)  # between 1 and the next number of 8 bits, 1.0078125
+    torch.testing.assert_close(y, torch.full((1, 4, 1, 1), 1.003))
+
+
 def test_the_scale_of_a_branch_by_depth() -> None:
     x, fx = tensors()
     module = DepthScaled(4, 4, 1, exponent=0.5, multiplier=3.0)

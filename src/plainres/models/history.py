@@ -61,8 +61,8 @@ class AttentionResiduals(nn.Module):
 
     Kimi Team 2026 (Attention Residuals, arXiv 2603.15031), section 3: in each position of the image a is the softmax of
     <w, v_i'>, where w is a learned query of the block and v_i' is v_i divided by its root mean square over channels. w
-    is initialised to 0, which averages. The last block of a stage has a second query, by which the stage's output reads
-    all v_i: C_out more parameters.
+    is initialised to 0, which averages; in the first block of a stage, which reads v_0 alone, it has no effect. The
+    last block of a stage has a second query, by which the stage's output reads all v_i: C_out more parameters.
 
     The paper attends over the whole network, or over blocks of layers. Its normalisation has a learned scale, which the
     query contains here.

@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 
 from plainres.errors import InputError
 from plainres.models.activations import ACTIVATIONS, TailoredReLU
-from plainres.models.scaled_shortcuts import ReZero
+from plainres.models.scaled_shortcuts import LayerScale, ReZero
 from plainres.models.shortcuts import Plain
 
 
@@ -146,10 +146,10 @@ def _zero_initialisable_branches(network: nn.Module, scheme: str) -> list[nn.Mod
                 f"model/init={scheme} initialises the output of each residual branch to 0, so a plain network receives "
                 "no gradient; choose a model/shortcut other than plain"
             )
-        if isinstance(block.shortcut, ReZero) and not block.shortcut.initial:
+        if isinstance(block.shortcut, ReZero | LayerScale) and not block.shortcut.initial:
             raise InputError(
                 f"model/init={scheme} initialises the output of each residual branch to 0, and {name} multiplies it by "
-                "a scalar initialised to 0, so neither receives a gradient; set model.shortcut.initial to another value"
+                "a factor initialised to 0, so neither receives a gradient; set model.shortcut.initial to another value"
             )
         if isinstance(last, nn.ReLU):
             raise InputError(

@@ -240,8 +240,8 @@ class Connections(_BaseProbe):
                 product = matrices if block.opens else matrices @ product
                 for gain, summed in (("forward_gain", -1), ("backward_gain", -2)):
                     row[gain] = product.abs().sum(summed).amax(-1).mean().item()
-                stride = -(-state.shape[-1] // fx.shape[-1])
-                product = product[:, ::stride, ::stride]  # at the positions that remain
+                down, across = (-(-size // after) for size, after in zip(state.shape[-2:], fx.shape[-2:], strict=True))
+                product = product[:, ::down, ::across]  # at the positions that remain
             return write(state, fx)
 
         with torch.no_grad(), ExitStack() as restored:

@@ -40,8 +40,9 @@ class ReZero(Identity):
         self.scale = nn.Parameter(torch.tensor(self.initial))
 
     def forward(self, x: Tensor, fx: Tensor) -> Tensor:
-        """Return the scaled `fx` plus `x`."""
-        return self.scale * fx + self.align(x)
+        """Return the scaled `fx` plus `x`, in at least the precision of a."""
+        # a tensor without dimensions does not promote; bfloat16 would round it to 8 bits
+        return self.scale * fx.to(torch.promote_types(fx.dtype, self.scale.dtype)) + self.align(x)
 
 
 class SkipInit(ReZero):
@@ -65,7 +66,7 @@ class DepthScaled(Identity):
 
     With a = 1/2 and m = 1 the variance of the signal stays bounded as L grows: Hayou et al. 2020 (Stable ResNet,
     arXiv 2010.12859), uniform scaling. With a = 1/2 and a tuned m it is the branch multiplier of depth-muP (Yang et al.
-    2023, arXiv 2310.02244), whose learning rates also depend on the depth; here they do not.
+    2023, arXiv 2310.02244), which is derived for blocks of one layer.
     """
 
     def __init__(
@@ -93,11 +94,12 @@ class LayerScale(Identity):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, initial: float = 0.1) -> None:
         super().__init__(in_channels, out_channels, stride)
-        self.scale = nn.Parameter(torch.full((out_channels, 1, 1), float(initial)))
+        self.initial = float(initial)
+        self.scale = nn.Parameter(torch.full((out_channels,), self.initial))
 
     def forward(self, x: Tensor, fx: Tensor) -> Tensor:
-        """Return the scaled `fx` plus `x`."""
-        return self.scale * fx + self.align(x)
+        """Return the scaled `fx` plus `x`, in at least the precision of c."""
+        return self.scale[:, None, None] * fx + self.align(x)
 
 
 class DecayedIdentity(Identity):

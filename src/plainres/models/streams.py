@@ -97,8 +97,8 @@ class HyperConnections(Streams):
 
     The paper sums the streams once, at the end of the network and before a normalisation. Here they are averaged at the
     end of each stage, so that the equality above needs none. Here h_j is normalised by a layer normalisation without a
-    learned scale. The paper excludes p, q and R from weight decay, which optim.decay=weights does for p and q only, and
-    rescales the initial weights of some layers; here neither is done.
+    learned scale. The paper excludes p, q and R from weight decay, where optim.decay=weights excludes p, q, u, v and
+    the scalars, and rescales the initial weights of some layers, which is not done here.
 
     Raises:
         InputError: `streams` is less than 1.
@@ -150,9 +150,11 @@ class ManifoldHyperConnections(Streams):
     A doubly stochastic R neither amplifies nor attenuates the mean of the streams. The scalars s are initialised to
     0.01.
 
-    The paper does not state the other initial values. Here b = 0 and a = -log(n - 1), so that q = 1 and the elements of
-    p add up to 1, up to the small random terms; c is such that each stream keeps nine tenths of itself; the elements of
-    U, V and W are N(0, 1 / (n C)), without which the streams would remain equal. The streams are averaged at the end.
+    optim.decay=weights excludes a, b and the scalars from weight decay, but neither U, V and W nor c, whose decay
+    brings R closer to 1 / n. The paper does not state the other initial values. Here b = 0 and a = -log(n - 1), so that
+    q = 1 and the elements of p add up to 1, up to the small random terms; c is such that each stream keeps nine tenths
+    of itself; the elements of U, V and W are N(0, 1 / (n C)), without which the streams would remain equal. The streams
+    are averaged at the end.
 
     Raises:
         InputError: `streams` is less than 2.
@@ -189,14 +191,14 @@ def sinkhorn(logits: Tensor, iterations: int = 20) -> Tensor:
     """Return a doubly stochastic matrix for each matrix of logits (N, n, n, H, W).
 
     Sinkhorn & Knopp 1967: the columns and the rows of the exponentials are divided by their sums in turn, 20 times in
-    mHC. The rows then add up to 1, but the sums of the columns may differ from 1 by some hundredths, for example where
-    the matrix is close to triangular. Here, unlike in the paper, they are corrected to rounding (see `rounded`). The
-    gradient is that of the divisions, without the correction.
+    mHC. Here this is done with their logarithms, so that nothing underflows. The rows then add up to 1, but the sums of
+    the columns may differ from 1 by some hundredths, for example where the matrix is close to triangular. Unlike in the
+    paper, they are corrected to rounding (see `rounded`). The gradient is that of the divisions, without the
+    correction.
     """
-    matrix = (logits - logits.amax((1, 2), keepdim=True)).exp()
     for _ in range(iterations):
-        matrix = matrix / matrix.sum(1, keepdim=True)
-        matrix = matrix / matrix.sum(2, keepdim=True)
+        logits = logits.log_softmax(1).log_softmax(2)
+    matrix = logits.exp()
     return matrix + (rounded(matrix) - matrix).detach()
 
 
@@ -219,8 +221,9 @@ class FracConnections(nn.Module):
 
     Zhu et al. 2025 (Frac-Connections, arXiv 2503.14125), section 3. The state is x. Fraction i of the branch's input is
     sum_j P_ij x_j, and that of the next x is sum_j R_ij x_j + q_i F(P x)_i. P and R are initialised to the identity
-    matrix and q to 1, so that the network computes what the residual network does. The dynamic form of the paper is not
-    implemented.
+    matrix and q to 1, so that the network computes what the residual network does. Where the number of channels grows,
+    sum_j R_ij x_j are the fractions of the x that is then padded as a whole. optim.decay=weights excludes q from weight
+    decay. The dynamic form of the paper is not implemented.
 
     Raises:
         InputError: `fractions` does not divide the numbers of channels.

@@ -21,6 +21,7 @@ activation after the addition, and 0.92 in plain networks.
 """
 
 import math
+from typing import Any
 
 from torch import nn
 
@@ -28,7 +29,7 @@ from plainres.errors import InputError
 from plainres.models.activations import TailoredReLU
 from plainres.models.initialisation import named_blocks
 from plainres.models.paths import activations_of, follow
-from plainres.models.scaled_shortcuts import ReZero, Scaling, SkipInit
+from plainres.models.scaled_shortcuts import DecayedIdentity, DepthScaled, LayerScale, ReZero, Scaling, SkipInit
 from plainres.models.shortcuts import Convolution, Identity, Plain, Projection, ProjectionAll, ResBlk, Wide
 
 EQUAL = (Identity, Projection, ProjectionAll, Convolution, Wide, ResBlk)  # x or W x is added to F(x)
@@ -48,19 +49,28 @@ def branch_share(shortcut: nn.Module) -> float:
     Raises:
         InputError: the shortcut is of a class for which it is not defined.
     """
-    kind = type(shortcut)
+    branch, skipping = _factors(shortcut)
+    return branch**2 / ((branch**2 + skipping**2) or 1)
+
+
+def _factors(shortcut: Any) -> tuple[float, float]:
+    """Return the factors of F(x) and of x before training."""
+    kind = type(shortcut)  # a derived class may compute something else
     if kind is Plain:
-        return 1.0
+        return 1.0, 0.0
     if kind in EQUAL:
-        return 0.5
-    if isinstance(shortcut, Scaling) and kind is Scaling:
-        branch, skipping = shortcut.residual**2, shortcut.shortcut**2
-        return branch / ((branch + skipping) or 1)
-    if isinstance(shortcut, ReZero) and kind in (ReZero, SkipInit):
-        return shortcut.initial**2 / (shortcut.initial**2 + 1)
+        return 1.0, 1.0
+    if kind is Scaling:
+        return shortcut.residual, shortcut.shortcut
+    if kind in (ReZero, SkipInit, LayerScale):
+        return shortcut.initial, 1.0
+    if kind is DepthScaled:
+        return shortcut.factor, 1.0
+    if kind is DecayedIdentity:
+        return 1.0, shortcut.factor
     raise InputError(
-        f"model/activation=tailored is not defined for the shortcut {kind.__name__}, whose factors are unknown before "
-        "training; choose plain, identity, a projection, scaling, rezero or skipinit"
+        f"model/activation=tailored is not defined for the shortcut {kind.__name__}; choose plain, identity, a "
+        "projection, scaling, depth_scaled, decayed_identity, rezero, skipinit or layer_scale"
     )
 
 
