@@ -89,6 +89,7 @@ def test_the_last_cell_is_wrapped_within_its_column_or_below_long_ones() -> None
         *("  projection_all", "      failed: the loss", "      is NaN")
     ]
     assert aligned([["projection_all", "missing"]], indent="  ", width=25) == ["  projection_all  missing"]
+    assert aligned([["a", "one"], ["bc", ""]], indent="  ", width=25) == ["  a   one", "  bc"]
 
 
 def test_a_name_is_never_split() -> None:

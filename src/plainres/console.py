@@ -184,7 +184,7 @@ def aligned(
             lines += wrapped(start.rstrip(), width, f"{indent}  ")
             lines += wrapped(last, width, f"{indent}    ", first=f"{indent}    ")
         else:
-            lines += wrapped(last, width, " " * len(start), first=start)
+            lines += wrapped(last, width, " " * len(start), first=start) or [start.rstrip()]
     return lines
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from plainres.config.compose import compose
-from plainres.launch.hints import hints
+from plainres.launch.hints import hints, unmeasured
 from plainres.runs.record import Run
 from support.study import finish
 
@@ -36,6 +36,21 @@ def test_bfloat16_on_a_cpu_without_its_arithmetic_gives_a_hint(
     assert hints(runs(tmp_path, "precision=bf16-mixed")) == ([] if bfloat16 else expected)
     assert hints(runs(tmp_path)) == []
     assert hints(runs(tmp_path, "precision=bf16-mixed", "trainer=gpu")) == []
+
+
+def test_a_probe_of_a_finished_run_gives_a_hint(tmp_path: Path) -> None:
+    finished = runs(tmp_path, "-m", "seed=0,1", "probes=signals")
+    for run in finished:
+        run.prepare()
+        finish(run, 5)
+        (run.folder / "probes").mkdir()
+        (run.folder / "probes" / "signals.csv").write_text("step,layer\n0,0\n")
+    assert unmeasured(finished) == []
+    again = runs(tmp_path, "-m", "seed=0,1", "probes=[signals,responses]")
+    assert unmeasured(again) == [
+        f"hint: {finished[0].name} (and 1 more) finished without the probe responses; a new study measures it, as in "
+        "study=default_responses"
+    ]
 
 
 def test_a_changed_length_gives_a_hint(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """Messages of a sweep on the screen."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
-from plainres.config.schema import Config, Loggers
+from plainres.config.schema import Config, Loggers, SweepOptions, Tuning
 from plainres.launch import messages
 from plainres.launch.messages import print_outcome, print_summary, remaining_time
 from plainres.runs.record import Run
@@ -54,6 +55,20 @@ def test_an_outcome_fits_into_the_terminal(
     text = printed(run, None, capsys)
     assert text == line.format(name=run.name, short=run.name.rpartition("-")[0])
     assert columns is None or len(text) < columns
+
+
+def test_an_outcome_of_a_tuned_sweep_has_the_value_and_the_validation_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = a_run(tmp_path / "digits", "identity", 8, 0, validation_per_class=20)
+    tune = Tuning("optim.lr", [0.025, 0.05, 0.1], [0, 1, 2])
+    tuned = Run.of(replace(run.config, sweep=SweepOptions(tune=tune)))
+    at(None, monkeypatch)
+    text = printed(finish(tuned, 12.5, validation_error=13.0), None, capsys)
+    lr = f"lr={tuned.config.optim.lr:<8g}"
+    assert f"  {lr}  train (eval)  12.50 %  validation  13.00 %  test  14.50 %  29 left" in text
+    assert print_summary([tuned], [tuned], [], 1) == 0  # the other seeds, which are compared, come later
+    assert "plainres report" not in capsys.readouterr().err
 
 
 def test_a_failure_fits_into_the_terminal(

@@ -116,6 +116,19 @@ def test_a_run_at_both_values_belongs_to_both_families(study: Path) -> None:
     assert at_best.runs[8] == at_equal.runs[8]
 
 
+def test_a_compared_run_that_diverged_is_listed_once(study: Path) -> None:
+    (run,) = [run for _, run in read_study(study).runs if run.name == a_tuned_run(study, "plain", 8, 0.1, 3).name]
+    (run.folder / "result.json").unlink()
+    run.fail(f"{DIVERGED}: the loss is NaN")
+    read = read_study(study)
+    assert [name for name, _ in read.unfinished] == [run.name]
+    assert read.absent == []
+    shutil.rmtree(run.folder)
+    read = read_study(study)
+    assert read.unfinished == []
+    assert read.absent == [("plain (lr 0.1), seed 3", "missing: depth 8")]
+
+
 def test_without_compared_runs_the_report_says_what_is_left(study: Path) -> None:
     for folder in study.glob("*-s[345]-*"):
         shutil.rmtree(folder)
@@ -213,4 +226,34 @@ def test_two_ways_of_choosing_are_refused(study: Path) -> None:
     again.prepare()
     finish(again, 5.0)
     with pytest.raises(InputError, match=r"the runs have different sweep\.tune"):
+        read_study(study)
+
+
+def test_the_grids_of_two_commands_are_merged(study: Path) -> None:
+    """One command without an equal value and extensions, and another one with them, each with a part of the values."""
+    before = read_study(study).tuned
+    for file in study.glob("plain*/config.yaml"):
+        text = file.read_text()
+        file.write_text(text.replace("equal: 0.1", "equal: null").replace("extensions: 0", "extensions: 1"))
+    for value, error in ((0.0125, 40.0), (0.00625, 0.0)):  # at 56 layers the grid is extended to the first one only
+        for depth in (8, 56):
+            for seed in (0, 1, 2):
+                finish(a_tuned_run(study, "plain", depth, value, seed), 5.0, validation_error=error + seed)
+        for depth, seed in ((56, 0), (56, 1), (56, 2)):
+            finish(a_tuned_run(study, "identity", depth, value, seed), 5.0, validation_error=error + seed)
+    after = read_study(study).tuned
+    assert before is not None
+    assert after is not None
+    assert list(after.choices["plain"][56].errors) == [0.0125, *GRID]
+    assert list(after.choices["plain"][8].errors) == GRID
+    assert [{d: c.best for d, c in by.items()} for by in after.choices.values()] == [
+        {d: c.best for d, c in by.items()} for by in before.choices.values()
+    ]
+    assert [family.label for family in after.families] == [family.label for family in before.families]
+
+
+def test_two_equal_values_are_refused(study: Path) -> None:
+    for file in study.glob("plain*/config.yaml"):
+        file.write_text(file.read_text().replace("equal: 0.1", "equal: 0.05"))
+    with pytest.raises(InputError, match=r"different sweep\.tune\.equal \(0\.05 and 0\.1\)"):
         read_study(study)

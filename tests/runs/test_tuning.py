@@ -52,10 +52,11 @@ def test_an_option_of_the_model_can_be_chosen(tmp_path: Path) -> None:
         (["optim.lr=0.1,0.2"], "optim.lr is chosen by sweep.tune, so the sweep cannot have several values of it"),
         (
             ["sweep.tune.option=optim.rate"],
-            "sweep.tune.option is optim.rate; it must be an option that is a decimal number",
+            "sweep.tune.option is optim.rate, but a network of this sweep has no such option; give one that all",
         ),
-        (["sweep.tune.option=precision"], "it must be an option that is a decimal number, such as optim.lr"),
-        (["sweep.tune.option=optim.batch_size"], "it must be an option that is a decimal number, such as optim.lr"),
+        (["sweep.tune.option=precision"], "precision, whose value is 32-true; it must be an option whose value is a"),
+        (["sweep.tune.option=optim.batch_size"], "optim.batch_size, whose value is 16; it must be an option whose"),
+        (["sweep.tune.option=optim.clip_norm"], "optim.clip_norm, whose value is null; it must be an option whose"),
         (["sweep.tune.option=checkpoint.every_minutes"], "checkpoint.every_minutes, which does not change the result"),
     ],
 )

@@ -89,11 +89,12 @@ def _train(jobs: "Jobs", runs: Sequence["Run"]) -> int:
 
 def _train_one(run: "Run") -> None:
     from plainres.launch.devices import train
+    from plainres.launch.hints import unmeasured
     from plainres.processes.world import World
 
     first = World.current().rank == 0
     if first and run.finished and run.result:
-        print(f"{run.name} is finished already", file=sys.stderr)
+        print(f"{run.name} is finished already", *unmeasured([run]), sep="\n", file=sys.stderr)
     result = train(run).result
     if first:
         print(

@@ -84,6 +84,8 @@ class Recipe:
             optim__warmup_lr=self.warmup_lr,
             optim__warmup_until=self.warmup_until,
         )
+        if self.momentum >= 1:
+            raise InputError(f"optim.momentum is {self.momentum}; it must be at least 0 and below 1")
         if not 0 < self.lr < math.inf:
             raise InputError(f"optim.lr is {self.lr}; it must be above 0 and finite")
         if self.decay not in DECAYS:

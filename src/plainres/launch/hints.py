@@ -23,6 +23,20 @@ def hints(runs: Sequence[Run]) -> list[str]:
     return [*_missing_warmup(new), *_slow_precision(new), *_changed_length(new), *_changed_code(runs)]
 
 
+def unmeasured(finished: Sequence[Run]) -> list[str]:
+    """Return a hint for each probe that is asked for, but with which runs were not trained that are now finished."""
+    lacking: dict[str, list[Run]] = {}
+    for run in finished:
+        for probe in run.config.probes:
+            if not run.probe_rows(probe):
+                lacking.setdefault(probe, []).append(run)
+    return [
+        f"hint: {members[0].name}{f' (and {len(members) - 1} more)' if members[1:] else ''} finished without the probe "
+        f"{probe}; a new study measures it, as in study={members[0].config.study}_{probe}"
+        for probe, members in lacking.items()
+    ]
+
+
 def _changed_code(runs: Sequence[Run]) -> list[str]:
     """Return a hint for each version of plainres that began interrupted runs and trains otherwise than this one."""
     begun: dict[str, list[Run]] = {}

@@ -8,8 +8,9 @@ from datetime import datetime, timedelta
 
 from plainres.console import duration, first_that_fits, quantity, say, shortened, terminal_columns
 from plainres.launch.selection import Selection
+from plainres.runs.option_values import value_of
 from plainres.runs.record import Run, State
-from plainres.runs.tuning import is_settled
+from plainres.runs.tuning import is_candidate, is_settled
 
 FAILURE_COLUMNS = 120  # of a line about a failure that is not printed to a terminal; the summary has the whole reason
 
@@ -38,7 +39,8 @@ def print_outcome(
 ) -> None:
     """Print one line about a run that finished or failed, shortened to the width of the terminal.
 
-    The training error is that of the final weights, evaluated on the whole training set.
+    The training error is that of the final weights, evaluated on the whole training set. For a run of `sweep.tune` the
+    line has the value of the option, and the validation error.
 
     Args:
         done: the number of runs of the sweep that have finished or failed.
@@ -59,11 +61,19 @@ def print_outcome(
         columns = terminal_columns()
         say(shortened(versions[0], FAILURE_COLUMNS) if columns is None else first_that_fits(versions, columns))
         return
-    text = f"train (eval) {run.result['train_error_eval']:6.2f} %  test {run.result['test_error']:6.2f} %"
+    text = _errors(run)
     versions = [f"{long}  {elapsed}  {text}  {left}" for left in remaining]
     versions += [f"{long}  {elapsed}  {text}", f"{brief}  {elapsed}  {text}  {remaining[-1]}"]
     versions += [f"{brief}  {elapsed}  {text}", f"{short}  {text}"]
     say(first_that_fits(versions, terminal_columns()))
+
+
+def _errors(run: Run) -> str:
+    tuning = run.config.tuning
+    errors = {"train (eval)": "train_error_eval"} | ({"validation": "validation_error"} if tuning else {})
+    shown = [f"{name} {run.result[key]:6.2f} %" for name, key in (errors | {"test": "test_error"}).items()]
+    value = [f"{tuning.option.rpartition('.')[2]}={value_of(run.config, tuning.option):<8g}"] if tuning else []
+    return "  ".join([*value, *shown])
 
 
 def remaining_time(left: int, seconds: float, now: datetime) -> list[str]:
@@ -131,7 +141,7 @@ def print_summary(
         counts = [f"{finished} finished"] + [f"{len(trained) - finished} failed"] * (finished < len(trained))
         say(f"done in {duration(seconds)}: {', '.join(counts)}")
     folders = sorted({str(run.folder.parent) for run in runs})
-    if any(run.finished for run in runs):
+    if any(run.finished and not is_candidate(run) for run in runs):
         say(f"results are in {', '.join(folders)}; compare them with `plainres report {shlex.join(folders)}`")
     loggers = [run.config.logger for run in trained if not run.trouble_file.exists()]
     if any(logger.wandb and logger.mode == "offline" for logger in loggers):

@@ -27,7 +27,7 @@ from plainres.console import first_that_fits, quantity, say, terminal_columns, u
 from plainres.errors import LockedError, StoppedError, reason_of
 from plainres.launch.active import mark_active
 from plainres.launch.devices import launch
-from plainres.launch.hints import hints
+from plainres.launch.hints import hints, unmeasured
 from plainres.launch.messages import (
     print_outcome,
     print_states,
@@ -71,6 +71,8 @@ def sweep(runs: Sequence[Run | Config]) -> int:
     selection = select(all_runs)
     print_states(selection)
     selected, finished, failed = selection.left, selection.finished, selection.failed
+    for hint in unmeasured(finished):
+        say(hint)
     if selected:
         wandb = PRELOADED_FOR_WANDB if any(run.config.logger.wandb for run in selected) else []
         context = forkserver([*PRELOADED, *wandb])

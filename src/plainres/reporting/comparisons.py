@@ -220,7 +220,10 @@ def _listed(seeds: Iterable[int]) -> str:
 
 
 def _p(value: float | None) -> str:
-    """Format a p-value."""
+    """Format a p-value, with enough digits to show on which side of LEVEL it is."""
     if value is None:
         return ""
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
+    if value < 0.001:
+        return "<0.001"
+    places = next(places for places in range(3, 18) if (round(value, places) < LEVEL) == (value < LEVEL))
+    return f"{value:.{places}f}"

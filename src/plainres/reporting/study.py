@@ -5,7 +5,7 @@ import math
 import os
 import textwrap
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -169,7 +169,7 @@ def read_study(*names: Path | str) -> Study:
             "runs have"
         )
     diverged = [run for run in runs if not run.finished and run.diverged]
-    tuned, rest = read_tuned([*finished, *diverged], baseline)
+    tuned, rest = read_tuned([*finished, *(run for run in runs if not run.finished)], baseline)
     untuned = [run for run in rest if run.finished]
     labels = labelled(untuned)  # an unfinished run, which contributes nothing, does not rename them
     found = [*families(untuned, labels), *(tuned.families if tuned else ())]
@@ -192,7 +192,7 @@ def read_study(*names: Path | str) -> Study:
         comparisons(ordered, baseline),
         trends(ordered),
         unfinished,
-        absent + _absent_of(tuned.families if tuned else ()),
+        absent + (_gaps(tuned.begun) if tuned else []),
         sorted(unused),
         diverged,
         tuned,
@@ -335,13 +335,6 @@ def _absent(runs: Sequence[Run], labels: Mapping[str, tuple[str, dict[str, str]]
         for run in runs
     }
     return _gaps(present)
-
-
-def _absent_of(families: Iterable[Family]) -> list[tuple[str, str]]:
-    """Return the combinations of family, seed and depth for which families of tuned networks have no run."""
-    return _gaps(
-        {(each.label, seed, depth) for each in families for depth, by_seed in each.runs.items() for seed in by_seed}
-    )
 
 
 def _gaps(present: Set[tuple[str, int, int]]) -> list[tuple[str, str]]:

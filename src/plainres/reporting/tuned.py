@@ -5,8 +5,9 @@ The choice is made anew from the validation errors of the runs, and equals that 
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, replace
+from json import dumps
 from typing import Any
 
 from plainres.config.schema import Tuning
@@ -34,6 +35,7 @@ class Tuned:
         families: the families of the runs with other seeds: at an equal value, and each at its own best one.
         candidates: the runs among which was chosen, each with a label that names its value.
         unused: runs of these networks that are neither among those nor at a compared value.
+        begun: family, seed and depth of each run at a compared value, finished or not.
     """
 
     option: str
@@ -42,6 +44,7 @@ class Tuned:
     families: Sequence[Family]
     candidates: Sequence[tuple[str, Run]]
     unused: Sequence[Run]
+    begun: Set[tuple[str, int, int]]
 
     @property
     def name(self) -> str:
@@ -113,23 +116,19 @@ def read_tuned(runs: Sequence[Run], reference: Mapping[str, Any]) -> tuple[Tuned
     """Separate the runs of tuned networks from the others, and choose a value for each network.
 
     Args:
-        runs: finished runs, and those that diverged.
+        runs: all runs.
         reference: the settings of the reference family, which comes first.
 
     Returns:
         The runs of tuned networks, None if there are none; and the other runs.
 
     Raises:
-        InputError: the runs were chosen in different ways; or the report cannot distinguish two runs.
+        InputError: see `_merged`; or the report cannot distinguish two runs.
     """
-    tunings = [run.config.sweep.tune for run in runs if run.config.tuning]
+    tunings = [run.config.tuning for run in runs if run.config.tuning]
     if not tunings:
         return None, list(runs)
-    tuning = tunings[0]
-    if any(each != tuning for each in tunings):
-        raise InputError(
-            "the runs have different sweep.tune; report on those of one command, with one study, at a time"
-        )
+    tuning = _merged(tunings)
     networks: dict[str, list[Run]] = defaultdict(list)
     others = []
     for run in runs:
@@ -148,6 +147,29 @@ def read_tuned(runs: Sequence[Run], reference: Mapping[str, Any]) -> tuple[Tuned
     return _tuned(tuning, sorted(tuned.values(), key=place), labels), others
 
 
+def _merged(tunings: Iterable[Tuning]) -> Tuning:
+    """Return the grid of a study whose runs were trained by commands that may have extended it.
+
+    Raises:
+        InputError: the commands tuned different options, with different seeds or with different equal values.
+    """
+    distinct = {dumps(asdict(each)): each for each in tunings}.values()
+    for key, of in (("option", lambda t: t.option), ("seeds", lambda t: sorted(t.seeds)), ("equal", lambda t: t.equal)):
+        found = {str(of(each)) for each in distinct if of(each) is not None}
+        if len(found) > 1:
+            raise InputError(
+                f"the runs have different sweep.tune.{key} ({' and '.join(sorted(found))}); report on those of one "
+                "command, with one study, at a time"
+            )
+    first, *_ = distinct
+    return replace(
+        first,
+        values=sorted({value for each in distinct for value in each.values}),
+        equal=next((each.equal for each in distinct if each.equal is not None), None),
+        extensions=max(each.extensions for each in distinct),
+    )
+
+
 def _labels(runs: Sequence[Run], option: str) -> dict[str, tuple[str, dict[str, str]]]:
     """Return label and setting of each run's family as if all runs had one value of the option, by the run's name."""
     alike = {run.name: replace(run, config=with_value(run.config, option, 1.0)) for run in runs}
@@ -160,29 +182,38 @@ def _tuned(
 ) -> Tuned:
     """Choose a value for each network, and group the runs that are compared by the role of their value."""
     option = tuning.option
+    equal_part, best_part = f"{short(option)} {tuning.equal}", f"best {short(option)}"
     at_best, at_equal, candidates, unused = [], [], [], []
+    begun: set[tuple[str, int, int]] = set()
     choices: dict[str, dict[int, Choice]] = {}
     for members in networks:
         config = next(run.config for run in members if run.config.tuning)
+        config = replace(config, sweep=replace(config.sweep, tune=tuning))
         values, chosen = Cell(config, ()).grid({run.name: run for run in members})
         label, depth = labels[members[0].name][0], config.model["depth"]
         choices.setdefault(label, {})[depth] = chosen
         for run in members:
             value, seed = value_of(run.config, option), run.config.seed
-            compared = run.finished and seed not in tuning.seeds
-            at_best += [run] * (compared and value == chosen.best)
-            at_equal += [run] * (compared and value == tuning.equal)
-            if seed in tuning.seeds and value in values:
-                candidates.append((f"{_at(label, f'{short(option)} {value:g}')}: choice", run))
-            elif not (compared and value in (chosen.best, tuning.equal)):
+            if seed in tuning.seeds:
+                if value in values:
+                    candidates.append((f"{_at(label, f'{short(option)} {value:g}')}: choice", run))
+                else:
+                    unused.append(run)
+                continue
+            roles = [(at_best, best_part)] * (value == chosen.best) + [(at_equal, equal_part)] * (value == tuning.equal)
+            for runs, part in roles:
+                begun.add((_at(label, part), seed, depth))
+                if run.finished:
+                    runs.append(run)
+            if not roles:
                 unused.append(run)
     grouped = []
-    for runs, part in ((at_equal, f"{short(option)} {tuning.equal}"), (at_best, f"best {short(option)}")):
+    for runs, part in ((at_equal, equal_part), (at_best, best_part)):
         own = {run.name: labels[run.name] for run in runs}
         # the report claims nothing about networks whose settings differ; a shortcut's parameters are no setting
         role = {} if option.startswith("model.shortcut.") else {option: part}
         grouped += families(runs, {name: (_at(label, part), setting | role) for name, (label, setting) in own.items()})
-    return Tuned(option, tuple(tuning.seeds), choices, grouped, candidates, unused)
+    return Tuned(option, tuple(tuning.seeds), choices, grouped, candidates, unused, begun)
 
 
 def _at(label: str, part: str) -> str:

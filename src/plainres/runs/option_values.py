@@ -47,10 +47,17 @@ def value_of(config: Config, option: str) -> float:
     """
     node: Any = config
     for key in option.split("."):
-        node = _fields(node).get(key)
+        fields = _fields(node)
+        if key not in fields:
+            raise InputError(
+                f"sweep.tune.option is {option}, but a network of this sweep has no such option; give one that all of "
+                "them have, such as optim.lr"
+            )
+        node = fields[key]
     if not isinstance(node, float):
         raise InputError(
-            f"sweep.tune.option is {option}; it must be an option that is a decimal number, such as optim.lr"
+            f"sweep.tune.option is {option}, whose value is {'null' if node is None else node}; it must be an option "
+            "whose value is a decimal number, such as optim.lr"
         )
     return node
 

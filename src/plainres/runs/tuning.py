@@ -126,25 +126,29 @@ class Cell:
         chosen = chosen_from(values)
         while (more := extended(values, chosen, self.tuning)) != values:
             (added,) = set(more) - set(values)
-            from_more = chosen_from(more)
-            if not from_more.errors[added] and not self._allows(added):
+            if self._refuses(added) and not self._refuses(values[0]):  # otherwise it is something else that is wrong
                 break
-            values, chosen = more, from_more
+            values, chosen = more, chosen_from(more)
         return values, chosen
 
-    def _allows(self, value: float) -> bool:
-        """Whether the option may have a value, which a probability above 1, for example, may not."""
+    def _refuses(self, value: float) -> bool:
+        """Whether the network cannot have a value of the option. A probability, for example, is not above 1."""
         try:
-            check(self.run(value, self.seeds[0]).config, devices=False)
+            check(self.run(value, self.tuning.seeds[0]).config, devices=False)
         except InputError:
-            return False
-        return True
+            return True
+        return False
+
+
+def is_candidate(run: Run) -> bool:
+    """Whether a run is one of those among which is chosen."""
+    tuning = run.config.tuning
+    return tuning is not None and run.config.seed in tuning.seeds
 
 
 def is_settled(run: Run) -> bool:
     """Whether a run has diverged with a value of a choice, which then counts as infinitely bad and is not retried."""
-    tuning = run.config.tuning
-    return tuning is not None and run.config.seed in tuning.seeds and run.diverged
+    return is_candidate(run) and run.diverged
 
 
 def cells(configs: Sequence[Config]) -> list[Cell]:
