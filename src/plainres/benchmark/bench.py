@@ -6,7 +6,7 @@ from dataclasses import asdict
 from datetime import date
 from typing import Any
 
-import torch
+import joblib
 from tqdm import tqdm
 
 from plainres.benchmark.advice import advise
@@ -98,7 +98,8 @@ def _measure_network(
         windows: the timing windows.
         progress: advanced by one for each part.
     """
-    context, model, cores = forkserver(PRELOADED), config.model, torch.get_num_threads()
+    context, model = forkserver(PRELOADED), config.model
+    cores = joblib.cpu_count(only_physical_cores=True)  # torch's number of threads, where no variable limits it
     network = f"{name}, depth {model['depth']}, width {model['width']}, on {config.options['data']}"
     progress.set_postfix_str(network)
     contenders = CONTENDERS if parts[TRIALS] == len(CONTENDERS) else (BARE, OURS)
