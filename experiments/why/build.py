@@ -200,10 +200,37 @@ def choices(name: str, *, exponents: bool = True) -> str:
     """Return the table of the chosen values of a tuned study, and, if wanted, the fitted exponents."""
     tuned = study(name).tuned
     assert tuned is not None
-    head = f"| network | depth | best {tuned.name} | range | validation error (%) | |"
-    rows = [head, "|---|---:|---:|---:|---:|---|", *(f"| {' | '.join(cells)} |" for cells in tuned.rows)]
+    head = f"| network | depth | best {tuned.name} | range | validation error (%) | the same, other seeds | |"
+    rows = [head, "|---|---:|---:|---:|---:|---:|---|"]
+    for label, depth, *found, note in tuned.rows:
+        rows.append(f"| {' | '.join((label, depth, *found, carried(name, label, int(depth)), note))} |")
     fitted = ["", *(f"- {sentence}" for sentence in tuned.exponents)] if exponents else []
     return "\n".join([*rows, *fitted])
+
+
+def carried(name: str, label: str, depth: int) -> str:
+    """Return the mean validation error (%) of a network's other seeds at its own best value."""
+    tuned = study(name).tuned
+    assert tuned is not None
+    at_best = f"{label[:-1]}, best {tuned.name})" if label.endswith(")") else f"{label} (best {tuned.name})"
+    errors = [run.result["validation_error"] for run in runs(name, at_best, depth).values()]
+    return f"{mean(errors):.2f}" if errors else ""
+
+
+def grows(name: str, label: str) -> str:
+    """Return what Page's test says about the training error of a family over all depths."""
+    (trend,) = [each for each in study(name).trends if each.label == label]
+    return f"{trend.verdict} ({trend.text})"
+
+
+def first_norms() -> str:
+    """Return the smallest and the largest norm of the gradient of plain networks of 56 layers before training."""
+    squares: defaultdict[str, float] = defaultdict(float)
+    for row in read_rows(HERE.parent / "digits_probes" / "probes" / "gradients.csv"):
+        if row["run"].startswith(f"plain-{DEEP}-") and int(row["step"]) == 0:
+            squares[row["run"]] += float(row["gradient"]) ** 2
+    norms = [square**0.5 for square in squares.values()]
+    return f"{min(norms):.0f} to {max(norms):.0f}"
 
 
 def best(name: str, label: str, depth: int) -> str:
@@ -228,7 +255,7 @@ def page() -> str:
     """Return the page."""
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     template = environment.from_string((HERE / "README.md.jinja").read_text(encoding="utf-8"))
-    shown = (best, budgets, change, choices, compared, degradation, error)
+    shown = (best, budgets, change, choices, compared, degradation, error, first_norms, grows)
     shown += (linearised, remedies, sharpness, verdicts)
     return template.render({function.__name__: function for function in shown})
 

@@ -81,8 +81,7 @@ class Tuned:
                     note = "every value diverged" if chosen.complete else "unfinished: runs are missing"
                     rows.append((label, str(depth), "", "", "", note))
                     continue
-                between = interval(chosen)
-                span = "" if between is None else "{:g} to {:g}".format(*between)
+                span = _span(chosen)
                 note = "unfinished: the best value is at the edge of the grid" if chosen.at_edge else ""
                 error = f"{chosen.mean(chosen.best):.2f}"
                 rows.append((label, str(depth), f"{chosen.best:g}", span, error, note))
@@ -105,6 +104,16 @@ class Tuned:
             power, source = EXPECTED[self.option]
             sentences.append(f"Expected by {source}: depth^({power:+.2f}).")
         return sentences
+
+
+def _span(chosen: Choice) -> str:
+    """Describe the values that are not distinguishable from the best one, "" if that is not known."""
+    between = interval(chosen)
+    if between is None:
+        return ""
+    low, high = between
+    below, above = " or less" * (low == min(chosen.errors)), " or more" * (high == max(chosen.errors))
+    return f"{low:g}{below} to {high:g}{above}"
 
 
 def short(option: str) -> str:
