@@ -10,9 +10,12 @@ import torch
 from omegaconf import OmegaConf
 
 from plainres.config.schema import CheckpointTimes, Config, Devices, Recipe
+from plainres.processes.environment import influencing
 from support import forking
 from support.places import CONF, ROOT
 
+for variable in influencing(os.environ):  # plainres refuses to train in a process that imported torch with these
+    del os.environ[variable]
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # ignored in background jobs, but tests send it
     signal.signal(signal.SIGINT, signal.default_int_handler)
