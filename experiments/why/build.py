@@ -21,19 +21,46 @@ from plainres.runs.record import Run
 
 HERE = Path(__file__).parent
 SHALLOW, DEEP = 8, 56
-# what is changed -> study, family without the change, family with it; {} is the shortcut
+# study, family without a change; {} is the shortcut
+INITIALISATION = "digits_initialisation", "{} (init he_fan_out)"
+DECAY = "digits_decay", "{} (decay all, nesterov False)"
+GRADIENTS = "cifar10_gradients", "{} (init he_fan_out, not clipped)"
+# data -> what is changed -> study, family without the change, family with it
 REMEDIES = {
-    "`model/init=he_fan_in`": ("digits_initialisation", "{} (init he_fan_out)", "{} (init he_fan_in)"),
-    "`model/init=orthogonal`": ("digits_initialisation", "{} (init he_fan_out)", "{} (init orthogonal)"),
-    "`model/init=delta_orthogonal`": ("digits_initialisation", "{} (init he_fan_out)", "{} (init delta_orthogonal)"),
-    "`model/norm=group`": ("digits_normalisation", "{} (norm batch)", "{} (norm group)"),
-    "`model/norm=none`": ("digits_normalisation", "{} (norm batch)", "{} (norm none)"),
-    "`optim.clip_norm=1`": ("digits_clipping", "{} (not clipped)", "{} (clip_norm 1)"),
-    "`optim.clip_norm=0.1`": ("digits_clipping", "{} (not clipped)", "{} (clip_norm 0.1)"),
-    "`optim.warmup_lr=0.005`": ("digits_warmup", "{} (no warm-up)", "{} (warmup_lr 0.005)"),
-    "`model/activation=leaky`": ("digits_leaky", "{} (activation relu)", "{} (activation leaky)"),
-    "`optim.decay=weights`": ("digits_decay", "{} (decay all, nesterov False)", "{} (decay weights, nesterov False)"),
-    "`optim.nesterov=true`": ("digits_decay", "{} (decay all, nesterov False)", "{} (decay all, nesterov True)"),
+    "digits": {
+        "`model/init=he_fan_in`": (*INITIALISATION, "{} (init he_fan_in)"),
+        "`model/init=orthogonal`": (*INITIALISATION, "{} (init orthogonal)"),
+        "`model/init=delta_orthogonal`": (
+            "digits_initialisation",
+            "{} (init he_fan_out)",
+            "{} (init delta_orthogonal)",
+        ),
+        "`model/norm=group`": ("digits_normalisation", "{} (norm batch)", "{} (norm group)"),
+        "`model/norm=none`": ("digits_normalisation", "{} (norm batch)", "{} (norm none)"),
+        "`optim.clip_norm=1`": ("digits_clipping", "{} (not clipped)", "{} (clip_norm 1)"),
+        "`optim.clip_norm=0.1`": ("digits_clipping", "{} (not clipped)", "{} (clip_norm 0.1)"),
+        "`optim.warmup_lr=0.005`": ("digits_warmup", "{} (no warm-up)", "{} (warmup_lr 0.005)"),
+        "`model/activation=leaky`": ("digits_leaky", "{} (activation relu)", "{} (activation leaky)"),
+        "`optim.decay=weights`": (
+            "digits_decay",
+            "{} (decay all, nesterov False)",
+            "{} (decay weights, nesterov False)",
+        ),
+        "`optim.nesterov=true`": (*DECAY, "{} (decay all, nesterov True)"),
+    },
+    "cifar10": {
+        "`optim.clip_norm=1`": (
+            "cifar10_gradients",
+            "{} (init he_fan_out, not clipped)",
+            "{} (init he_fan_out, clip_norm 1)",
+        ),
+        "`model/init=orthogonal`": (
+            "cifar10_gradients",
+            "{} (init he_fan_out, not clipped)",
+            "{} (init orthogonal, not clipped)",
+        ),
+        "both": (*GRADIENTS, "{} (init orthogonal, clip_norm 1)"),
+    },
 }
 BUDGETS = {
     f"{epochs} epochs": ("digits_budget", f"{{}} (epochs {epochs})") for epochs in (10, 30, 100)
@@ -93,9 +120,9 @@ def points(found: Difference) -> str:
     return f"{found.mean:+.2f}{interval}"
 
 
-def change(remedy: str) -> str:
+def change(data: str, remedy: str) -> str:
     """Return what a change adds to the training error of the plain network of 56 layers, in points."""
-    name, without, with_ = REMEDIES[remedy]
+    name, without, with_ = REMEDIES[data][remedy]
     return compared(name, with_.format("plain"), without.format("plain"))
 
 
@@ -104,25 +131,26 @@ def compared(name: str, label: str, other: str) -> str:
     return points(difference((name, label, DEEP), (name, other, DEEP)))
 
 
-def remedies() -> str:
+def remedies(data: str) -> str:
     """Return the table of what each change does to the plain network of 56 layers."""
     found = {
         change: difference((name, with_.format("plain"), DEEP), (name, without.format("plain"), DEEP))
-        for change, (name, without, with_) in REMEDIES.items()
+        for change, (name, without, with_) in REMEDIES[data].items()
     }
     corrected = holm([each.p for each in found.values()])
     rows = ["| change | without | with | with minus without | verdict |", "|---|---:|---:|---:|---|"]
     for (change, each), p in zip(found.items(), corrected, strict=True):
-        name, without, with_ = REMEDIES[change]
+        name, without, with_ = REMEDIES[data][change]
         cells = error(name, without.format("plain"), DEEP), error(name, with_.format("plain"), DEEP), points(each)
         rows.append(f"| {change} | {' | '.join(cells)} | {each.verdict('worse with it', 'better with it', p)} |")
     return "\n".join(rows)
 
 
-def degradation() -> str:
+def degradation(data: str) -> str:
     """Return the table of whether plain networks degrade with each change, and whether the shortcut helps."""
-    changed = {change: (name, with_) for change, (name, _, with_) in REMEDIES.items()}
-    return differences("change", {"none": ("digits_initialisation", "{} (init he_fan_out)")} | changed)
+    changed = {change: (name, with_) for change, (name, _, with_) in REMEDIES[data].items()}
+    name, without, _ = next(iter(REMEDIES[data].values()))
+    return differences("change", {"none": (name, without)} | changed)
 
 
 def budgets() -> str:
