@@ -30,35 +30,19 @@ REMEDIES = {
     "digits": {
         "`model/init=he_fan_in`": (*INITIALISATION, "{} (init he_fan_in)"),
         "`model/init=orthogonal`": (*INITIALISATION, "{} (init orthogonal)"),
-        "`model/init=delta_orthogonal`": (
-            "digits_initialisation",
-            "{} (init he_fan_out)",
-            "{} (init delta_orthogonal)",
-        ),
+        "`model/init=delta_orthogonal`": (*INITIALISATION, "{} (init delta_orthogonal)"),
         "`model/norm=group`": ("digits_normalisation", "{} (norm batch)", "{} (norm group)"),
         "`model/norm=none`": ("digits_normalisation", "{} (norm batch)", "{} (norm none)"),
         "`optim.clip_norm=1`": ("digits_clipping", "{} (not clipped)", "{} (clip_norm 1)"),
         "`optim.clip_norm=0.1`": ("digits_clipping", "{} (not clipped)", "{} (clip_norm 0.1)"),
         "`optim.warmup_lr=0.005`": ("digits_warmup", "{} (no warm-up)", "{} (warmup_lr 0.005)"),
         "`model/activation=leaky`": ("digits_leaky", "{} (activation relu)", "{} (activation leaky)"),
-        "`optim.decay=weights`": (
-            "digits_decay",
-            "{} (decay all, nesterov False)",
-            "{} (decay weights, nesterov False)",
-        ),
+        "`optim.decay=weights`": (*DECAY, "{} (decay weights, nesterov False)"),
         "`optim.nesterov=true`": (*DECAY, "{} (decay all, nesterov True)"),
     },
     "cifar10": {
-        "`optim.clip_norm=1`": (
-            "cifar10_gradients",
-            "{} (init he_fan_out, not clipped)",
-            "{} (init he_fan_out, clip_norm 1)",
-        ),
-        "`model/init=orthogonal`": (
-            "cifar10_gradients",
-            "{} (init he_fan_out, not clipped)",
-            "{} (init orthogonal, not clipped)",
-        ),
+        "`optim.clip_norm=1`": (*GRADIENTS, "{} (init he_fan_out, clip_norm 1)"),
+        "`model/init=orthogonal`": (*GRADIENTS, "{} (init orthogonal, not clipped)"),
         "both": (*GRADIENTS, "{} (init orthogonal, clip_norm 1)"),
     },
 }
