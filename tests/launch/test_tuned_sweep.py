@@ -142,7 +142,7 @@ def test_another_launcher_is_refused(also: list[str], tmp_path: Path, capfd: pyt
     [
         (
             "sweep.tune.option=optim.learning_rate",
-            "sweep.tune.option is optim.learning_rate; it must be",
+            "sweep.tune.option is optim.learning_rate, but a network",
         ),
         ("sweep.tune.values=0.1", "sweep.tune.values"),
         ("sweep.tune.values=[0.1,0.2]", "sweep.tune.values is [0.1, 0.2]; it must be at least three positive numbers"),

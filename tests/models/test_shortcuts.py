@@ -222,7 +222,7 @@ def test_layer_scale_has_a_factor_for_each_channel() -> None:
     torch.testing.assert_close(module(x, fx), x + 0.01 * fx)
     factors = torch.tensor([1.0, 2.0, 3.0, 4.0])
     with torch.no_grad():
-        module.scale.copy_(factors[:, None, None])
+        module.scale.copy_(factors)
     torch.testing.assert_close(module(x, fx), x + torch.einsum("c,nchw->nchw", factors, fx))
 
 
