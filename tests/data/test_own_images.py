@@ -120,6 +120,7 @@ def test_two_folders_have_two_names(flowers: Path, capsys: pytest.CaptureFixture
     [
         ([], "data.path is not set; set it to a folder of images, or to a name on the Hugging Face Hub"),
         (["data.path=/gone"], "data.path=/gone: there is no such folder"),
+        (["data.path=./gone"], "data.path=./gone: there is no such folder"),
         (["data.path=flowers", "data.damaged=maybe"], "data.damaged is 'maybe'; it must be refuse or skip"),
         (["data.path=flowers", "data.test_share=1.5"], "data.test_share is 1.5; it must be between 0 and 1"),
         (["data.path=notes.txt"], "data.path=notes.txt is not a folder and not an .npz file"),

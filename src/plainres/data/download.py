@@ -11,7 +11,7 @@ from plainres.data.encoded import Labelled
 from plainres.data.tables import Part, Tables, parts_of
 from plainres.errors import InputError
 
-NAME = re.compile(r"[\w.-]+/[\w.-]+")
+NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 CONVERTED = "refs/convert/parquet"  # revision to which the Hub converts data sets of other formats
 
 
