@@ -6,8 +6,7 @@ The choice is made anew from the validation errors of the runs, and equals that 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, replace
-from json import dumps
+from dataclasses import dataclass, replace
 from typing import Any
 
 from plainres.config.schema import Tuning
@@ -156,26 +155,24 @@ def read_tuned(runs: Sequence[Run], reference: Mapping[str, Any]) -> tuple[Tuned
     return _tuned(tuning, sorted(tuned.values(), key=place), labels), others
 
 
-def _merged(tunings: Iterable[Tuning]) -> Tuning:
+def _merged(tunings: Sequence[Tuning]) -> Tuning:
     """Return the grid of a study whose runs were trained by commands that may have extended it.
 
     Raises:
         InputError: the commands tuned different options, with different seeds or with different equal values.
     """
-    distinct = {dumps(asdict(each)): each for each in tunings}.values()
     for key, of in (("option", lambda t: t.option), ("seeds", lambda t: sorted(t.seeds)), ("equal", lambda t: t.equal)):
-        found = {str(of(each)) for each in distinct if of(each) is not None}
+        found = {str(of(each)) for each in tunings if of(each) is not None}
         if len(found) > 1:
             raise InputError(
                 f"the runs have different sweep.tune.{key} ({' and '.join(sorted(found))}); report on those of one "
                 "command, with one study, at a time"
             )
-    first, *_ = distinct
     return replace(
-        first,
-        values=sorted({value for each in distinct for value in each.values}),
-        equal=next((each.equal for each in distinct if each.equal is not None), None),
-        extensions=max(each.extensions for each in distinct),
+        tunings[0],
+        values=sorted({value for each in tunings for value in each.values}),
+        equal=next((each.equal for each in tunings if each.equal is not None), None),
+        extensions=max(each.extensions for each in tunings),
     )
 
 

@@ -126,15 +126,20 @@ class Cell:
         chosen = chosen_from(values)
         while (more := extended(values, chosen, self.tuning)) != values:
             (added,) = set(more) - set(values)
-            if self._refuses(added) and not self._refuses(values[0]):  # otherwise it is something else that is wrong
+            if self._refuses(added, known) and not self._refuses(values[0], {}):  # else something other is wrong
                 break
             values, chosen = more, chosen_from(more)
         return values, chosen
 
-    def _refuses(self, value: float) -> bool:
-        """Whether the network cannot have a value of the option. A probability, for example, is not above 1."""
+    def _refuses(self, value: float, known: Mapping[str, Run] | None) -> bool:
+        """Whether the network cannot have a value of the option. A probability, for example, is not above 1.
+
+        A value of which there is a run is not checked, which may take the images.
+        """
         try:
-            check(self.run(value, self.tuning.seeds[0]).config, devices=False)
+            run = self.run(value, self.tuning.seeds[0])
+            if not (run.folder.exists() if known is None else run.name in known):
+                check(run.config, devices=False)
         except InputError:
             return True
         return False
