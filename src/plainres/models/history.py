@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from plainres.models.shortcuts import Identity
-from plainres.models.streams import normalised, weighted_sum
+from plainres.models.streams import products_with_normalised, weighted_sum
 
 
 class DepthWeightedAverage(nn.Module):
@@ -103,7 +103,7 @@ class AttentionResiduals(nn.Module):
 
 def attention(query: Tensor, values: Tensor) -> Tensor:
     """Return the softmax (N, k, H, W) of <query, normalised value> over k values (N, k, C, H, W)."""
-    return weighted_sum("c,nichw->nihw", query, normalised(values, 2, centre=False)).softmax(1)
+    return products_with_normalised(query[None], values, centre=False)[:, 0].softmax(1)
 
 
 def attend(query: Tensor, values: tuple[Tensor, ...]) -> Tensor:

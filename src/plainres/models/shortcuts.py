@@ -78,9 +78,9 @@ class Identity(nn.Module):
         self.padding = (0, 0, 0, 0, before, out_channels - in_channels - before)
 
     def align(self, x: Tensor) -> Tensor:
-        """Match the shape of `x` to that of `fx`."""
+        """Match the shape of `x`, or of several x (N, n, C_in, H, W), to that of `fx`."""
         if self.stride > 1:
-            x = x[:, :, :: self.stride, :: self.stride]
+            x = x[..., :: self.stride, :: self.stride]
         if any(self.padding):
             x = F.pad(x, self.padding)
         return x

@@ -7,12 +7,16 @@ The state holds n streams. A branch reads a weighted sum of the streams, and its
 Where the shape changes, each stream is subsampled and padded with zeros, like x in `Identity`. Weighted sums are
 computed in at least float32, also under autocast, because bfloat16 would round a weight near 1 to 8 bits. Parameter
 counts are per block, where C is the number of channels of the branch's input.
+
+In memory the channels of a position are adjacent, and its streams are next to each other (N, H, W, n, C), so that a
+weighted sum is a batched matrix product without copies.
 """
 
 import math
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plainres.errors import InputError
@@ -23,10 +27,30 @@ EPSILON = 1e-5  # of normalisations
 
 def weighted_sum(equation: str, weights: Tensor, values: Tensor) -> Tensor:
     """Return `torch.einsum(equation, weights, values)` in the precision of the weights, also under autocast."""
-    device = values.device.type
-    autocast = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
-    with autocast:
+    with full_precision(values.device):
         return torch.einsum(equation, weights, values.to(weights.dtype))
+
+
+def products_with_normalised(weights: Tensor, values: Tensor, *, centre: bool) -> Tensor:
+    """Return the products (N, k, n, H, W) of k vectors (k, C) with normalised values (N, n, C, H, W).
+
+    Values are divided by their root mean square over the channels, after subtracting the mean if `centre`. As in Xie et
+    al. 2025 (mHC), section 4.3, the products are divided instead, because there are fewer of them. The precision is
+    that of the weights, also under autocast.
+    """
+    last = values.permute(0, 3, 4, 1, 2).to(weights.dtype)
+    if centre:
+        last = last - last.mean(-1, keepdim=True)
+    inverse = (last.square().mean(-1, keepdim=True) + EPSILON).rsqrt()
+    with full_precision(values.device):
+        products = F.linear(last, weights) * inverse
+    return products.permute(0, 4, 3, 1, 2)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Disable autocast."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 class Streams(nn.Module):
@@ -53,11 +77,10 @@ class Streams(nn.Module):
 
     def write(self, state: Tensor, fx: Tensor) -> Tensor:
         """Mix the streams and add the weighted output of the branch to each."""
-        mixing, writing = self.mixing_and_writing(state)
-        mixed = weighted_sum("nijhw,njchw->nichw", mixing, state)
-        aligned = self.skip.align(mixed.flatten(0, 1)).unflatten(0, (-1, self.streams))
         stride = self.skip.stride
-        return aligned + writing[:, :, None, ::stride, ::stride] * fx[:, None]
+        mixing, writing = (weights[..., ::stride, ::stride] for weights in self.mixing_and_writing(state))
+        mixed = weighted_sum("nijhw,njchw->nichw", mixing, self.skip.align(state))
+        return torch.addcmul(mixed, writing[:, :, None], fx[:, None].to(mixed.dtype))
 
     def close(self, state: Tensor) -> Tensor:
         """Return the mean of the streams."""
@@ -74,14 +97,6 @@ class Streams(nn.Module):
     def mixing_and_writing(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return R (N, n, n, H, W) and q (N, n, H, W), with sizes of 1 where they are constant."""
         raise NotImplementedError
-
-
-def normalised(x: Tensor, dimension: int, *, centre: bool) -> Tensor:
-    """Divide x by its root mean square over a dimension, after subtracting the mean if `centre`."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    if centre:
-        x = x - x.mean(dimension, keepdim=True)
-    return x * (x.square().mean(dimension, keepdim=True) + EPSILON).rsqrt()
 
 
 class HyperConnections(Streams):
@@ -126,16 +141,17 @@ class HyperConnections(Streams):
         """Return p (N, n, H, W), with sizes of 1 where it is constant."""
         p = self.p[None, :, None, None]
         if self.dynamic:
-            p = p + self.s * weighted_sum("c,njchw->njhw", self.u, normalised(state, 2, centre=True)).tanh()
+            p = p + self.s * products_with_normalised(self.u[None], state, centre=True)[:, 0].tanh()
         return p
 
     def mixing_and_writing(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return R (N, n, n, H, W) and q (N, n, H, W), with sizes of 1 where they are constant."""
         r, q = self.r[None, :, :, None, None], self.q[None, :, None, None]
         if self.dynamic:
-            h = normalised(state, 2, centre=True)
-            r = r + self.s * weighted_sum("ic,njchw->nijhw", self.w, h).tanh()
-            q = q + self.t * weighted_sum("c,njchw->njhw", self.v, h).tanh()
+            vectors = torch.cat([self.v[None], self.w])
+            products = products_with_normalised(vectors, state, centre=True).tanh()
+            r = r + self.s * products[:, 1:]
+            q = q + self.t * products[:, 0]
         return r, q
 
 
@@ -176,15 +192,19 @@ class ManifoldHyperConnections(Streams):
 
     def reading(self, state: Tensor) -> Tensor:
         """Return p (N, n, H, W)."""
-        projected = weighted_sum("jc,nchw->njhw", self.u, normalised(state.flatten(1, 2), 1, centre=False))
-        return (self.s_p * projected + self.a[:, None, None]).sigmoid()
+        return (self.s_p * self._products(self.u, state) + self.a[:, None, None]).sigmoid()
 
     def mixing_and_writing(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return R (N, n, n, H, W) and q (N, n, H, W)."""
-        h = normalised(state.flatten(1, 2), 1, centre=False)
-        r = sinkhorn(self.s_r * weighted_sum("ijc,nchw->nijhw", self.w, h) + self.c[:, :, None, None])
-        q = 2 * (self.s_q * weighted_sum("jc,nchw->njhw", self.v, h) + self.b[:, None, None]).sigmoid()
-        return r, q
+        products = self._products(torch.cat([self.v, self.w.flatten(0, 1)]), state)
+        q = 2 * (self.s_q * products[:, : self.streams] + self.b[:, None, None]).sigmoid()
+        r = self.s_r * products[:, self.streams :].unflatten(1, (self.streams, -1)) + self.c[:, :, None, None]
+        return sinkhorn(r), q
+
+    @staticmethod
+    def _products(vectors: Tensor, state: Tensor) -> Tensor:
+        """Return the products (N, k, H, W) of vectors (k, n C) with h'."""
+        return products_with_normalised(vectors, state.flatten(1, 2)[:, None], centre=False)[:, :, 0]
 
 
 def sinkhorn(logits: Tensor, iterations: int = 20) -> Tensor:
