@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from PIL import Image
 
 from plainres.cli.main import main
 from plainres.config.compose import Jobs, compose_jobs
-from plainres.config.schema import Config, SweepOptions
+from plainres.config.schema import Config, ReportOptions, SweepOptions
 from plainres.console import duration
 from plainres.errors import InputError
 from plainres.launch import devices
@@ -99,6 +100,18 @@ def test_only_missing_runs_are_trained(make_config: Make, capfd: pytest.CaptureF
         f"3 runs\n      3 finished\nresults are in {folder}; compare them with `plainres report {folder}`\n"
     )
     assert "6/6" in runs[2].log.read_text()
+
+
+def test_finished_runs_adopt_the_options_of_the_report(make_config: Make) -> None:
+    reference = {"model/shortcut": "identity"}
+    trained = make_config()
+    assert sweep([trained]) == 0
+    folder = Run.of(trained).folder
+    before, result = Run.read(folder).config, (folder / "result.json").read_bytes()
+    again = replace(trained, report=ReportOptions(reference), checkpoint=replace(trained.checkpoint, every_n_steps=3))
+    assert sweep([again]) == 0
+    assert Run.read(folder).config == replace(before, report=ReportOptions(reference))
+    assert (folder / "result.json").read_bytes() == result
 
 
 def test_a_mistake_in_one_run_prevents_the_sweep(make_config: Make, tmp_path: Path) -> None:

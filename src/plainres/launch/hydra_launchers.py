@@ -60,6 +60,8 @@ def sweep_with(jobs: Jobs) -> int:
     preflight_jobs(runs, missing)
     for hint in hints(unfinished):
         say(hint)
+    for run in selection.finished:
+        run.adopt_report_options()
     for run in missing:
         run.prepare()
         (run.folder / "failed.json").unlink(missing_ok=True)

@@ -73,6 +73,8 @@ def sweep(runs: Sequence[Run | Config]) -> int:
     selected, finished, failed = selection.left, selection.finished, selection.failed
     for hint in unmeasured(finished):
         say(hint)
+    for run in finished:
+        run.adopt_report_options()
     if selected:
         wandb = PRELOADED_FOR_WANDB if any(run.config.logger.wandb for run in selected) else []
         context = forkserver([*PRELOADED, *wandb])

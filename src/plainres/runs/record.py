@@ -24,7 +24,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -370,7 +370,7 @@ class Run:
         self.check_configuration()
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(self.config)))
+            self._write(self.config)
             if data_sha256 is not None:
                 write_atomically(self.folder / DATA, json.dumps({"sha256": data_sha256}) + "\n")
                 if not self.code:
@@ -379,6 +379,25 @@ class Run:
             raise InputError(
                 f"cannot write the run's folder {self.folder}: {error.strerror}; set runs=FOLDER"
             ) from error
+
+    def adopt_report_options(self) -> None:
+        """Replace the options of the report in the folder of a finished run, which change nothing in it, by these.
+
+        Raises:
+            InputError: the folder cannot be read or written.
+        """
+        recorded = Run.read(self.folder).config
+        if recorded.report == self.config.report:
+            return
+        try:
+            self._write(replace(recorded, report=self.config.report))
+        except OSError as error:
+            raise InputError(
+                f"cannot write report.reference into the run's folder {self.folder}: {error.strerror}"
+            ) from error
+
+    def _write(self, config: Config) -> None:
+        write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json, which marks the run as finished."""
