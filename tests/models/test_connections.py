@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from plainres.errors import InputError
 from plainres.models.blocks import BlockSpec, LayerOrder
@@ -213,6 +214,16 @@ def test_the_gradient_of_mixing_matrices_is_finite(n: int, scale: float, seed: i
 def test_before_training_each_stream_of_mhc_keeps_nine_tenths_of_itself() -> None:
     matrix = sinkhorn(ManifoldHyperConnections(4, 4, 1, 3).c[None, :, :, None, None])[0, :, :, 0, 0]
     torch.testing.assert_close(matrix, 0.05 + 0.85 * torch.eye(3))
+
+
+def test_the_iterations_of_mhc_are_not_kept_for_the_backward_pass() -> None:
+    module = ManifoldHyperConnections(4, 4, 1, 4)
+    state, kept = torch.randn(2, 4, 4, 3, 3), list[Tensor]()
+    with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        mixing, _ = module.mixing_and_writing(state)
+    assert sum(tensor.shape == mixing.shape for tensor in kept) < 5  # of the 40
+    mixing.sum().backward()
+    assert module.w.grad is not None
 
 
 def test_frac_connections() -> None:

@@ -14,10 +14,12 @@ weighted sum is a batched matrix product without copies.
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from plainres.errors import InputError
 from plainres.models.shortcuts import Identity
@@ -199,7 +201,8 @@ class ManifoldHyperConnections(Streams):
         products = self._products(torch.cat([self.v, self.w.flatten(0, 1)]), state)
         q = 2 * (self.s_q * products[:, : self.streams] + self.b[:, None, None]).sigmoid()
         r = self.s_r * products[:, self.streams :].unflatten(1, (self.streams, -1)) + self.c[:, :, None, None]
-        return sinkhorn(r), q
+        # as in the paper, section 4.3.2, the 40 intermediate results are computed again in the backward pass
+        return cast("Tensor", checkpoint(sinkhorn, r, use_reentrant=False, preserve_rng_state=False)), q
 
     @staticmethod
     def _products(vectors: Tensor, state: Tensor) -> Tensor:
