@@ -102,7 +102,7 @@ def test_only_missing_runs_are_trained(make_config: Make, capfd: pytest.CaptureF
     assert "6/6" in runs[2].log.read_text()
 
 
-def test_finished_runs_adopt_the_options_of_the_report(make_config: Make) -> None:
+def test_finished_runs_adopt_the_options_of_the_report(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
     reference = {"model/shortcut": "identity"}
     trained = make_config()
     assert sweep([trained]) == 0
@@ -112,6 +112,10 @@ def test_finished_runs_adopt_the_options_of_the_report(make_config: Make) -> Non
     assert sweep([again]) == 0
     assert Run.read(folder).config == replace(before, report=ReportOptions(reference))
     assert (folder / "result.json").read_bytes() == result
+    (folder / "config.yaml").write_text("another: version\n")
+    capfd.readouterr()
+    assert sweep([trained, make_config(seed=1)]) == 0
+    assert f"report.reference of 1 finished run is unchanged: {folder}/config.yaml is damaged" in capfd.readouterr().err
 
 
 def test_a_mistake_in_one_run_prevents_the_sweep(make_config: Make, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from plainres.launch.active import mark_active
 from plainres.launch.hints import hints
 from plainres.launch.messages import print_outcome, print_states, print_summary, report_upload_problem, report_warning
 from plainres.launch.preflight import check_alone, preflight_jobs, urgency
-from plainres.launch.selection import select
+from plainres.launch.selection import adopt_report_options, select
 from plainres.launch.sweep import train_quietly
 from plainres.processes.environment import isolate
 from plainres.processes.signals import StopSignals
@@ -60,8 +60,7 @@ def sweep_with(jobs: Jobs) -> int:
     preflight_jobs(runs, missing)
     for hint in hints(unfinished):
         say(hint)
-    for run in selection.finished:
-        run.adopt_report_options()
+    adopt_report_options(selection.finished)
     for run in missing:
         run.prepare()
         (run.folder / "failed.json").unlink(missing_ok=True)

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from plainres.console import quantity, say
+from plainres.errors import InputError
 from plainres.launch.preflight import check_priority
 from plainres.runs.record import Run, State
 
@@ -41,6 +43,21 @@ def select(runs: Sequence[Run]) -> Selection:
     """
     check_priority(runs)
     return Selection([(run, run.state) for run in {run.folder: run for run in runs}.values()])
+
+
+def adopt_report_options(finished: Sequence[Run]) -> None:
+    """Write the report options of a command into the folders of its finished runs, from which a report reads them.
+
+    A folder that cannot be read or written remains as it is, and is named on the screen.
+    """
+    problems = []
+    for run in finished:
+        try:
+            run.adopt_report_options()
+        except InputError as error:
+            problems.append(error)
+    if problems:
+        say(f"report.reference of {quantity(len(problems), 'finished run')} is unchanged: {problems[0]}")
 
 
 def _given_up(run: Run, state: State) -> bool:

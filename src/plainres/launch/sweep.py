@@ -38,7 +38,7 @@ from plainres.launch.messages import (
     without_hash,
 )
 from plainres.launch.preflight import check_alone, check_unchanged, in_order, preflight, slots
-from plainres.launch.selection import select
+from plainres.launch.selection import adopt_report_options, select
 from plainres.processes.environment import isolate
 from plainres.processes.forkserver import attach_to_command, call_in_processes, forkserver
 from plainres.processes.signals import StopSignals
@@ -73,14 +73,13 @@ def sweep(runs: Sequence[Run | Config]) -> int:
     selected, finished, failed = selection.left, selection.finished, selection.failed
     for hint in unmeasured(finished):
         say(hint)
-    for run in finished:
-        run.adopt_report_options()
     if selected:
         wandb = PRELOADED_FOR_WANDB if any(run.config.logger.wandb for run in selected) else []
         context = forkserver([*PRELOADED, *wandb])
         ((costs, gpus),) = call_in_processes(context, [(preflight, selected, finished)])
         for hint in hints(selected):
             say(hint)
+        adopt_report_options(finished)
         for run in selected:
             run.prepare()
         with StopSignals(started=True) as signals, mark_active(selected):
@@ -88,6 +87,7 @@ def sweep(runs: Sequence[Run | Config]) -> int:
             failed += _Pool(context, selected, costs, free, signals).train()
     else:
         check_unchanged(finished)
+        adopt_report_options(finished)
     return print_summary(all_runs, selected, failed, time.monotonic() - started)
 
 

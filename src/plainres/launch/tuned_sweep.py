@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from plainres.config.schema import Config
 from plainres.console import quantity, say
+from plainres.launch.selection import adopt_report_options
 from plainres.launch.sweep import sweep
 from plainres.reporting.families import labelled
 from plainres.runs.option_values import neutral
@@ -30,6 +31,7 @@ def sweep_tuned(configs: Sequence[Config]) -> int:
         sweep(missing)
         if failed := [run for run in missing if not (run.finished or run.diverged)]:
             return len(failed)
+    adopt_report_options([run for run in _candidates(networks) if run.finished])
     choices = [(cell, *cell.grid()) for cell in networks]
     for name, each in zip(_names(networks), choices, strict=True):
         say(f"{name}: {_text(*each)}")
@@ -43,9 +45,13 @@ def sweep_tuned(configs: Sequence[Config]) -> int:
 
 def _missing(networks: Sequence[Cell]) -> list[Run]:
     """Return the runs that choices need and that are neither finished nor diverged."""
+    return [run for run in _candidates(networks) if not (run.finished or run.diverged)]
+
+
+def _candidates(networks: Sequence[Cell]) -> list[Run]:
+    """Return the runs that choices need."""
     candidates = [cell.candidates(cell.grid()[0]) for cell in networks]
-    runs = [run for of_network in candidates for by_seed in of_network.values() for run in by_seed.values()]
-    return [run for run in runs if not (run.finished or run.diverged)]
+    return [run for of_network in candidates for by_seed in of_network.values() for run in by_seed.values()]
 
 
 def _names(networks: Sequence[Cell]) -> list[str]:

@@ -5,11 +5,10 @@ The state holds n streams. A branch reads a weighted sum of the streams, and its
     read(h) = sum_j p_j h_j                          write(h, fx)_i = sum_j R_ij h_j + q_i fx
 
 Where the shape changes, each stream is subsampled and padded with zeros, like x in `Identity`. Weighted sums are
-computed in at least float32, also under autocast, because bfloat16 would round a weight near 1 to 8 bits. Parameter
-counts are per block, where C is the number of channels of the branch's input.
-
-In memory the channels of a position are adjacent, and its streams are next to each other (N, H, W, n, C), so that a
-weighted sum is a batched matrix product without copies.
+computed in the precision of the weights, also under autocast, because bfloat16 would round a weight near 1 to 8 bits.
+With weights that depend on the position, `torch.einsum` returns streams in the memory order (N, H, W, n, C), so that
+the next weighted sum needs no copy. Parameter counts are per block, where C is the number of channels of the branch's
+input.
 """
 
 import math
@@ -29,27 +28,27 @@ EPSILON = 1e-5  # of normalisations
 
 def weighted_sum(equation: str, weights: Tensor, values: Tensor) -> Tensor:
     """Return `torch.einsum(equation, weights, values)` in the precision of the weights, also under autocast."""
-    with full_precision(values.device):
+    with without_autocast(values.device):
         return torch.einsum(equation, weights, values.to(weights.dtype))
 
 
 def products_with_normalised(weights: Tensor, values: Tensor, *, centre: bool) -> Tensor:
     """Return the products (N, k, n, H, W) of k vectors (k, C) with normalised values (N, n, C, H, W).
 
-    Values are divided by their root mean square over the channels, after subtracting the mean if `centre`. As in Xie et
-    al. 2025 (mHC), section 4.3, the products are divided instead, because there are fewer of them. The precision is
-    that of the weights, also under autocast.
+    Normalisation divides a value by its root mean square over the channels, after subtracting the mean if `centre`. The
+    division is applied to the products (Xie et al. 2025, section 4.3), of which there are usually fewer. The precision
+    is that of the weights, also under autocast.
     """
     last = values.permute(0, 3, 4, 1, 2).to(weights.dtype)
     if centre:
         last = last - last.mean(-1, keepdim=True)
     inverse = (last.square().mean(-1, keepdim=True) + EPSILON).rsqrt()
-    with full_precision(values.device):
+    with without_autocast(values.device):
         products = F.linear(last, weights) * inverse
     return products.permute(0, 4, 3, 1, 2)
 
 
-def full_precision(device: torch.device) -> AbstractContextManager[object]:
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Disable autocast."""
     available = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if available else nullcontext()

@@ -381,10 +381,10 @@ class Run:
             ) from error
 
     def adopt_report_options(self) -> None:
-        """Replace the options of the report in the folder of a finished run, which change nothing in it, by these.
+        """Write the report options of this configuration into the folder of the finished run, whose result stays.
 
         Raises:
-            InputError: the folder cannot be read or written.
+            InputError: the folder has no readable config.yaml, or cannot be written.
         """
         recorded = Run.read(self.folder).config
         if recorded.report == self.config.report:
@@ -392,9 +392,7 @@ class Run:
         try:
             self._write(replace(recorded, report=self.config.report))
         except OSError as error:
-            raise InputError(
-                f"cannot write report.reference into the run's folder {self.folder}: {error.strerror}"
-            ) from error
+            raise InputError(f"cannot write {self.folder / 'config.yaml'}: {error.strerror}") from error
 
     def _write(self, config: Config) -> None:
         write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
