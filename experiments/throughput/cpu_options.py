@@ -1,4 +1,4 @@
-"""Speed of options on the CPU: memory format, fused SGD and torch.compile; and of batch sizes in evaluation.
+"""Speed of options on the CPU: memory format, fused SGD, torch.compile (in place, and as plainres does); batch sizes.
 
     python experiments/throughput/cpu_options.py [OVERRIDES] [--steps 5] [--rounds 5]
 
@@ -9,6 +9,7 @@ of operation takes, and how much of it is arithmetic that a matrix product of th
 import argparse
 import time
 from collections.abc import Sequence
+from functools import partial
 from statistics import median
 
 import torch
@@ -20,11 +21,13 @@ from plainres.benchmark.loops import wait_for
 from plainres.config.compose import compose
 from plainres.config.instantiate import description_of, network_of, source_of
 from plainres.config.schema import Config
+from plainres.processes.memory import keep_freed_memory
 from plainres.training.classifier import full_precision
+from plainres.training.compilation import compiled
 
 CPU = torch.device("cpu")
 EVALUATION_BATCH_SIZES = (64, 128, 256, 512)  # images
-OPTIONS = ("baseline", "contiguous", "fused SGD", "compiled")  # the baseline is channels_last and eager
+OPTIONS = ("baseline", "contiguous", "fused SGD", "in place", "compiled")  # the baseline is channels_last and eager
 
 
 class Steps:
@@ -35,12 +38,16 @@ class Steps:
         layout = torch.contiguous_format if option == "contiguous" else torch.channels_last
         self.network = network_of(config, source).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
         forward = self.network.forward
-        self.logits_of = torch.compile(forward, dynamic=False) if option == "compiled" else forward
         fused = option == "fused SGD" or None
         momentum, decay = recipe.momentum, recipe.weight_decay
         self.optimizer = SGD(self.network.parameters(), recipe.lr, momentum, weight_decay=decay, fused=fused)
         generator = torch.Generator().manual_seed(0)
         self.mixed = config.precision == "bf16-mixed"
+        compilers = {
+            "in place": partial(torch.compile, dynamic=False),
+            "compiled": partial(compiled, mixed=self.mixed),  # as plainres does
+        }
+        self.logits_of = compilers[option](forward) if option in compilers else forward
         self.images = torch.randn(recipe.batch_size, *source.shape, generator=generator).to(memory_format=layout)
         self.targets = torch.randint(source.classes, (recipe.batch_size,), generator=generator)
 
@@ -95,6 +102,7 @@ def main() -> None:
     given, overrides = parser.parse_known_args()
     config = compose(overrides)[0]
     torch.set_num_threads(config.trainer.threads)
+    keep_freed_memory()
     contenders = {option: Steps(config, option) for option in OPTIONS}
     first = {option: 2 * contender.run(2) for option, contender in contenders.items()}
     times: dict[str, list[float]] = {option: [] for option in OPTIONS}

@@ -102,7 +102,7 @@ def test_a_study_is_measured_network_by_network(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("PLAINRES_CACHE", str(tmp_path / "cache"))
     done = forking.run([PLAINRES, "bench", *options, "--rounds", "2", "--seconds", "0.2", "--json"])
     assert done.returncode == 0, done.stderr
-    assert re.match(r"measuring 2 networks, about .+: (28|32|36) timing windows of 0.2 s, and setup\n", done.stderr)
+    assert re.match(r"measuring 2 networks, about .+: (30|34|38) timing windows of 0.2 s, and setup\n", done.stderr)
     output = json.loads(done.stdout)
     assert [each["network"].partition(",")[0] for each in output["measured"]] == ["plain", "identity"]
     for each in output["measured"]:
@@ -140,11 +140,11 @@ def test_a_stopped_benchmark_leaves_no_process_and_one_line(number: signal.Signa
 def test_the_announcement_counts_windows_and_setup(make_config: Make) -> None:
     one_at_a_time = SweepOptions(runs_per_device=1)
     config = make_config(sweep=one_at_a_time)
-    assert announcement([config], 5, 3.0) == "measuring 1 network, about 4 min: 60 timing windows of 3 s, and setup"
+    assert announcement([config], 5, 3.0) == "measuring 1 network, about 4 min: 65 timing windows of 3 s, and setup"
     compiled = make_config(sweep=one_at_a_time, trainer={"compile": True})
     side_by_side = make_config(sweep=SweepOptions(runs_per_device=2))
     assert announcement([compiled, side_by_side], 5, 3.0) == (
-        "measuring 2 networks, about 6 min: 80 timing windows of 3 s, and setup; "
+        "measuring 2 networks, about 6 min: 85 timing windows of 3 s, and setup; "
         "torch.compile may add a minute per network"
     )
 

@@ -19,11 +19,11 @@ from plainres.config.instantiate import check, description_of, source_of
 from plainres.config.schema import Config, Devices
 from plainres.errors import InputError
 from plainres.models.networks import CifarNet
-from plainres.models.shortcuts import Dropout
+from plainres.models.shortcuts import Dropout, Identity
 from plainres.randomness import seed_noise
 from plainres.runs.record import Run
 from plainres.training import compilation
-from plainres.training.compilation import PAYS_FROM, pays
+from plainres.training.compilation import PAYS_FROM, compiled, pays
 from plainres.training.train import train
 from support import forking
 from support.places import PLAINRES
@@ -86,6 +86,23 @@ def test_a_network_that_draws_random_numbers_for_each_element_compiles() -> None
     torch.testing.assert_close(torch.compile(network.forward, dynamic=False)(images), network(images))
 
 
+@needs_compiler
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # from torch.compile itself
+def test_results_that_overwrite_no_input_are_the_same() -> None:
+    network = CifarNet(3, 10, 8, 16, Identity).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    images = torch.randn(4, 3, 16, 16).to(memory_format=torch.channels_last)
+    results = []
+    for forward in (torch.compile(network.forward, dynamic=False), compiled(network.forward, mixed=True)):
+        torch.compiler.reset()
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = forward(images)
+        logits.sum().backward()
+        results.append([logits, *(weight.grad for weight in network.parameters())])
+    for in_place, not_in_place in zip(*results, strict=True):
+        assert torch.equal(in_place, not_in_place)
+
+
 @pytest.mark.parametrize("precision", PAYS_FROM)
 def test_the_length_of_a_run_decides_whether_compilation_pays(make_config: Make, precision: str) -> None:
     config = make_config(precision=precision, trainer=on_cpu(threads=4))
@@ -116,12 +133,12 @@ def test_short_studies_are_not_compiled(options: list[str], images: int, expecte
     assert pays(config, multiply_adds, steps) is expected
 
 
-def no_op_compiler(forward: Forward, *, dynamic: bool) -> Forward:
+def no_op_compiler(forward: Forward, *, dynamic: bool, options: None = None) -> Forward:
     assert not dynamic
     return forward
 
 
-def broken_compiler(forward: Forward, *, dynamic: bool) -> Forward:
+def broken_compiler(forward: Forward, *, dynamic: bool, options: None = None) -> Forward:
     def fail(images: Tensor) -> Tensor:
         forward(images)  # changes the statistics of batch normalisation
         raise RuntimeError("No working C++ compiler found\nand more")

@@ -22,6 +22,7 @@ from plainres.data.workers import worker_count
 from plainres.errors import InputError, first_line
 from plainres.models.networks import over_crops
 from plainres.models.weights import load_weights
+from plainres.processes.memory import keep_freed_memory
 from plainres.runs.identity import identity
 from plainres.runs.location import located, location_in, location_of
 from plainres.runs.provenance import weights_sha256
@@ -281,6 +282,7 @@ def _evaluate(
 ) -> Predictions:
     device = torch.device(config.trainer.device_type)
     set_arithmetic(config.trainer.threads)
+    keep_freed_memory()
     statistics = statistics or images.channel_statistics
     channels = len(statistics[0])
     if channels != source.shape[0]:

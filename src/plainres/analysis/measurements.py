@@ -35,6 +35,7 @@ from plainres.data.streamed_batches import pixels_on
 from plainres.errors import InputError, LockedError, RunFailedError
 from plainres.files import csv_text, read_rows, write_atomically
 from plainres.processes.forkserver import attach_to_command, forkserver
+from plainres.processes.memory import keep_freed_memory
 from plainres.reporting.figures import save
 from plainres.runs.location import Location, located, location_in
 from plainres.runs.record import Run
@@ -109,6 +110,7 @@ def read_finished(folders: Sequence[Path], images: int | None = None, location: 
     unique = {folder.resolve(): folder for folder in folders}
     runs = [Finished.read(folder, images, location) for folder in unique.values()]
     set_arithmetic(max(finished.run.config.trainer.threads for finished in runs))
+    keep_freed_memory()
     return runs
 
 
@@ -269,6 +271,7 @@ def _in_processes(tasks: Sequence[tuple[Any, ...]], processes: int) -> Iterator[
 def _begin() -> None:
     attach_to_command()
     set_arithmetic(1)  # since there is one process per core
+    keep_freed_memory()
 
 
 def _work(work: Work, folder: Path, images: int | None, location: Location, row: Row) -> Sequence[float]:

@@ -19,6 +19,7 @@ from plainres.config.schema import Config
 from plainres.console import aligned, duration
 from plainres.data.sources import Images, Source
 from plainres.errors import first_line
+from plainres.processes.memory import keep_freed_memory
 from plainres.training.epoch_loop import cuda_graph
 
 PRECISIONS = ("32-true", "bf16-mixed")  # 64-true is not chosen for its speed
@@ -133,6 +134,7 @@ def advise(config: Config, windows: Windows, cores: int) -> Advice:
         cores: the largest number of threads.
     """
     set_arithmetic(config.trainer.threads)
+    keep_freed_memory()
     source = source_of(config)
     images = source.load()
     device = config.trainer.device_type

@@ -20,6 +20,7 @@ from plainres.data.sources import Images, Source
 from plainres.errors import InputError
 from plainres.processes.forkserver import attach_to_command
 from plainres.training.classifier import full_precision
+from plainres.training.compilation import compiled
 from plainres.training.optimizer import clip_gradient, sgd
 
 WORKERS = 4  # maximum; torch warns if there are more workers than cores
@@ -34,11 +35,13 @@ class Style:
             default number of threads.
         channels_last: whether tensors have this memory format, instead of torch's default.
         batched: whether a worker crops and mirrors all images of a batch at once; otherwise one by one with Pillow.
+        keeps_memory: whether the process keeps freed memory, see `plainres.processes.memory`.
     """
 
     tuned: bool = True
     channels_last: bool = False
     batched: bool = False
+    keeps_memory: bool = False
 
 
 class DataLoaderLoop:
@@ -58,8 +61,8 @@ class DataLoaderLoop:
         self.dtype = torch.float64 if style.tuned and config.precision == "64-true" else torch.float32
         layout = torch.channels_last if style.channels_last else torch.contiguous_format
         self.network = network = trainable(config, source, device, self.dtype, layout)
-        compiled = style.tuned and config.trainer.compile is True
-        self.logits_of = torch.compile(network.forward, dynamic=False) if compiled else network.forward
+        compiles = style.tuned and config.trainer.compile is True
+        self.logits_of = compiled(network.forward, mixed=self.mixed) if compiles else network.forward
         self.recipe = recipe = config.optim
         self.optimizer = sgd(network, recipe)
         crops = (_BatchCrops if style.batched else _PillowCrops)(images, source)

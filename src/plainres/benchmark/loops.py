@@ -14,6 +14,7 @@ from plainres.config.schema import Config
 from plainres.data.batches import Batch, DeviceImages, EvaluationBatches, Pixels, TrainingBatch, TrainingBatches
 from plainres.data.sources import Images, Source
 from plainres.training.classifier import full_precision
+from plainres.training.compilation import compiled
 from plainres.training.epoch_loop import AnyBatch, Replay, StepGraph
 from plainres.training.optimizer import clip_gradient, sgd
 
@@ -80,8 +81,8 @@ class BareLoop:
         self.device, self.dtype = device, torch.float64 if config.precision == "64-true" else torch.float32
         self.network = trainable(config, source, device, self.dtype, torch.channels_last)
         forward = self.network.forward
-        self.logits_of = torch.compile(forward, dynamic=False) if config.trainer.compile is True else forward
         self.mixed = config.precision == "bf16-mixed"
+        self.logits_of = compiled(forward, mixed=self.mixed) if config.trainer.compile is True else forward
         self.training = DeviceImages(images.train, source, images.channel_statistics, device)
         self.step = 0
         self.batches = TrainingBatches(self.training, config.optim.batch_size, config.seed, lambda: self.step)

@@ -16,12 +16,14 @@ DATALOADERS = {  # each step from one to the next is a single choice
     "dataloader_tuned": Style(),
     "dataloader_channels_last": Style(channels_last=True),
     "dataloader_batched": Style(channels_last=True, batched=True),
+    "dataloader_keeps_memory": Style(channels_last=True, batched=True, keeps_memory=True),
 }
 NAMES = {
     "dataloader": "DataLoader, as often written",
     "dataloader_tuned": "  with settings of plainres",
     "dataloader_channels_last": "  and channels_last",
     "dataloader_batched": "  and crops by the batch",
+    "dataloader_keeps_memory": "  and freed memory kept",
     BARE: "bare loop",
     OURS: "plainres",
 }

@@ -1,4 +1,4 @@
-"""Trials in which plainres, a bare loop and DataLoader loops take turns in one process.
+"""Trials in which plainres and a bare loop, in one process, and DataLoader loops take turns.
 
 Each has one timing window of steps in each round, so that other load on the machine affects all of them. Nothing is
 evaluated within a window.
@@ -7,7 +7,7 @@ evaluated within a window.
 import io
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import asdict, replace
 from typing import Any
@@ -18,9 +18,9 @@ from lightning.pytorch.callbacks import Callback
 
 from plainres.arithmetic import set_arithmetic
 from plainres.benchmark.ceiling import matrix_product_flop_per_s
-from plainres.benchmark.dataloader import DataLoaderLoop
 from plainres.benchmark.loops import BareLoop, Loop, Windows, evaluate, wait_for
 from plainres.benchmark.measurement import BARE, DATALOADERS, OURS, Measurement
+from plainres.benchmark.remote import RemoteLoop
 from plainres.config.instantiate import description_of, source_of
 from plainres.config.schema import Config
 from plainres.data.datamodule import ImageBatches
@@ -48,13 +48,18 @@ def measure(config: Config, network: str, contenders: Sequence[str], windows: Wi
     Raises:
         InputError: as `train`.
     """
+    loops = {name: RemoteLoop(config, style, threads) for name, style in DATALOADERS.items() if name in contenders}
     recipe = config.optim
     settings = {"optim.batch_size": recipe.batch_size, "precision": config.precision}
     settings |= {f"trainer.{key}": value for key, value in asdict(config.trainer).items()}
     settings |= {"dataloader threads": threads}
     measurement = Measurement(network, settings, device_name(config.trainer.accelerator), recipe.batch_size)
     measurement.multiply_adds = description_of(config, source_of(config)).multiply_adds
-    train_endlessly(config, _Trials(config, contenders, windows, threads, measurement))
+    try:
+        train_endlessly(config, _Trials(config, loops, windows, measurement))
+    finally:
+        for loop in loops.values():
+            loop.close()
     return measurement
 
 
@@ -93,13 +98,11 @@ class _Trials(Callback):
     def __init__(
         self,
         config: Config,
-        contenders: Sequence[str],
+        dataloaders: Mapping[str, Loop],
         windows: Windows,
-        threads: int,
         measurement: Measurement,
     ) -> None:
-        self.config, self.windows, self.threads = config, windows, threads
-        self.styles = {name: style for name, style in DATALOADERS.items() if name in contenders}
+        self.config, self.dataloaders, self.windows = config, dataloaders, windows
         self.measurement = measurement
         self.others: dict[str, Loop] = {}
         self.steps = 0  # since the beginning of the window
@@ -150,15 +153,13 @@ class _Trials(Callback):
 
     def _window(self, contender: str, steps: int) -> float:
         """Return the seconds that a contender takes for the given number of steps."""
-        loop, style = self.others[contender], self.styles.get(contender)
-        if style:
-            torch.set_num_threads(self.config.trainer.threads if style.tuned else self.threads)
+        loop = self.others[contender]
+        if contender in self.dataloaders:
             time.sleep(0.2)  # until its workers have prefetched batches, as in steady state
         started = self._clock()
         loop.run(steps)
         elapsed = self._clock() - started
-        if style:
-            torch.set_num_threads(self.config.trainer.threads)
+        if contender in self.dataloaders:
             time.sleep(0.2)  # until its workers are idle
         return elapsed
 
@@ -179,8 +180,8 @@ class _Trials(Callback):
         self.measurement.parts = bare.parts(min(steps, PART_STEPS))
         self.others = {BARE: bare}
         self.measurement.steps = {OURS: steps, BARE: steps}
-        for contender, style in self.styles.items():
-            self.others[contender] = DataLoaderLoop(self.config, data.images, data.source, self.device, style)
+        for contender, loop in self.dataloaders.items():
+            self.others[contender] = loop
             self._window(contender, WARM_STEPS)
             # windows of equal time, not of equal steps, because on a GPU the DataLoader may be ten times slower
             own = self._window(contender, WARM_STEPS) / WARM_STEPS

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from plainres.config.schema import Config
+from plainres.processes.memory import return_freed_memory
 from plainres.runs.code import git_commit, own_classes, source_sha256
 
 
@@ -84,6 +85,7 @@ def cpu_name() -> str:
 
 def reset_peak_memory() -> None:
     """Forget the peak memory of this process before a run, such as that of an earlier run in the same process."""
+    return_freed_memory()  # which an earlier run keeps
     with suppress(OSError):  # a system may lack the file, or forbid to write it; a fresh process has no earlier peak
         Path("/proc/self/clear_refs").write_text("5")
     if torch.cuda.is_initialized():

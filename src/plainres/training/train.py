@@ -25,6 +25,7 @@ from plainres.data.workers import worker_count
 from plainres.errors import InputError, RunFailedError, StoppedError, first_line
 from plainres.models.normalisation import convert_sync_batch_norm
 from plainres.models.summary import Description, describe
+from plainres.processes.memory import keep_freed_memory
 from plainres.processes.signals import StopSignals
 from plainres.processes.world import World
 from plainres.runs.provenance import conditions, peak_memory_of, reset_peak_memory, weights_sha256
@@ -58,6 +59,7 @@ def train(run: Run, observers: Sequence[pl.Callback] = ()) -> None:
         RunFailedError: training diverged.
         StoppedError: a signal arrived; the run is saved and can resume.
     """
+    keep_freed_memory()
     try:
         with StopSignals(early=World.current().size == 1) as signals:
             _train(run, signals, observers)
