@@ -8,7 +8,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
 
-PROGRAM = """
+PROGRAM = '''
 import resource, sys
 from pathlib import Path
 import torch
@@ -17,21 +17,21 @@ from plainres.processes.memory import keep_freed_memory, return_freed_memory
 def resident():  # MiB
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
-def faults(repetitions):
+def faults(sizes):
+    """Allocate and free a tensor of each size in MiB; return the number of pages that the system has provided."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(repetitions):
-        tensors = [torch.ones(2**21) for _ in range(8)]  # 64 MiB
-        del tensors
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / repetitions
+    for size in sizes:
+        torch.ones(size * 2**18)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 if sys.argv[1] == "keep":
     keep_freed_memory()
 empty = resident()
-faults(2)
-print(faults(50), resident() - empty)
+faults([40])
+print(faults(range(8, 32)), resident() - empty)  # growing, since by default glibc may keep what is smaller than before
 return_freed_memory()
 print(resident() - empty)
-"""
+'''
 
 
 def measured(how: str) -> list[float]:
@@ -40,10 +40,10 @@ def measured(how: str) -> list[float]:
 
 
 def test_kept_memory_is_used_again_without_asking_the_system_for_pages() -> None:
-    pages = 64 * 2**20 / 2**12
+    pages = sum(range(8, 32)) * 2**20 / 2**12
     faults, _, _ = measured("default")
-    assert faults > pages / 10
+    assert faults > pages / 2
     faults, kept, rest = measured("keep")
-    assert faults < pages / 100
-    assert kept > 50
+    assert faults < pages / 10
+    assert kept > 30
     assert rest < 10

@@ -1,6 +1,8 @@
 """Training loops in processes of their own, so that each has the threads and the memory that it would have alone."""
 
+import io
 import multiprocessing
+import sys
 from multiprocessing.connection import Connection
 
 import torch
@@ -58,6 +60,8 @@ class RemoteLoop(Loop):
 def _serve(connection: "Connection[Exception | None, int]", config: Config, style: Style, threads: int) -> None:
     """Take steps whenever the connection has a number of them; answer None, or the error after which this ends."""
     attach_to_command()
+    # errors are answers; workers would print others while a stopped command removes its temporary folder
+    sys.stderr = io.StringIO()
     steps = connection.recv()
     try:
         set_arithmetic(config.trainer.threads if style.tuned else threads)

@@ -12,12 +12,15 @@ def keep_freed_memory() -> None:
     """Let this process use freed memory again, on Linux with glibc. Do nothing elsewhere.
 
     By default glibc returns the memory of a large tensor to the system, and the system fills that of the next one with
-    zeros, page by page. In training on the CPU this takes up to a fifth of a step (experiments/throughput/memory.py).
+    zeros, page by page. In training on the CPU this takes up to a quarter of a step, see
+    experiments/throughput/freed_memory.py.
     """
     libc: Any = ctypes.CDLL(None)  # what this process has loaded
     if hasattr(libc, "mallopt"):
         libc.mallopt(M_TRIM_THRESHOLD, NEVER)
-        any(libc.mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST)
+        for size in LARGEST:
+            if libc.mallopt(M_MMAP_THRESHOLD, size):
+                break
 
 
 def return_freed_memory() -> None:
