@@ -45,7 +45,7 @@ class Steps:
         self.mixed = config.precision == "bf16-mixed"
         compilers = {
             "in place": partial(torch.compile, dynamic=False),
-            "compiled": partial(compiled, mixed=self.mixed),  # as plainres does
+            "compiled": partial(compiled, device=CPU, mixed=self.mixed),  # as plainres does
         }
         self.logits_of = compilers[option](forward) if option in compilers else forward
         self.images = torch.randn(recipe.batch_size, *source.shape, generator=generator).to(memory_format=layout)

@@ -433,5 +433,4 @@ def test_blocks_without_a_state_have_neither_weights_nor_gains() -> None:
     net = network(Identity)
     optimizer = torch.optim.SGD(net.named_parameters(), 0.1)
     rows = Connections(4, None).measure(net, images(), torch.tensor([0, 1, 2, 3]), optimizer)
-    assert len(rows) == 9
-    assert all(row["reads"] == "" and math.isnan(float(row["backward_gain"])) for row in rows)
+    assert rows == []

@@ -10,6 +10,7 @@ import torch
 from plainres.config.schema import Config
 from plainres.errors import InputError, LockedError
 from plainres.runs.record import Run, State
+from plainres.runs.saved import newest
 
 Make = Callable[..., Config]
 HUB = {"_target_": "plainres.data.HubImages", "name": "tiny"}
@@ -164,5 +165,5 @@ def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_a_damaged_one(
     file.touch()
     monkeypatch.setattr(torch, "load", refuse)
     with pytest.raises(InputError) as error:
-        run.newest()
+        newest(run)
     assert str(error.value) == f"{file} cannot be read: Permission denied"

@@ -92,7 +92,10 @@ def test_results_that_overwrite_no_input_are_the_same() -> None:
     network = CifarNet(3, 10, 8, 16, Identity).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     images = torch.randn(4, 3, 16, 16).to(memory_format=torch.channels_last)
     results = []
-    for forward in (torch.compile(network.forward, dynamic=False), compiled(network.forward, mixed=True)):
+    for forward in (
+        torch.compile(network.forward, dynamic=False),
+        compiled(network.forward, torch.device("cpu"), mixed=True),
+    ):
         torch.compiler.reset()
         network.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):

@@ -29,6 +29,7 @@ from plainres.launch.devices import launch
 from plainres.models.weights import weights_file
 from plainres.randomness import order
 from plainres.runs.record import Run, State
+from plainres.runs.saved import newest
 from plainres.training.train import train
 from support import forking
 from support.places import CIFAR10, PLAINRES, TESTS
@@ -470,7 +471,7 @@ def test_files_of_others_among_the_checkpoints_are_left_alone(
     (run.checkpoints / "step-000000900.ckpt.tmp-1").write_bytes(b"torn")  # as a killed process leaves it
     assert run.step == 3
     assert run.state is State.INTERRUPTED
-    saved_at = run.newest()
+    saved_at = newest(run)
     assert (saved_at.path, saved_at.step) == (run.checkpoints / "step-000000003.ckpt", 3)
     assert weights_file(run.folder) == run.checkpoints / "step-000000003.ckpt"
     train(run)

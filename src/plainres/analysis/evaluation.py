@@ -27,6 +27,7 @@ from plainres.runs.identity import identity
 from plainres.runs.location import located, location_in, location_of
 from plainres.runs.provenance import weights_sha256
 from plainres.runs.record import Run
+from plainres.runs.saved import newest
 
 EVALUATION = ("data", "trainer", "precision")  # config groups that may differ from training
 
@@ -141,7 +142,7 @@ def load_network(run: Run | Path | str, data: Mapping[str, Any] | None = None) -
     """
     run = run if isinstance(run, Run) else Run.read(Path(run))
     run.check_code()
-    saved = run.newest()
+    saved = newest(run)
     if saved.path is None:
         if run.finished:
             raise InputError(

@@ -82,7 +82,7 @@ class BareLoop:
         self.network = trainable(config, source, device, self.dtype, torch.channels_last)
         forward = self.network.forward
         self.mixed = config.precision == "bf16-mixed"
-        self.logits_of = compiled(forward, mixed=self.mixed) if config.trainer.compile is True else forward
+        self.logits_of = compiled(forward, device, mixed=self.mixed) if config.trainer.compile is True else forward
         self.training = DeviceImages(images.train, source, images.channel_statistics, device)
         self.step = 0
         self.batches = TrainingBatches(self.training, config.optim.batch_size, config.seed, lambda: self.step)

@@ -209,8 +209,8 @@ class Connections(_BaseProbe):
     """Weights of what each block reads, and gains of its streams, for connections with a state.
 
     `reads` lists the weights of the sources that the branch of a block reads, such as streams or earlier outputs, as
-    means over images and positions. It is empty, and the gains are NaN, where a block has no such weights or streams:
-    fractions, `Dense` and `NormalizerFree` have neither, and histories have no gains.
+    means over images and positions. The gains are NaN where a block has no streams, as in histories. Blocks without
+    weights and streams have no row: those of shortcuts without a state, fractions, `Dense` and `NormalizerFree`.
 
     The gains are after Xie et al. 2025 (mHC, arXiv 2512.24880), section 3.1: of the product of the mixing matrices of
     all blocks from the first of the stage to this one, the largest sum of the absolute values of a row
@@ -222,10 +222,10 @@ class Connections(_BaseProbe):
 
     def measure(self, network: nn.Module, images: Tensor, targets: Tensor, optimizer: Optimizer) -> list[Row]:
         """Return rows with layer (index of the block), name, reads, forward_gain and backward_gain."""
-        names = {block: name for name, block in named_blocks(network)}
         rows = {
             block: _row(i, name, forward_gain=math.nan, backward_gain=math.nan)
-            for i, (block, name) in enumerate(names.items())
+            for i, (name, block) in enumerate(named_blocks(network))
+            if isinstance(block, StatefulBlock) and isinstance(block.shortcut, Weighted | Mixing)
         }
         product = torch.ones(0)
 
@@ -245,11 +245,10 @@ class Connections(_BaseProbe):
             return write(state, fx)
 
         with torch.no_grad(), ExitStack() as restored:
-            for block in names:
-                if isinstance(block, StatefulBlock):
-                    connection = block.shortcut
-                    connection.write = partial(observe, block, connection.write)
-                    restored.callback(delattr, connection, "write")
+            for block in rows:
+                connection = block.shortcut
+                connection.write = partial(observe, block, connection.write)
+                restored.callback(delattr, connection, "write")
             network(images)
         return [row | {"reads": row.get("reads", "")} for row in rows.values()]
 

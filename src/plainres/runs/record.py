@@ -21,10 +21,9 @@ Files with other names, such as copies, are not read, changed or deleted.
 import json
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -54,17 +53,6 @@ class State(Enum):
     INTERRUPTED = "interrupted"
     FAILED = "failed"
     MISSING = "missing"
-
-
-@dataclass(frozen=True)
-class Saved:
-    """Checkpoint from which a run resumes. Without a path it is the beginning of the run."""
-
-    path: Path | None = None
-    step: int = 0
-    elapsed_s: float = 0.0  # time of training and evaluation in all attempts
-    attempts: list[dict[str, Any]] = field(default_factory=list)  # first step, conditions and peak memory of each
-    rows: list[dict[str, float]] = field(default_factory=list)  # the curves up to this step
 
 
 @dataclass(frozen=True)
@@ -212,30 +200,6 @@ class Run:
     def step(self) -> int:
         """Number of steps at the newest checkpoint, 0 without one."""
         return max((int(path.stem.removeprefix("step-")) for path in checkpoints_in(self.checkpoints)), default=0)
-
-    def newest(self) -> Saved:
-        """Return the readable checkpoint with the most steps. Report and skip damaged ones.
-
-        Raises:
-            InputError: the checkpoint belongs to another run, or the user may not read it.
-        """
-        import torch
-
-        for path in reversed(checkpoints_in(self.checkpoints)):
-            try:
-                state = torch.load(path, weights_only=True, map_location="cpu")
-                name = state["run"]
-                saved = Saved(path, state["global_step"], state["elapsed_s"], state["attempts"], state["rows"])
-            except PermissionError as error:  # unlike a damaged one, it may be the newest
-                raise InputError(f"{path} cannot be read: {error.strerror}") from error
-            except Exception as error:  # a damaged file can make the unpickler raise anything
-                kind = type(error).__name__
-                print(f"skipping {path}: it is damaged, or not a checkpoint of plainres ({kind})", file=sys.stderr)
-                continue
-            if name != self.name:
-                raise InputError(f"{path} is a checkpoint of another run, {name}; move it away")
-            return saved
-        return Saved()
 
     @property
     def failure(self) -> str | None:

@@ -25,7 +25,8 @@ from plainres.errors import InputError, RunFailedError, StoppedError
 from plainres.files import atomically, checkpoint_name, checkpoints_in
 from plainres.processes.signals import StopSignals
 from plainres.runs.provenance import peak_memory_mib
-from plainres.runs.record import DIVERGED, Run, Saved
+from plainres.runs.record import DIVERGED, Run
+from plainres.runs.saved import Saved
 from plainres.training.classifier import Classifier
 
 KEPT = 2  # checkpoints that stay on disk, the newest ones

@@ -46,17 +46,19 @@ def pays(config: Config, multiply_adds: int, steps: int) -> bool:
     return trainer.accelerator == "cpu" and trainer.processes == 1 and operations >= pays_from
 
 
-def compiled(logits_of: Callable[[Tensor], Tensor], *, mixed: bool) -> Callable[[Tensor], Tensor]:
-    """Compile a network's forward pass, and with it its backward pass, for training on the CPU.
+def compiled(logits_of: Callable[[Tensor], Tensor], device: torch.device, *, mixed: bool) -> Callable[[Tensor], Tensor]:
+    """Compile a network's forward pass, and with it its backward pass.
 
-    In bfloat16 no result overwrites its input. 16 numbers in bfloat16 are half of an AVX512 register, so that they are
-    loaded and stored with masks, and a load waits for such a store to a place nearby (experiments/throughput).
+    In bfloat16 on the CPU no result overwrites its input. 16 numbers in bfloat16 are half of an AVX512 register, so that
+    they are loaded and stored with masks, and a load waits for such a store to a place nearby (experiments/throughput).
 
     Args:
-        logits_of: the forward pass.
+        logits_of: the forward pass, (N, C, H, W) -> (N, classes).
+        device: the device of the network.
         mixed: whether it runs under bfloat16 autocast.
     """
-    return torch.compile(logits_of, dynamic=False, options={"inplace_buffers": False} if mixed else None)
+    apart = mixed and device.type == "cpu"
+    return torch.compile(logits_of, dynamic=False, options={"inplace_buffers": False} if apart else None)
 
 
 class Compilation(Callback):
@@ -94,7 +96,9 @@ class Compilation(Callback):
         if pl_module.device.type in WHOLE:
             pl_module.loss_of = torch.compile(_loss_of(trainer, pl_module), dynamic=False)
         else:
-            pl_module.logits_of = compiled(pl_module.logits_of, mixed=trainer.precision == "bf16-mixed")
+            pl_module.logits_of = compiled(
+                pl_module.logits_of, pl_module.device, mixed=trainer.precision == "bf16-mixed"
+            )
         if trainer.world_size > 1:
             return  # the first step compiles, since a pass on a single rank would block in DDP
         try:

@@ -30,6 +30,7 @@ from plainres.processes.signals import StopSignals
 from plainres.processes.world import World
 from plainres.runs.provenance import conditions, peak_memory_of, reset_peak_memory, weights_sha256
 from plainres.runs.record import DIVERGED, Run
+from plainres.runs.saved import newest
 from plainres.tracking.loggers import CsvLogger, RunLogger, TensorBoardLogger
 from plainres.training.callbacks import Probes, Progress
 from plainres.training.checkpoints import AtomicCheckpointIO, Checkpoints
@@ -120,7 +121,7 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
         stack.callback(data.close)
         if world.rank == 0:
             stack.enter_context(run.lock())
-        saved = run.newest()
+        saved = newest(run)
         if world.rank == 0:
             (run.folder / "failed.json").unlink(missing_ok=True)
         loggers: list[RunLogger] = []
