@@ -49,8 +49,9 @@ def pays(config: Config, multiply_adds: int, steps: int) -> bool:
 def compiled(logits_of: Callable[[Tensor], Tensor], device: torch.device, *, mixed: bool) -> Callable[[Tensor], Tensor]:
     """Compile a network's forward pass, and with it its backward pass.
 
-    In bfloat16 on the CPU no result overwrites its input. 16 numbers in bfloat16 are half of an AVX512 register, so that
-    they are loaded and stored with masks, and a load waits for such a store to a place nearby (experiments/throughput).
+    In bfloat16 on the CPU no result overwrites its input. 16 numbers in bfloat16 are half of an AVX512 register, so
+    that they are loaded and stored with masks, and a load waits for such a store to a place nearby, see
+    experiments/throughput/README.md.
 
     Args:
         logits_of: the forward pass, (N, C, H, W) -> (N, classes).
