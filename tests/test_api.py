@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import plainres
+from plainres.config.schema import ReportOptions
 
 NAMES = [
     *("Config", "InputError", "Run", "RunFailedError", "__version__", "build_network", "compose", "curves", "load"),
@@ -44,6 +46,9 @@ def test_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = plainres.train(config)
     assert isinstance(run, plainres.Run)
     assert plainres.train(config).result == run.result  # finished already
+    again = replace(config, report=ReportOptions({"model/shortcut": "identity"}))
+    assert plainres.train(again).config.report == again.report
+    assert plainres.Run.read(run.folder).config == again
     configs = plainres.compose([*small, "-m", "model/shortcut=plain,identity", "seed=0,1"])
     assert plainres.sweep(configs) == 0
 

@@ -448,6 +448,19 @@ def test_a_study_may_set_its_reference(folder: Path):
     assert "identity (norm batch) is worse" in line(report_text(folder), "  depth 20 ")
 
 
+def test_runs_that_name_different_references_are_compared_with_the_first_and_the_report_says_so(folder: Path):
+    finish(a_run(folder, "dropout", 20, 0, rate=0.5, reference={"model/shortcut": "identity"}), 5)
+    finish(a_run(folder, "identity", 20, 0), 5)
+    finish(a_run(folder, "plain", 20, 0), 5)
+    study = report.read_study(folder)
+    assert study.reference == {"model/shortcut": "identity"}
+    assert list(study.comparisons) == [
+        "Training error, identity minus dropout",
+        "Training error, identity minus plain",
+    ]
+    assert "Runs name different baselines (model/shortcut=identity; model/shortcut=plain). The first" in study.fairness
+
+
 def test_published_errors_are_shown_next_to_ours(folder: Path, monkeypatch: pytest.MonkeyPatch):
     errors = {("identity", 20): ("8.75", "Somebody 2015, Table 6"), ("dropout", 20): ("> 20", "Another 2016")}
 

@@ -21,6 +21,7 @@ from plainres.console import say
 from plainres.errors import InputError, LockedError, RunFailedError, StoppedError
 from plainres.launch.hints import hints
 from plainres.launch.preflight import check_processes, check_settings, check_unchanged
+from plainres.launch.selection import adopt_report_options
 from plainres.processes.environment import environment_of_workers, isolate
 from plainres.processes.signals import StopSignals
 from plainres.processes.world import World
@@ -50,6 +51,7 @@ def train(run: Run | Config) -> Run:
     if run.finished and run.result:
         check_unchanged([run])
         if World.current().rank == 0:
+            adopt_report_options([run])
             upload_for_agent(run)
         return run
     if (reason := run.failure) and not run.config.sweep.retry_failed:

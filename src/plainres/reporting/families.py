@@ -63,6 +63,15 @@ def reference(config: Config) -> dict[str, Any]:
     return config.report.reference or {SHORTCUT: "plain"}
 
 
+def references(runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """Return the settings of `reference` according to each run, each once, those of the first run first."""
+    found: list[dict[str, Any]] = []
+    for run in runs:
+        if (named := reference(run.config)) not in found:
+            found.append(named)
+    return found
+
+
 def labelled(runs: Sequence[Run]) -> dict[str, tuple[str, dict[str, str]]]:
     """Return, for each run's name, the label of its family and the settings that distinguish the family.
 

@@ -19,7 +19,7 @@ from plainres.errors import InputError
 from plainres.files import csv_text, write_atomically
 from plainres.reporting import evidence, table
 from plainres.reporting.comparisons import COLUMNS, DEEPER, Comparison, nothing_to_compare
-from plainres.reporting.families import SHORTCUT, Family, reference
+from plainres.reporting.families import SHORTCUT, Family
 from plainres.reporting.figures import COLOURS, save, study_title
 from plainres.reporting.statistics import CONFIDENCE, COVERAGE, LEVEL, SIGNS_FROM
 from plainres.reporting.study import Study, read_study
@@ -145,7 +145,7 @@ def text(study: Study, columns: int = TERMINAL) -> str:
     if study.comparisons:
         lines += _comparisons(study, columns)
     else:
-        lines += ["", *wrapped(nothing_to_compare(study.families, _reference(study)), prose)]
+        lines += ["", *wrapped(nothing_to_compare(study.families, study.reference), prose)]
     if study.trends:
         cells = [(trend.label, trend.text, trend.verdict) for trend in study.trends]
         lines += ["", *wrapped(TREND, prose), *aligned(cells, indent=INDENT, width=prose)]
@@ -206,11 +206,6 @@ def _explanation(columns: Iterable[str]) -> str:
     return " ".join(EXPLAINED[column] for column in columns if column in EXPLAINED)
 
 
-def _reference(study: Study) -> dict[str, Any]:
-    """Return the settings of the families that the others are compared with."""
-    return reference(study.runs[0][1].config)
-
-
 def comparison_columns(comparisons: Iterable[Comparison]) -> list[str]:
     """Return the columns that are not empty for all comparisons."""
     cells = [comparison.cells for comparison in comparisons]
@@ -247,8 +242,8 @@ def _page(study: Study, kept: Mapping[str, Run], drawn: Iterable[str], title: st
         figures={name: _inlined(study.home / REPORT / name) for name in ("curves", "depth")},
         deeper={DEEPER: study.comparisons[DEEPER]} if DEEPER in study.comparisons else {},
         others=others,
-        of_shortcuts=SHORTCUT in _reference(study),
-        nothing=nothing_to_compare(study.families, _reference(study)),
+        of_shortcuts=SHORTCUT in study.reference,
+        nothing=nothing_to_compare(study.families, study.reference),
         pictures=_pictures(study),
         observed={probe: _inlined(study.home / REPORT / probe) for probe in drawn},
         tuned_head=HEAD,

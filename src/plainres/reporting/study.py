@@ -8,14 +8,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from plainres.console import quantity
 from plainres.errors import InputError
 from plainres.reporting import evidence
 from plainres.reporting.comparisons import Comparison, Trend, budgets, comparisons, trends
 from plainres.reporting.conditions import differing
-from plainres.reporting.families import Family, families, labelled, reference
+from plainres.reporting.families import Family, families, labelled, references
 from plainres.reporting.table import ERRORS, VALIDATED
 from plainres.reporting.tuned import Tuned, read_tuned
 from plainres.runs.identity import identity, settings
@@ -40,6 +40,12 @@ class Study:
     unused: list[tuple[str, str]]  # folders that are unusable, in whole or in part, and the reason
     diverged: list[Run]
     tuned: Tuned | None  # the chosen values of an option, if one was tuned
+    references: list[dict[str, Any]]  # settings of the reference family; runs may differ in them, and the first count
+
+    @property
+    def reference(self) -> dict[str, Any]:
+        """Settings of the families that the others are compared with."""
+        return self.references[0]
 
     @property
     def runs(self) -> list[tuple[Family, Run]]:
@@ -115,6 +121,12 @@ class Study:
                 f" Conditions of training differ ({conditions}). A comparison within which they differ for one seed "
                 "claims nothing, and means over them are marked 'mixed'."
             )
+        if len(self.references) > 1:
+            named = "; ".join(" ".join(f"{key}={value}" for key, value in each.items()) for each in self.references)
+            sentences += (
+                f" Runs name different baselines ({named}). The first is used here, as the first run names it; run the "
+                "`plainres train` command of the others again with its report.reference, or name its study first."
+            )
         return sentences
 
 
@@ -162,7 +174,8 @@ def read_study(*names: Path | str) -> Study:
             f"{location} has no finished run; run its `plainres train` command again to resume "
             f"({textwrap.shorten(reasons, 300, placeholder=' ...')})"
         )
-    baseline = reference(finished[0].config)
+    named = references(finished)
+    baseline = named[0]
     if unknown := baseline.keys() - {key for run in finished for key in settings(run.config)}:
         raise InputError(
             f"report.reference has {', '.join(sorted(unknown))}, but no run of {location} does; give settings that the "
@@ -196,6 +209,7 @@ def read_study(*names: Path | str) -> Study:
         sorted(unused),
         diverged,
         tuned,
+        named,
     )
 
 
