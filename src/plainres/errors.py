@@ -1,5 +1,12 @@
 """Exceptions with messages for the user."""
 
+import sysconfig
+import traceback
+from pathlib import Path
+
+PACKAGES = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+PLAINRES = Path(__file__).parent
+
 
 class InputError(ValueError):
     """Invalid input. The message says what is wrong, what is allowed and what to do.
@@ -42,3 +49,18 @@ def first_line(error: BaseException) -> str:
     if mark := getattr(error, "problem_mark", None):
         return f"line {mark.line + 1}: {getattr(error, 'problem', '')}"
     return next(iter(str(error).splitlines()), "")
+
+
+def in_own_code(error: BaseException) -> str:
+    """Return an exception in one line, with the place in the user's own code where it was raised, if it was there."""
+    described = f"{type(error).__name__}: {first_line(error)}"
+    places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError):
+        described = f"{type(error).__name__}: {error.msg}"
+        places.append((error.filename or "", error.lineno))
+    own = [(Path(file), line) for file, line in places if _is_own(Path(file))]
+    return f"{own[-1][0].name}, line {own[-1][1]}: {described}" if own else described
+
+
+def _is_own(file: Path) -> bool:
+    return file.is_file() and not any(file.is_relative_to(folder) for folder in (*PACKAGES, PLAINRES))

@@ -1,6 +1,7 @@
 """Atomic writes, CSV files, and the files of a run's checkpoints."""
 
 import csv
+import hashlib
 import io
 import os
 import re
@@ -31,6 +32,12 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a text atomically. After a crash the file is complete, unchanged or absent."""
     with atomically(path) as file:
         file.write(text.encode())
+
+
+def file_sha256(file: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def read_rows(file: Path) -> list[dict[str, str]]:

@@ -9,8 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 from plainres.analysis.evaluation import (
+    compose_one,
     evaluate,
     load,
     load_network,
@@ -19,7 +21,7 @@ from plainres.analysis.evaluation import (
     with_overrides,
 )
 from plainres.cli.main import main
-from plainres.config.instantiate import source_of
+from plainres.config.instantiate import build_network, source_of
 from plainres.config.schema import CheckpointTimes, Config
 from plainres.data.hub import HubImages
 from plainres.data.sources import Digits, Images, Synthetic
@@ -292,6 +294,16 @@ def test_exported_weights_can_be_evaluated_and_initialise_another_run(
     assert "is finished already" in capsys.readouterr().err  # the same weights, under another name
     Path("moved.safetensors").unlink()
     assert main(["eval", str(folder)]) == 0  # does not need the initial weights again
+
+
+def test_weights_that_have_changed_since_they_were_chosen_are_refused(run: Run) -> None:
+    assert main(["export", str(run.folder), "mine.safetensors"]) == 0
+    config = compose_one([*SMALL, "model.weights=mine.safetensors", "study=more"])
+    build_network(config)
+    tensors = load_file("mine.safetensors")
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, "mine.safetensors")
+    with pytest.raises(InputError, match=r"mine.safetensors has changed since it was chosen \(digest "):
+        build_network(config)
 
 
 def test_a_run_can_be_initialised_from_the_folder_of_another(run: Run) -> None:

@@ -324,7 +324,12 @@ def test_describe(capsys: pytest.CaptureFixture[str]) -> None:
             "probes=[responses,gradient]",
             "probes=gradient: there is no such option; did you mean probes=gradients? There are connections, ",
         ),
-        ("probes.responses.images=1", "there is no option probes.responses\n"),
+        (
+            "probes.responses.images=1",
+            "there is no option probes.responses; choose the probe as well, as in 'probes=[responses]'\n",
+        ),
+        ("model-depth=8", "there is no option model-depth; did you mean model.depth=8?\n"),
+        ("experiment=mine", "digits_warmup, imagenet_degradation; --config-dir=FOLDER adds those of your own\n"),
         ("-m --cfg=job", "--cfg and --info show one configuration: leave out -m"),
         ("optim.steps.x=1", "optim.steps.x=1"),
         ("model.depth=twenty", "model.depth is 'twenty'; it must be an integer"),
@@ -590,3 +595,50 @@ def test_tab_completes(line: str, completions: set[str]) -> None:
 def test_the_makefile_runs_the_study_and_its_report() -> None:
     commands = subprocess.run(["make", "-n", "-C", ROOT, "study"], capture_output=True, text=True, check=True).stdout
     assert commands.index("plainres train experiment=digits") < commands.index("plainres report runs/digits")
+
+
+@pytest.mark.parametrize("flag", ["--dryrun", "--dry_run", "--dry-rn"])
+def test_a_misspelt_dry_run_is_not_a_run(flag: str, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["train", *SMALL, flag]) == 2
+    assert capfd.readouterr().err == f"plainres: there is no option {flag}; did you mean --dry-run?\n"
+    assert not list(tmp_path.iterdir())
+
+
+SHORTCUT = """
+from torch import nn
+
+class Own(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+
+    def forward(self, x, fx):
+        return fx
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("Own(nn.Module)", "Own(nn.Module"), "model.shortcut._target_=own{n}.Own: own{n}.py, line 4: SyntaxError: "),
+        (("from torch import nn", ""), "model.shortcut._target_=own{n}.Own: own{n}.py, line 4: NameError: name 'nn' "),
+        (("class Own", "class Mine"), "module 'own{n}' has no attribute 'Own'; it has Mine\n"),
+        (("super().__init__()", "self.norm = nn.ReLU()"), "model: own{n}.py, line 6: AttributeError: cannot assign "),
+        (("return fx", "return gx"), "model fails on images of shape [1, 8, 8]: own{n}.py, line 9: NameError: name "),
+        (("return fx", "fx"), "must be Tensor, not NoneType (--debug shows where)\n"),
+    ],
+)
+def test_a_mistake_in_a_shortcut_of_ones_own_is_one_line(
+    changes: tuple[str, str],
+    message: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    name = f"own{abs(hash(changes))}"  # a module is imported once
+    (tmp_path / f"{name}.py").write_text(SHORTCUT.replace(*changes))
+    monkeypatch.syspath_prepend(tmp_path)
+    options = [*SMALL, f"model.shortcut._target_={name}.Own"]
+    assert main(["train", *options, "--dry-run"]) == 2
+    captured = capfd.readouterr()
+    assert message.replace("own{n}", name) in captured.err
+    assert captured.err.count("\n") == 1

@@ -164,6 +164,27 @@ MULTIRUN = f"{G}hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      "
             "{file} must begin with the line `# @package _global_`, but begins with a byte order mark; save it as "
             "UTF-8 without one",
         ),
+        (
+            "experiment",
+            "defaults:\n  - override /data: digits\nstudy: x\n",
+            "{file} must begin with the line `# @package _global_`",
+        ),
+        (
+            "experiment",
+            f"{G}defaults:\n  - data: digits\nstudy: x\n",
+            "{file}: Could not find 'experiment/data/digits'; `override /data: digits` chooses an option of ",
+        ),
+        (
+            "experiment",
+            f"{G}defaults:\n  - /data: digits\nstudy: x\n",
+            "data appears more than once in the final defaults list; in defaults, `override /GROUP: OPTION` chooses ",
+        ),
+        ("experiment", f"{G}hydra: {{mode: MULTI}}\n", "{file}: hydra.mode must be RUN or MULTIRUN or null"),
+        (
+            "experiment",
+            f"{MULTIRUN}model.depth: 8,14\n".replace("  mode: MULTIRUN\n", ""),
+            "hydra.sweeper.params has axes (model.depth), but hydra.mode is not MULTIRUN; write `mode: ",
+        ),
         ("experiment", f"{G}study: [x\n", "{file}, line 3: expected ',' or ']', but got '<stream end>'"),
         ("experiment", f"{G}seed: 1\nseed: 2\n", "{file}, line 3: found duplicate key seed"),
         (

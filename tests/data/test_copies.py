@@ -168,7 +168,7 @@ def test_a_file_system_without_space(tmp_path: Path, folder: Path) -> None:
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "emptied", "deleted", "metadata", "targets"])
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "deleted", "metadata", "targets", "altered"])
 def test_a_damaged_copy_is_decoded_again(
     damage: str, folder: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,8 +182,11 @@ def test_a_damaged_copy_is_decoded_again(
         (copy / "train_images.bin").unlink()
     elif damage == "metadata":
         (copy / METADATA).write_text("{")
-    else:
+    elif damage == "targets":
         (copy / "train_targets.bin").unlink()
+    else:
+        file = copy / "train_images.bin"
+        file.write_bytes(bytes(file.stat().st_size))
     capsys.readouterr()
     assert images_in(folder, cache).load().sha256() == digest
     assert f"{copy} is damaged; decoding {folder} again" in capsys.readouterr().err

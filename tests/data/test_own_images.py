@@ -268,3 +268,30 @@ def test_a_name_that_the_hub_does_not_have(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", missing)
     with pytest.raises(InputError, match=r"data.path=some/where: there is no such folder; cannot read some/where from"):
         images_in("some/where", tmp_path / "cache")
+
+
+def test_training_images_are_not_evaluated_as_test_images(
+    tmp_path: Path, flowers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = {name.removeprefix("train/"): pixels for name, pixels in FLOWERS.items() if name.startswith("train/")}
+    undivided = write_folders(tmp_path / "undivided", training)
+    options = ["data=images", f"data.path={undivided}"]
+    assert main(["train", *options, "data.test_share=0.25", *SHORT]) == 0
+    (run,) = Path("runs").glob("*/*/")
+    assert main(["eval", str(run)]) == 0
+    predictions = (run / "predictions-images.parquet").read_bytes()
+    capsys.readouterr()
+    for changes in (["data.test_share=0.5"], [*options, "data.test_share=0.5"]):
+        assert main(["eval", str(run), *changes]) == 2
+        assert "data.test_share is 0.5, but 0.25 in the training of this network" in capsys.readouterr().err
+    assert (run / "predictions-images.parquet").read_bytes() == predictions
+    assert main(["eval", str(run), "data=images", f"data.path={flowers}"]) == 0
+
+
+def test_files_that_number_their_classes_differently_are_refused(tmp_path: Path) -> None:
+    images = rows_of([encode(np.zeros((8, 8, 3), np.uint8))] * 2)
+    for split, names in (("train", ["dark", "light"]), ("test", ["light", "dark"])):
+        columns = {"img": images, "label": pa.array([0, 1])}
+        write_table(tmp_path / "data" / f"{split}-00000-of-00001.parquet", columns, names)
+    with pytest.raises(InputError, match=r"the classes of .* are light, dark, but those of .* are dark, light"):
+        images_in(tmp_path / "data", tmp_path / "cache").load()

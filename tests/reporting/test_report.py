@@ -379,7 +379,7 @@ def test_a_copied_result_does_not_count_as_another_seed(few: Path):
     run = a_run(few, "plain", 8, 3)
     for file in ("result.json", "metrics.csv"):
         shutil.copy(next(few.glob("plain-8-w8-s0-*")) / file, run.folder)
-    assert "result.json is of the run ['plain', 8, 0]" in line(report_text(few), run.name)
+    assert "result.json is of the run ['plain-8-w8-s0-" in line(report_text(few), run.name)
 
 
 def test_other_settings_define_other_families(folder: Path):
@@ -459,6 +459,43 @@ def test_runs_that_name_different_references_are_compared_with_the_first_and_the
         "Training error, identity minus plain",
     ]
     assert "Runs name different baselines (model/shortcut=identity; model/shortcut=plain). The first" in study.fairness
+
+
+def test_networks_with_several_sources_of_a_class_are_not_compared(folder: Path):
+    for seed in range(6):
+        attempts = [{"device": "cpu", "threads": 1, "classes": {"mine.Halved": "ab" if seed < 3 else "cd"}}]
+        for depth in (8, 20, 56):
+            finish(a_run(folder, "plain", depth, seed), depth + seed)
+            finish(a_run(folder, "halved", depth, seed), seed / 2, attempts=attempts)
+    refusal = "several sources of mine.Halved: no claim"
+    assert refusal in line(report_text(folder), "  depth 20 ")
+    study = report.read_study(folder)
+    (trend,) = [trend for trend in study.trends if trend.label == "halved"]
+    assert trend.verdict == refusal
+    assert trend.p_holm is None
+    (deeper,) = [
+        each for each in study.comparisons["Training error, deepest minus shallowest"] if "halved" in each.what
+    ]
+    assert deeper.verdict == refusal
+
+
+def test_a_mean_that_falls_is_no_claim_that_the_error_grows(folder: Path):
+    for depth, errors in ((8, (90, 1, 1, 1, 1)), (14, (91, 2, 2, 2, 2)), (20, (5, 3, 3, 3, 3))):
+        for seed, error in enumerate(errors):
+            finish(a_run(folder, "plain", depth, seed), error)
+    (trend,) = report.read_study(folder).trends
+    assert trend.verdict == (
+        "training error grows with depth in its ranks, but not in its mean (18.80 and 3.40 %): no claim"
+    )
+
+
+def test_the_result_of_another_run_is_not_used(few: Path):
+    first, other = a_run(few, "plain", 8, 7), a_run(few, "plain", 8, 7, width=16)
+    finish(first, 5)
+    shutil.copy(first.folder / "result.json", other.folder)
+    shutil.copy(first.folder / "metrics.csv", other.folder)
+    reasons = dict(report.read_study(few).unused)
+    assert f"result.json is of the run ['{first.name}'], but config.yaml of ['{other.name}']" in reasons[other.name]
 
 
 def test_published_errors_are_shown_next_to_ours(folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -675,6 +712,9 @@ def test_one_run_is_reported_without_a_claim(folder: Path):
         shutil.rmtree(run)
     finish(a_run(folder, "plain", 20, 0), 5)
     assert nothing.format("another model/shortcut than plain") in " ".join(report_text(folder).split())
+    a_run(folder, "identity", 20, 0)
+    left = "Nothing to compare yet: 1 run of this study is not finished; run its `plainres train` command again."
+    assert left in " ".join(report_text(folder).split())
 
 
 def test_one_seed_has_no_spread_in_figures(few: Path):

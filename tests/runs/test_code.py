@@ -133,7 +133,8 @@ def test_a_run_that_resumes_with_other_code_of_plainres_says_so(
     make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run.of(make_config())
-    run.prepare("digest of the images")
+    run.prepare()
+    run.begin("digest of the images")
     (run.checkpoints / "step-000000001.ckpt").touch()
     assert hints([run]) == []
     commit = "0123456789abcdef0123456789abcdef01234567"

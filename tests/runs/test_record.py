@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from plainres.config.schema import Config
+from plainres.config.schema import Config, ReportOptions
 from plainres.errors import InputError, LockedError
 from plainres.runs.record import Run, State
 from plainres.runs.saved import newest
@@ -88,19 +88,30 @@ def test_the_digest_of_the_images_is_recorded_from_the_start_and_checked(make_co
     run = Run.of(make_config(data=HUB | {"path": "A"}))
     assert run.data_sha256 is None
     run.check_data("a" * 64)
-    run.prepare("a" * 64)
+    run.prepare()
+    run.begin("a" * 64)
     assert run.data_sha256 == "a" * 64
     run.check_data("a" * 64)
     other = Run.of(make_config(data=HUB | {"path": "B"}))
     assert other.folder == run.folder
-    for reject in (other.check_data, other.prepare):
-        with pytest.raises(InputError) as error:
-            reject("b" * 64)
-        assert str(error.value) == (
-            f"{run.folder} was trained on other images (data=synthetic data.path=A, digest aaaaaaaa) than these "
-            "(data=synthetic data.path=B, digest bbbbbbbb); to train on these as well, add study=NAME"
-        )
+    with pytest.raises(InputError) as error:
+        other.check_data("b" * 64)
+    assert str(error.value) == (
+        f"{run.folder} was trained on other images (data=synthetic data.path=A, digest aaaaaaaa) than these "
+        "(data=synthetic data.path=B, digest bbbbbbbb); to train on these as well, add study=NAME"
+    )
     assert Run.read(run.folder).config.data["path"] == "A"
+
+
+def test_a_run_in_training_keeps_its_configuration(make_config: Make) -> None:
+    run, other = Run.of(make_config()), Run.of(make_config(report=ReportOptions({"model/shortcut": "identity"})))
+    assert other.folder == run.folder
+    run.prepare()
+    with run.lock():
+        other.prepare()
+        assert Run.read(run.folder).config == run.config
+    other.prepare()
+    assert Run.read(run.folder).config == other.config
 
 
 def test_the_digest_of_a_run_of_an_older_version_is_in_its_result(make_config: Make) -> None:

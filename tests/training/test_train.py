@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from multiprocessing import get_context
 from pathlib import Path
@@ -146,6 +147,13 @@ def test_the_result_does_not_depend_on_the_process(make_config: Make, tmp_path: 
     assert trained(make_config(depth=14, seed=6)).result["weights_sha256"] != alone
     rows = [run.curve() for run in (Run.of(config), after_others, fresh, pooled)]
     assert all(curve == rows[0] for curve in rows)
+
+
+def test_a_run_that_another_process_has_finished_is_left_as_it_is(make_config: Make) -> None:
+    run = trained(make_config())
+    before = {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file()}
+    train(Run.of(replace(run.config, trainer=replace(run.config.trainer, threads=2))))
+    assert {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file()} == before
 
 
 @pytest.mark.parametrize("accelerator", ["cpu", "gpu"])

@@ -39,7 +39,8 @@ def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
     that is set.
 
     Raises:
-        InputError: an override is invalid, or is not of data, trainer or precision.
+        InputError: an override is invalid, is not of data, trainer or precision, or divides the images of training
+            into other training and test images.
     """
     for override in overrides:
         if not override.lstrip("+").startswith((*EVALUATION, "--config-dir")):
@@ -55,8 +56,24 @@ def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
     if not other_data:  # keep the run's data options, except those that are overridden
         keys = [override.split("=")[0].split(".")[1] for override in overrides if "data." in override.split("=")[0]]
         data = config.data | {key: data[key] for key in keys}
+    _check_division(config.data, data)
     options = {**config.options, "data": composed.options["data"]}
     return replace(config, data=data, trainer=composed.trainer, precision=composed.precision, options=options)
+
+
+def _check_division(training: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    """Check that images without a test set of their own are divided as in training.
+
+    Raises:
+        InputError: they are not, so that test images would be among those that the network was trained on.
+    """
+    shares = [each.get("test_share") for each in (training, data)]
+    names = {Path(str(each.get("name"))).resolve() for each in (training, data)}  # a path, or a name on the Hub
+    if shares[0] is not None and shares[0] != shares[1] and len(names) == 1:
+        raise InputError(
+            f"data.test_share is {shares[1]}, but {shares[0]} in the training of this network, which has seen some of "
+            f"those test images; set data.test_share={shares[0]}, or give images of its own test set"
+        )
 
 
 def compose_one(overrides: Sequence[str]) -> Config:
@@ -197,8 +214,14 @@ def _recorded_statistics(run: Run) -> tuple[Tensor, Tensor] | None:
 
 
 def _with_location(run: Run, config: Config) -> Config:
-    """Return the configuration of a run with the location of `config`, if both have the same data set."""
-    return located(run.config, location_in(config) if config.options == run.config.options else ())
+    """Return the configuration of a run with the location of `config`, if both have the same data set.
+
+    Images of the user's own are the same under the same name, or else if those of the training are no longer there.
+    """
+    own, other = run.config.data, config.data
+    absent = own.get("path") is not None and not Path(own["path"]).exists()
+    same = config.options == run.config.options and (own.get("name") == other.get("name") or absent)
+    return located(run.config, location_in(config) if same else ())
 
 
 def predict(run: Run | Path | str, overrides: Sequence[str] = ()) -> Predictions:

@@ -11,7 +11,7 @@ class _AnalysisArguments(Arguments):
     """Parser of the options of a command on finished runs, and of overrides that locate their images."""
 
     def __init__(self, command: str, description: str, *, seeded: bool = True) -> None:
-        super().__init__(command, description, example="runs/digits/identity-8-w8-s0-203321d6", location=True)
+        super().__init__(command, description, example="runs/digits/identity-8-w8-s0-d36f80ca", location=True)
         self.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a finished run")
         if seeded:
             self.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: 0)")

@@ -217,7 +217,8 @@ def eval_(arguments: list[str]) -> int:
     with standard_output_free(options.json):
         if target.is_dir():
             run = Run.read(target)
-            config, name, prefix = with_overrides(run.config, overrides), run.name, f"{target}/"
+            config, name = with_overrides(run.config, overrides), run.name
+            prefix = f"{target}/" if run.finished else f"{target}/step-{run.step}-"
             predictions = predict(run, overrides)
         else:
             config, predictions = predict_with_file(target, overrides)
@@ -241,7 +242,7 @@ def export(arguments: list[str]) -> int:
         "export",
         "Write the weights of a run as safetensors, with its configuration and its channel statistics. The names are "
         "torchvision's if the network is one of its ResNets.",
-        example="runs/digits/identity-8-w8-s0-203321d6 weights.safetensors",
+        example="runs/digits/identity-8-w8-s0-d36f80ca weights.safetensors",
         location=True,
     )
     parser.add_argument("run", type=Path, help="folder of a run")

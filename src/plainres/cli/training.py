@@ -1,5 +1,6 @@
 """The command `plainres train`, which imports its dependencies when it is called."""
 
+import difflib
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -30,6 +31,7 @@ def train(arguments: list[str]) -> int:
         from plainres.runs.tuning import runs_of
 
         overrides = [word for word in arguments if word not in (DRY_RUN, JSON)]
+        _check_flags(overrides)
         with standard_output_free(as_json):
             jobs = compose_jobs(overrides)
         runs = runs_of(jobs.configs)
@@ -53,6 +55,18 @@ def train(arguments: list[str]) -> int:
         if as_json and world.rank == 0:
             _print_outcomes(runs_of(jobs.configs))
     return 1 if failed else 0
+
+
+def _check_flags(words: Sequence[str]) -> None:
+    """Refuse a misspelt option of this command, before it is compared with Hydra's and with keys.
+
+    Raises:
+        InputError: there is one.
+    """
+    for word in words:
+        close = difflib.get_close_matches(word.replace("_", "-"), (DRY_RUN, JSON, "--help"), 1, 0.8)
+        if word.startswith("-") and close:
+            raise InputError(f"there is no option {word}; did you mean {close[0]}?")
 
 
 def _print_outcomes(runs: Sequence["Run"]) -> None:
@@ -93,9 +107,10 @@ def _train_one(run: "Run") -> None:
     from plainres.processes.world import World
 
     first = World.current().rank == 0
-    if first and run.finished and run.result:
-        print(f"{run.name} is finished already", *unmeasured([run]), sep="\n", file=sys.stderr)
+    finished = run.finished and run.result
     result = train(run).result
+    if first and finished:
+        print(f"{run.name} is finished already", *unmeasured([run]), sep="\n", file=sys.stderr)
     if first:
         print(
             f"train error {result['train_error']:.2f} % (running), {result['train_error_eval']:.2f} % (eval); "

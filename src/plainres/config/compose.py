@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import hashlib
 import os
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from plainres.config.schema import Config
 from plainres.config.suggestions import keys_of, suggestion
 from plainres.console import bar
 from plainres.errors import InputError
+from plainres.files import file_sha256
 
 LISTS = ("experiment", "logger", "probes")  # groups of which several options can be chosen
 SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -138,10 +138,12 @@ def compose_jobs(arguments: Sequence[str]) -> Jobs:
     @hydra.main(version_base="1.3", config_path="pkg://plainres.conf", config_name="config")
     def collect(composed: DictConfig) -> None:
         jobs.launcher = chosen_options()["hydra/launcher"]
-        # converted below, because Hydra prints errors raised here
+        # checked and converted below, because Hydra prints errors raised here
         collected.append((composed, chosen_options(), list(HydraConfig.get().overrides.task)))
+        axes.extend(map(str, HydraConfig.get().sweeper.get("params") or ()))
 
     collected: list[tuple[DictConfig, dict[str, str], list[str]]] = []
+    axes: list[str] = []
     full_error = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints its errors itself, and exits
     plugins: Any = Plugins.instance()
@@ -154,6 +156,11 @@ def compose_jobs(arguments: Sequence[str]) -> Jobs:
             # Hydra's parser accepts no overrides on both sides of a flag
             sys.argv[1:] = sorted(map(as_typed, arguments), key=lambda word: word not in ("-m", "--multirun"))
             collect()
+        if axes and not any(word.startswith("hydra.mode=") for word in arguments):
+            raise InputError(
+                f"hydra.sweeper.params has axes ({', '.join(axes)}), but hydra.mode is not MULTIRUN; write `mode: "
+                "MULTIRUN` beside `sweeper:` in the study's file, or set hydra.mode=RUN for one run without them"
+            )
         jobs.configs += [typed(*job) for job in collected]
     except (InputError, BrokenPipeError):
         raise
@@ -317,8 +324,7 @@ def _sha256(file: Any) -> str:
     from plainres.models.weights import weights_file  # with torch
 
     try:
-        with weights_file(Path(file)).open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        return file_sha256(weights_file(Path(file)))
     except (OSError, TypeError) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else "it cannot be read"
         raise InputError(f"model.weights={file}: {reason}") from error

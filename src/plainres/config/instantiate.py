@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
-from types import UnionType
+from types import ModuleType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import hydra.utils
@@ -18,7 +18,7 @@ from torch import Generator, nn
 from plainres.config.schema import MODEL_DEFAULTS, Config, in_words
 from plainres.console import quantity
 from plainres.data.sources import Source
-from plainres.errors import InputError, first_line
+from plainres.errors import InputError, first_line, in_own_code
 from plainres.models.initialisation import Scheme
 from plainres.models.probes import Probe, check_probes
 from plainres.models.summary import Description, describe
@@ -51,7 +51,7 @@ def architecture_of(config: Config, source: Source) -> nn.Module:
     except InputError:
         raise
     except Exception as error:  # from a user's own class, too
-        raise InputError(f"model: {type(error).__name__}: {first_line(error)}") from error
+        raise InputError(f"model: {in_own_code(error)} (--debug shows where)") from error
 
 
 def description_of(config: Config, source: Source) -> Description:
@@ -125,8 +125,9 @@ def check(config: Config, *, devices: bool = True) -> None:
         try:
             logits = network(torch.zeros(2, *source.shape))
         except Exception as error:  # from a user's own class, too
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            raise InputError(f"model fails on images of shape {list(source.shape)}: {reason}") from error
+            raise InputError(
+                f"model fails on images of shape {list(source.shape)}: {in_own_code(error)} (--debug shows where)"
+            ) from error
         _scheme(config)(network, Generator())  # draws nothing on the meta device, but rejects unsuitable networks
     check_probes(probes, network)
     if file := _initial_weights(config):
@@ -162,7 +163,7 @@ def network_of(config: Config, source: Source) -> nn.Module:
     _scheme(config)(network, Generator().manual_seed(mix("backbone", config.seed)))
     seed_noise(network, config.seed)
     if file := _initial_weights(config):
-        load_weights(network, file, new_head=config.model.get("head") is not None)
+        load_weights(network, file, new_head=config.model.get("head") is not None, sha256=config.weights_sha256)
     return network
 
 
@@ -196,7 +197,8 @@ def _instantiate(node: Mapping[str, Any], key: str) -> Any:
     except HydraException as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from error
-        raise InputError(f"{key}: {str(error.__cause__ or error).splitlines()[0]}") from error
+        reason = in_own_code(error.__cause__) if error.__cause__ else first_line(error)
+        raise InputError(f"{key}: {reason}") from error
 
 
 def _check(node: Mapping[str, Any], key: str) -> None:
@@ -208,12 +210,7 @@ def _check(node: Mapping[str, Any], key: str) -> None:
     if "_target_" not in node:
         keys = f"only {', '.join(node)}" if node else "no key at all"
         raise InputError(f"{key} has {keys}; it needs _target_, the path of its class")
-    try:
-        target = pkgutil.resolve_name(node["_target_"])
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"{key}._target_={node['_target_']}: {error}; add its folder to PYTHONPATH if it is your own"
-        ) from error
+    target = _resolved(node["_target_"], f"{key}._target_={node['_target_']}")
     if not callable(target):
         raise InputError(f"{key}._target_={node['_target_']} is not a class or function")
     parameters = inspect.signature(target).parameters
@@ -237,6 +234,31 @@ def _check(node: Mapping[str, Any], key: str) -> None:
                 f"{key} lacks {', '.join(missing)}, which {target.__name__} needs; add the value, "
                 "or _partial_: true if the arguments follow later"
             )
+
+
+def _resolved(path: str, setting: str) -> Any:
+    """Return the class or function at an import path.
+
+    Raises:
+        InputError: there is none, or its module cannot be imported.
+    """
+    try:
+        return pkgutil.resolve_name(path)
+    except (ModuleNotFoundError, ValueError) as error:
+        raise InputError(f"{setting}: {error}; add its folder to PYTHONPATH if it is your own") from error
+    except AttributeError as error:
+        raise InputError(f"{setting}: {in_own_code(error)}{_has(error.obj)}") from error
+    except Exception as error:  # from a module of the user's own
+        raise InputError(f"{setting}: {in_own_code(error)}") from error
+
+
+def _has(module: Any) -> str:
+    """List the classes and functions that a module defines, as the end of a message; "" for anything but a module."""
+    if not isinstance(module, ModuleType):
+        return ""
+    defined = (name for name, each in vars(module).items() if getattr(each, "__module__", None) == module.__name__)
+    names = getattr(module, "__all__", None) or list(defined)
+    return f"; it has {', '.join(names) or 'none'}"
 
 
 def _is_a(value: Any, hint: Any) -> bool:

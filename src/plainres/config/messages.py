@@ -41,10 +41,10 @@ def one_line(
         if not error.options:  # for an option in a list of options
             error.options = options.of(str(error.missing_cfg_file).rpartition("/")[0])
         if error.options:
-            return _missing_option(str(error.missing_cfg_file), error.options)
+            return _missing_option(str(error.missing_cfg_file), error.options, has_own=bool(options.config_dir))
     if isinstance(error, ConfigCompositionException) and str(error).startswith("In '"):
         name = str(error).split("'")[1]
-        return f"{options.file(name)}{_in_file(name, error.__context__, options, default_keys)}"
+        return f"{options.file(name)}{_in_file(name, error.__context__ or error, options, default_keys)}"
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _of_override(error, arguments, options, default_keys)
     return f"{' '.join(arguments)}: {_sentences(error)}"
@@ -61,7 +61,7 @@ def _of_yaml(error: YAMLError | UnicodeDecodeError, arguments: Sequence[str], op
     return f"{mark.name}, {first_line(error)}{advice}" if mark else f"{' '.join(arguments)}: {_sentences(error)}"
 
 
-def _missing_option(file: str, names: Sequence[str]) -> str:
+def _missing_option(file: str, names: Sequence[str], *, has_own: bool) -> str:
     group, _, option = file.rpartition("/")
     if group == "hydra/launcher":
         return (
@@ -70,24 +70,25 @@ def _missing_option(file: str, names: Sequence[str]) -> str:
         )
     close = similar_options(option, names)
     guess = f"did you mean {' or '.join(f'{group}={name}' for name in close)}? There" if close else "there"
-    return f"{group}={option}: there is no such option; {guess} are {', '.join(names)}"
+    own = "" if has_own else "; --config-dir=FOLDER adds those of your own"
+    return f"{group}={option}: there is no such option; {guess} are {', '.join(names)}{own}"
 
 
 def _in_file(name: str, cause: Any, options: Options, default_keys: Callable[[], Sequence[str]]) -> str:
     """Describe an error in a YAML file, as the rest of a sentence that begins with the file's name."""
+    if name.startswith("experiment/") and not options.is_global(name):
+        marked = ", but begins with a byte order mark; save it as UTF-8 without one" if options.has_bom(name) else ""
+        return f" must begin with the line `{GLOBAL}`{marked}"
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
-        key = str(cause.full_key)
-        if name.startswith("experiment/") and key == "experiment":
-            marked = (
-                ", but begins with a byte order mark; save it as UTF-8 without one" if options.has_bom(name) else ""
-            )
-            return f" must begin with the line `{GLOBAL}`{marked}"
-        return f": {unknown_option(key, None, default_keys(), options)}"
+        return f": {unknown_option(str(cause.full_key), None, default_keys(), options)}"
     if isinstance(cause, ValidationError) and cause.object_type is not None:
         return f": {_must_be(cause)}"
     if isinstance(cause, ConfigTypeError):
         return " must contain keys and values"
-    return f": {_sentences(cause)}"
+    reason = _sentences(cause).removeprefix(f"In '{name}': ")
+    absent = reason.partition("Could not find 'experiment/")[2].rstrip("'")
+    advice = f"; `override /{absent.replace('/', ': ')}` chooses an option of another group" if absent else ""
+    return f": {reason}{advice}"
 
 
 def _of_override(
@@ -114,6 +115,8 @@ def _of_override(
     if deletion:
         return f"{deletion}: it cannot be removed; set another value, {deletion.lstrip('~').partition('=')[0]}=VALUE"
     parts = [_sentences(error).removeprefix("Error merging override ")]
+    if "appears more than once" in parts[0]:
+        parts[0] += "; in defaults, `override /GROUP: OPTION` chooses another option of a group"
     if isinstance(cause, ValidationError) and cause.object_type is not None:
         parts.append(_must_be(cause))
     elif isinstance(cause, OmegaConfBaseException):
@@ -134,6 +137,10 @@ def unknown_option(
         siblings: the names in the same node; by default those in `keys`.
     """
     groups = list(options.groups())
+    group, _, rest = key.partition(".")
+    probe = rest.partition(".")[0]
+    if group == "probes" and probe in options.of(group):
+        return f"there is no option {key}; choose the probe as well, as in 'probes=[{probe}]'"
     known = [each for each in keys if each != key]
     guess = RESUME if key == "resume" else suggestion(key, value, known, groups)
     if "/" in key:

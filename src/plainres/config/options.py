@@ -56,6 +56,11 @@ class Options:
         own = Path(self.config_dir or ".") / f"{name}.yaml"
         return own if self.config_dir and own.is_file() else Path("conf") / f"{name}.yaml"
 
+    def is_global(self, name: str) -> bool:
+        """Whether the file of an option begins with the line of an experiment; True without a file."""
+        file = self.file(name)
+        return not file.is_file() or file.read_text(encoding="utf-8").startswith(GLOBAL)
+
     def has_bom(self, name: str) -> bool:
         """Whether the file of an option begins with a byte order mark."""
         file = self.file(name)

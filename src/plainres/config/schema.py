@@ -4,8 +4,10 @@ A node is either declared here, or instantiated, and then the signature of its c
 `Config` from conf/ (see `plainres.config.compose`), which holds plain Python objects and no DictConfig.
 """
 
+import inspect
 import math
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
@@ -41,6 +43,8 @@ def in_words(hint: Any) -> str:
     """Describe the values that an annotation allows, for messages."""
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(map(in_words, get_args(hint)))
+    if inspect.isclass(hint) and issubclass(hint, Enum):
+        return " or ".join(hint.__members__)
     return WORDS.get(get_origin(hint) or hint, getattr(hint, "__name__", str(hint)))
 
 

@@ -73,7 +73,7 @@ def similar_names(key: str, keys: Sequence[str], groups: Sequence[str]) -> list[
     parent, _, last = key.replace("/", ".").rpartition(".")
     siblings = [path for path in [*groups, *keys] if path.replace("/", ".").rpartition(".")[0] == parent]
     names = (
-        [name for name in dict.fromkeys([*groups, *keys]) if name == MEANT.get(last)]
+        [name for name in dict.fromkeys([*groups, *keys]) if name in (MEANT.get(last), key.replace("-", "."))]
         or [group for group in groups if _last(group) == last]
         or [path for path in keys if _last(path) == last]
         or _similar(last, siblings, 0.6)

@@ -7,7 +7,6 @@ and a copy may be larger than the memory.
 """
 
 import errno
-import hashlib
 import json
 import mmap
 import os
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from plainres.console import say
 from plainres.errors import InputError
+from plainres.files import file_sha256
 from plainres.locks import HeldError, held
 
 VERSION = 1  # of the files of a copy
@@ -34,7 +34,6 @@ METADATA = "metadata.json"
 USED = "used"  # empty file, whose time of modification is that of the last use
 UNFINISHED = ".tmp-"
 CLUTTER = (".DS_Store", "Thumbs.db", "desktop.ini")  # files that file managers add
-CHUNK = 1 << 24  # bytes read at a time
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,11 @@ class Contents:
     std: list[float] | None = None
     data_sha256: str | None = None
     version: int = VERSION
+
+    @property
+    def bytes(self) -> int:
+        """Total size of the files."""
+        return sum(size for size, _ in self.files.values())
 
     @property
     def histogram_tensor(self) -> Tensor:
@@ -145,15 +149,6 @@ class Copy:
     def disk_bytes(self) -> int:
         """Space that the copy takes on disk."""
         return sum(file.stat().st_blocks * 512 for file in self.folder.iterdir())
-
-
-def file_sha256(file: Path) -> str:
-    """Return the digest of a file."""
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while chunk := opened.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def reserved(folder: Path, timeout: float = -1) -> AbstractContextManager[None]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -104,6 +105,11 @@ class Tables:
                         f"{self.folder}: column {column!r} of {path} is not as in {parts[0].path}; all files must have "
                         "the same columns"
                     )
+            if (names := _class_names(schema, label)) != (expected := _class_names(first, label)):
+                raise InputError(
+                    f"{self.folder}: the classes of {path} are {_listed(names)}, but those of {parts[0].path} are "
+                    f"{_listed(expected)}; all files must name the same classes in the same order"
+                )
         values = {split: [self._labels(part.path, label) for part in self.splits[split]] for split in splits}
         targets, classes = _numbered(values, _class_names(first, label))
         rows = {
@@ -214,6 +220,10 @@ def _class_names(schema: Any, column: str) -> list[str] | None:
     if isinstance(names, Mapping):  # of older versions, by number
         names = [names[str(number)] for number in range(len(names))]
     return [str(name) for name in names]
+
+
+def _listed(names: Sequence[str] | None) -> str:
+    return textwrap.shorten(", ".join(names), 60, placeholder=" ...") if names else "without names"
 
 
 def _numbered(

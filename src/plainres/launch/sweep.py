@@ -183,8 +183,12 @@ class _Pool:
     def _start(self, count: int) -> None:
         """Start up to `count` runs, each in a free slot."""
         while self.waiting and count:
+            cost, run = self.waiting.pop()
+            if run.finished:  # by another command, since this one began
+                self._report(run, cost, None, None)
+                continue
             count -= 1
-            (cost, run), slot = self.waiting.pop(), self.free.pop()
+            slot = self.free.pop()
             run.warning_file.unlink(missing_ok=True)  # of an attempt that was killed
             receiver, sender = multiprocessing.connection.Pipe(duplex=False)
             process = self.context.Process(target=_work, args=(run.folder, sender, slot))

@@ -3,7 +3,6 @@
 The names of weights may follow any scheme in `ALIASES`, in any mixture, behind prefixes of wrappers.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from plainres.errors import InputError, first_line
-from plainres.files import atomically, checkpoints_in
+from plainres.files import atomically, checkpoints_in, file_sha256
 from plainres.models.blocks import BlockSpec
 from plainres.models.networks import ImageNet
 from plainres.models.shortcuts import Projection
@@ -82,13 +81,25 @@ def weights_file(path: Path) -> Path:
     return checkpoints[-1] if checkpoints else path
 
 
-def load_weights(network: nn.Module, file: Path, *, new_head: bool = False) -> None:
+def load_weights(network: nn.Module, file: Path, *, new_head: bool = False, sha256: str | None = None) -> None:
     """Load the weights in a file into a network.
 
+    Args:
+        network: the network.
+        file: a file of weights, or the folder of a run.
+        new_head: see `weights_for`.
+        sha256: the digest that the file had when it was chosen, if that is to be compared.
+
     Raises:
-        InputError: as `weights_for`.
+        InputError: as `weights_for`; or the file has another digest.
     """
-    network.load_state_dict(weights_for(network, file, new_head=new_head))
+    weights = weights_for(network, file, new_head=new_head)
+    if sha256 and (now := file_sha256(weights_file(file))) != sha256:
+        raise InputError(
+            f"model.weights={file} has changed since it was chosen (digest {sha256[:8]}, now {now[:8]}), as the folder "
+            "of a run does while it trains; run the command again to begin with the weights of now, or give a file"
+        )
+    network.load_state_dict(weights)
 
 
 def weights_for(network: nn.Module, file: Path, *, new_head: bool = False) -> dict[str, Tensor]:
@@ -200,9 +211,7 @@ def published_statistics(file: Path) -> tuple[str, tuple[Tensor, Tensor]] | None
 
     The file is recognised by its digest, not by its name. The statistics are in units of pixel values.
     """
-    with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    if digest[:8] not in AKAMASTERS:
+    if file_sha256(file)[:8] not in AKAMASTERS:
         return None
     return "akamaster", (255 * torch.tensor(IMAGENET_MEAN), 255 * torch.tensor(IMAGENET_STD))
 

@@ -22,8 +22,9 @@ READ_WHEN_USED = ("PL_*", "LT_*")  # by Lightning
 READ_AT_IMPORT = (
     *("AOT_*", "AOTI_*", "AOTINDUCTOR_*", "INDUCTOR_*", "PYTORCH_*", "TORCH_*", "TORCHDYNAMO_*", "TORCHINDUCTOR_*"),
     *("ATEN_*", "CUBLAS_*", "CUDNN_*", "NVIDIA_TF32_OVERRIDE"),
-    *("DNNL_*", "GOMP_*", "KMP_*", "MKL_*", "OMP_*", "ONEDNN_*", "OPENBLAS_*"),
+    *("DNNL_*", "GOMP_*", "INTEL_ISA_*", "KMP_*", "MKL_*", "OMP_*", "ONEDNN_*", "OPENBLAS_*"),
 )
+INSTRUCTION_SETS = ("MKL_*DEBUG_CPU_TYPE",)  # chosen by variables that sound like HARMLESS ones
 HARMLESS = (
     *("*DEBUG*", "*_LOG", "*_LOG_*", "*_LOGS*", "*VERBOSE*", "*_SHOW_*", "*_TRACE*", "OMP_DISPLAY_*"),
     *("*_ARCH_LIST", "*_BUILD_*", "*_CACHE_DIR", "*_DIR", "*_HOME", "*_INC_PATH", "*_PATH", "*_ROOT", "*_VERSION"),
@@ -94,7 +95,11 @@ def isolate() -> None:
 
 def influencing(names: Collection[str]) -> list[str]:
     """Return those of the names of variables that would change a run, sorted."""
-    return sorted(name for name in names if _in(name, READ_WHEN_USED + READ_AT_IMPORT) and not _in(name, HARMLESS))
+    return sorted(
+        name
+        for name in names
+        if _in(name, READ_WHEN_USED + READ_AT_IMPORT) and (_in(name, INSTRUCTION_SETS) or not _in(name, HARMLESS))
+    )
 
 
 def environment_of_workers(threads: int) -> dict[str, str]:

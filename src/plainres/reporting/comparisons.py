@@ -2,8 +2,9 @@
 
 A comparison makes a claim only if its runs have equal training budgets and data, the runs of each seed have equal
 training conditions (see `plainres.reporting.conditions`), and they differ in no other setting. Conditions may differ
-between seeds, because only runs of one seed are subtracted or ranked: each seed is a block. A comparison is of the
-training errors of the final weights in evaluation mode.
+between seeds, because only runs of one seed are subtracted or ranked: each seed is a block. The sources of the user's
+own classes may not, because these are what is compared. A comparison is of the training errors of the final weights in
+evaluation mode.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from plainres.console import quantity
-from plainres.reporting.conditions import differing
+from plainres.reporting.conditions import differing, edited_classes
 from plainres.reporting.families import SHORTCUT, Family
 from plainres.reporting.statistics import LEVEL, Difference, PageTest, holm, page_test, paired_difference, summarize
 from plainres.runs.record import Run
@@ -120,8 +121,19 @@ def comparisons(families: Sequence[Family], reference: Mapping[str, Any]) -> dic
     return groups
 
 
-def nothing_to_compare(families: Sequence[Family], reference: Mapping[str, Any]) -> str:
-    """Say which runs are missing for a first comparison: each family has one depth, and one side has no family."""
+def nothing_to_compare(families: Sequence[Family], reference: Mapping[str, Any], left: int) -> str:
+    """Say which runs are missing for a first comparison: each family has one depth, and one side has no family.
+
+    Args:
+        families: the families of the finished runs.
+        reference: the settings of the reference families.
+        left: the number of the study's runs that are not finished.
+    """
+    if left:
+        return (
+            f"Nothing to compare yet: {quantity(left, 'run')} of this study {'is' if left == 1 else 'are'} not "
+            "finished; run its `plainres train` command again."
+        )
     side = f"with {' '.join(f'{key}={value}' for key, value in reference.items())}, the baseline of this report"
     if any(family.is_like(reference) for family in families):
         side = "with " + " or ".join(f"another {key} than {value}" for key, value in reference.items())
@@ -151,6 +163,11 @@ def trends(families: Iterable[Family]) -> list[Trend]:
         elif p < LEVEL:
             ends = [summarize([_errors(runs)[s] for s in test.seeds]).mean for runs in family.runs.values()]
             verdict = f"training error grows with depth, from {ends[0]:.2f} to {ends[-1]:.2f} %"
+            if ends[0] >= ends[-1]:  # the test is of ranks, which a single large error hardly changes
+                verdict = (
+                    f"training error grows with depth in its ranks, but not in its mean ({ends[0]:.2f} and "
+                    f"{ends[-1]:.2f} %): no claim"
+                )
         else:
             verdict = "not shown to grow with depth"
         results.append(Trend(family.label, test, p, verdict))
@@ -202,6 +219,8 @@ def _objection(blocks: Sequence[Sequence[Run]], unlike: Iterable[str] = ()) -> s
         return f"settings differ ({', '.join(sorted(unlike))}): no claim"
     if names := sorted({name for block in blocks for name in differing(block)}):
         return f"unequal conditions ({', '.join(names)}): no claim"
+    if names := edited_classes(runs):
+        return f"several sources of {', '.join(names)}: no claim"
     return ""
 
 

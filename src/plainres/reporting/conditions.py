@@ -31,6 +31,16 @@ def differing(runs: Iterable[Run]) -> dict[str, list[str]]:
     return {name: sorted(values) for name, values in all_values.items() if len(values) > 1}
 
 
+def edited_classes(runs: Iterable[Run]) -> list[str]:
+    """Return the names of the user's own classes of which the runs have several sources."""
+    sources: dict[str, set[str]] = {}
+    for run in runs:
+        for attempt in run.result.get("attempts") or [run.result]:
+            for name, digest in attempt.get("classes", {}).items():
+                sources.setdefault(name, set()).add(digest)
+    return sorted(name for name, digests in sources.items() if len(digests) > 1)
+
+
 def _of_attempt(run: Run, record: Mapping[str, Any]) -> dict[str, str]:
     device, devices = str(record["device"]), record.get("devices", 1)
     on_cpu = not device or device.startswith("cpu")

@@ -86,11 +86,13 @@ class Observed:
     """Measurements of a probe in a run.
 
     Args:
+        images: the images on which they were made, as "256 of 1500".
         layers: the names of the layers.
         values: the values of each layer, by column, before (False) and after training (True), if measured. Infinite
             values are replaced by NaN, which leaves a gap in a figure.
     """
 
+    images: str
     layers: list[str]
     values: dict[bool, dict[str, list[float]]]
 
@@ -99,7 +101,8 @@ def observations(probe: str, families: Families) -> tuple[dict[str, dict[int, li
     """Read the measurements of a probe in all runs that have them.
 
     Returns:
-        The measurements by family and depth; and the folders of runs with a damaged file, with the reason.
+        The measurements by family and depth; and the folders of runs that are not drawn although other seeds are, with
+        the reason.
     """
     observed: dict[str, dict[int, list[Observed]]] = {}
     unusable = []
@@ -107,6 +110,7 @@ def observations(probe: str, families: Families) -> tuple[dict[str, dict[int, li
         observed[family] = {}
         for depth, by_seed in by_depth.items():
             of_seeds: list[Observed] = []
+            without = []
             for run in by_seed.values():
                 try:
                     of_run = _read(run, probe)
@@ -115,10 +119,24 @@ def observations(probe: str, families: Families) -> tuple[dict[str, dict[int, li
                 except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
                     unusable.append((run.folder.name, f"probes/{probe}.csv is damaged ({error!r}) and not drawn"))
                     continue
-                of_seeds += [of_run] if of_run else []
+                if of_run is None:
+                    without.append(run)
+                elif of_seeds and of_run.images != of_seeds[0].images:
+                    unusable.append((run.folder.name, _other_images(probe, of_run.images, of_seeds[0].images)))
+                else:
+                    of_seeds.append(of_run)
             if of_seeds:
                 observed[family][depth] = of_seeds
+                unusable += [(run.folder.name, _unmeasured(probe)) for run in without]
     return observed, unusable
+
+
+def _other_images(probe: str, images: str, others: str) -> str:
+    return f"probes/{probe}.csv is of {images} images and not drawn; that of another seed is of {others}"
+
+
+def _unmeasured(probe: str) -> str:
+    return f"it has no measurements of {probe} and is not drawn, unlike other seeds"
 
 
 @dataclass(frozen=True)
@@ -163,7 +181,8 @@ def over_training(probe: str, families: Families) -> tuple[dict[str, dict[int, V
     A step at which a seed has no finite value is left out, since a mean over the others would hide it.
 
     Returns:
-        The values by family and depth; and the folders of runs with a damaged file, with the reason.
+        The values by family and depth; and the folders of runs that are not drawn although other seeds are, with the
+        reason.
     """
     observed: dict[str, dict[int, Values]] = {}
     unusable = []
@@ -172,14 +191,23 @@ def over_training(probe: str, families: Families) -> tuple[dict[str, dict[int, V
         for depth, by_seed in by_depth.items():
             columns = [series.column for series in OVER_TRAINING[probe]]
             of_seeds: list[dict[int, dict[str, float]]] = []
+            without, images = [], ""
             for run in by_seed.values():
                 try:
                     rows = run.probe_rows(probe)
-                    of_seeds += (
-                        [{int(row["step"]): {c: float(row[c]) for c in columns} for row in rows}] if rows else []
-                    )
+                    of_run = {int(row["step"]): {c: float(row[c]) for c in columns} for row in rows}
+                    sample = _sample(rows)
                 except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
                     unusable.append((run.folder.name, f"probes/{probe}.csv is damaged ({error!r}) and not drawn"))
+                    continue
+                images = images or sample
+                if not of_run:
+                    without.append(run)
+                elif sample != images:
+                    unusable.append((run.folder.name, _other_images(probe, sample, images)))
+                else:
+                    of_seeds.append(of_run)
+            unusable += [(run.folder.name, _unmeasured(probe)) for run in without if of_seeds]
             steps = sorted(set.intersection(*map(set, of_seeds))) if of_seeds else []
             values: Values = {column: {} for column in columns}
             for column, step in product(columns, steps):
@@ -213,7 +241,21 @@ def _read(run: Run, probe: str) -> Observed | None:
             columns = {panel.column for panels in PROBES[probe] for panel in panels}
             values[at_end] = {column: [_finite(row[column]) for row in rows] for column in columns}
     numbers = [value for columns in values.values() for column in columns.values() for value in column]
-    return None if all(map(math.isnan, numbers)) else Observed(names[0], values)
+    if all(map(math.isnan, numbers)):
+        return None
+    return Observed(_sample([row for rows in by_step.values() for row in rows]), names[0], values)
+
+
+def _sample(rows: Iterable[Mapping[str, str]]) -> str:
+    """Return the images on which a probe's rows were measured, "" without rows.
+
+    Raises:
+        ValueError: the rows have several samples.
+    """
+    samples = {row.get("images", "") for row in rows}  # an older version did not record them
+    if len(samples) > 1:
+        raise ValueError(f"it has several samples of images, {' and '.join(sorted(samples))}")
+    return next(iter(samples), "")
 
 
 def _finite(text: str) -> float:

@@ -119,7 +119,9 @@ def write_files(*folders: Path | str, title: str | None = None, width: float | N
         )
         if study.tuned:
             save(partial(tuned_figure, study.tuned, title, width), report / "tuned", width)
-        study = replace(study, unused=study.unused + unusable + more)
+        named = {folder for folder, _ in unusable}  # whose measurements are not in the evidence, nor in the figures
+        unusable += [(folder, reason) for folder, reason in more if folder not in named]
+        study = replace(study, unused=study.unused + unusable)
         write_atomically(report / "table.csv", csv_text(table.records(study.families)))
         write_atomically(page_of(study), _page(study, kept, drawn, title))
     except OSError as error:
@@ -145,7 +147,7 @@ def text(study: Study, columns: int = TERMINAL) -> str:
     if study.comparisons:
         lines += _comparisons(study, columns)
     else:
-        lines += ["", *wrapped(nothing_to_compare(study.families, study.reference), prose)]
+        lines += ["", *wrapped(nothing_to_compare(study.families, study.reference, len(study.unfinished)), prose)]
     if study.trends:
         cells = [(trend.label, trend.text, trend.verdict) for trend in study.trends]
         lines += ["", *wrapped(TREND, prose), *aligned(cells, indent=INDENT, width=prose)]
@@ -243,7 +245,7 @@ def _page(study: Study, kept: Mapping[str, Run], drawn: Iterable[str], title: st
         deeper={DEEPER: study.comparisons[DEEPER]} if DEEPER in study.comparisons else {},
         others=others,
         of_shortcuts=SHORTCUT in study.reference,
-        nothing=nothing_to_compare(study.families, study.reference),
+        nothing=nothing_to_compare(study.families, study.reference, len(study.unfinished)),
         pictures=_pictures(study),
         observed={probe: _inlined(study.home / REPORT / probe) for probe in drawn},
         tuned_head=HEAD,

@@ -115,7 +115,7 @@ class Study:
             digests[str(identity(run.config)["data"])].add(run.result["data_sha256"])
         if any(len(of_config) > 1 for of_config in digests.values()):
             sentences += " Runs with the same data configuration saw different data; see data_sha256 in results.csv."
-        if unequal := differing(runs):
+        if unequal := differing(run for _, run in self.recorded):
             conditions = "; ".join(f"{name}: {' or '.join(values)}" for name, values in unequal.items())
             sentences += (
                 f" Conditions of training differ ({conditions}). A comparison within which they differ for one seed "
@@ -289,6 +289,8 @@ def _check(run: Run) -> None:
             f"result.json is damaged ({', '.join(non_finite)} not finite); delete it and train the run again"
         )
     configured = [run.config.shortcut, run.config.model["depth"], run.config.seed]
+    if "name" in result:  # an older version did not record it
+        recorded, configured = [result["name"]], [run.name]
     if recorded != configured:
         raise InputError(
             f"result.json is of the run {recorded}, but config.yaml of {configured}; delete result.json and train the "

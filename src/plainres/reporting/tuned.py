@@ -12,6 +12,7 @@ from typing import Any
 from plainres.config.schema import Tuning
 from plainres.errors import InputError
 from plainres.reporting.choices import exponent, interval
+from plainres.reporting.conditions import differing
 from plainres.reporting.families import Family, families, labelled
 from plainres.reporting.statistics import CONFIDENCE, INTERVAL_FROM
 from plainres.runs.identity import matches
@@ -32,6 +33,7 @@ class Tuned:
         seeds: the seeds of the choice.
         choices: label of the network -> depth -> choice.
         families: the families of the runs with other seeds: at an equal value, and each at its own best one.
+        unequal: label of the network -> depth -> the conditions in which runs of one seed differ.
         candidates: the runs among which was chosen, each with a label that names its value.
         unused: runs of these networks that are neither among those nor at a compared value.
         begun: family, seed and depth of each run at a compared value, finished or not.
@@ -40,6 +42,7 @@ class Tuned:
     option: str
     seeds: tuple[int, ...]
     choices: Mapping[str, Mapping[int, Choice]]
+    unequal: Mapping[str, Mapping[int, Sequence[str]]]
     families: Sequence[Family]
     candidates: Sequence[tuple[str, Run]]
     unused: Sequence[Run]
@@ -80,10 +83,14 @@ class Tuned:
                     note = "every value diverged" if chosen.complete else "unfinished: runs are missing"
                     rows.append((label, str(depth), "", "", "", note))
                     continue
-                span = _span(chosen)
-                note = "unfinished: the best value is at the edge of the grid" if chosen.at_edge else ""
+                notes = ["unfinished: the best value is at the edge of the grid"] if chosen.at_edge else []
+                if names := self.unequal[label][depth]:
+                    notes.append(f"unequal conditions ({', '.join(names)}): no range")
+                if chosen.diverged:
+                    notes.append(f"diverged: {', '.join(f'{value:g}' for value in chosen.diverged)}")
+                span = "" if names else _span(chosen)
                 error = f"{chosen.mean(chosen.best):.2f}"
-                rows.append((label, str(depth), f"{chosen.best:g}", span, error, note))
+                rows.append((label, str(depth), f"{chosen.best:g}", span, error, "; ".join(notes)))
         return rows
 
     @property
@@ -192,17 +199,20 @@ def _tuned(
     at_best, at_equal, candidates, unused = [], [], [], []
     begun: set[tuple[str, int, int]] = set()
     choices: dict[str, dict[int, Choice]] = {}
+    unequal: dict[str, dict[int, list[str]]] = {}
     for members in networks:
         config = next(run.config for run in members if run.config.tuning)
         config = replace(config, sweep=replace(config.sweep, tune=tuning))
         values, chosen = Cell(config, ()).grid({run.name: run for run in members})
         label, depth = labels[members[0].name][0], config.model["depth"]
         choices.setdefault(label, {})[depth] = chosen
+        blocks: dict[int, list[Run]] = {seed: [] for seed in tuning.seeds}
         for run in members:
             value, seed = value_of(run.config, option), run.config.seed
             if seed in tuning.seeds:
                 if value in values:
                     candidates.append((f"{_at(label, f'{short(option)} {value:g}')}: choice", run))
+                    blocks[seed] += [run] if run.finished else []
                 else:
                     unused.append(run)
                 continue
@@ -213,13 +223,15 @@ def _tuned(
                     runs.append(run)
             if not roles:
                 unused.append(run)
+        names = {name for block in blocks.values() for name in differing(block)}
+        unequal.setdefault(label, {})[depth] = sorted(names)
     grouped = []
     for runs, part in ((at_equal, equal_part), (at_best, best_part)):
         own = {run.name: labels[run.name] for run in runs}
         # the report claims nothing about networks whose settings differ; a shortcut's parameters are no setting
         role = {} if option.startswith("model.shortcut.") else {option: part}
         grouped += families(runs, {name: (_at(label, part), setting | role) for name, (label, setting) in own.items()})
-    return Tuned(option, tuple(tuning.seeds), choices, grouped, candidates, unused, begun)
+    return Tuned(option, tuple(tuning.seeds), choices, unequal, grouped, candidates, unused, begun)
 
 
 def _at(label: str, part: str) -> str:

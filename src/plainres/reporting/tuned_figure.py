@@ -21,12 +21,15 @@ from plainres.reporting.figures import (
 from plainres.reporting.statistics import summarize
 from plainres.reporting.tuned import EXPECTED, Tuned
 
+CROSS: dict[str, Any] = {"marker": "x", "markersize": 5, "linestyle": ""}  # of a value at which a run diverged
+
 
 def tuned_figure(tuned: Tuned, title: str = "", width: float | None = None) -> Figure:
     """Draw the choice of a value: a panel for each network with a line for each depth, then the best value by depth.
 
-    Lines are means over the seeds of the choice, bars their sample s.d., rings the best values. In the last panel, bars
-    are the ranges of `interval`, solid lines the fits of `exponent`, and the dotted line has the expected exponent.
+    Lines are means over the seeds of the choice, bars their sample s.d., rings the best values, and crosses at the top
+    values at which a run diverged. In the last panel, bars are the ranges of `interval`, solid lines the fits of
+    `exponent`, and the dotted line has the expected exponent.
 
     Args:
         tuned: the choices.
@@ -44,6 +47,8 @@ def tuned_figure(tuned: Tuned, title: str = "", width: float | None = None) -> F
     depths = sorted({depth for by_depth in tuned.choices.values() for depth in by_depth})
     grey = [shade_of("#777777", i, len(depths)) for i in range(len(depths))]
     shades = [Line2D([], [], color=grey[i], label=f"depth {depth}") for i, depth in enumerate(depths)]
+    if any(chosen.diverged for by_depth in tuned.choices.values() for chosen in by_depth.values()):
+        shades.append(Line2D([], [], color="#777777", label="diverged", **CROSS))
     for i, label in enumerate(tuned.choices):
         _draw_errors(grid[i], tuned, label, family_style(i), depths)
         grid[i].set_title(wrapped_to(label, 0.8 * wide))
@@ -69,6 +74,14 @@ def _draw_errors(axes: Axes, tuned: Tuned, label: str, style: dict[str, Any], de
         if chosen.best is not None:
             ring: dict[str, Any] = {"marker": "o", "mfc": "none", "markersize": 9}
             axes.plot([chosen.best], [chosen.mean(chosen.best)], color=color, **ring)
+        height = 0.96 - 0.05 * depths.index(depth)  # of the panel, so that depths do not cover each other
+        axes.plot(
+            chosen.diverged,
+            [height] * len(chosen.diverged),
+            color=color,
+            transform=axes.get_xaxis_transform(),
+            **CROSS,
+        )
     axes.set_xscale("log")
     axes.set_xlabel(tuned.option)
     axes.set_ylabel("validation error (%)")
@@ -83,7 +96,7 @@ def _draw_best(axes: Axes, tuned: Tuned, depths: list[int]) -> list[Line2D]:
         points = {depth: chosen for depth, chosen in by_depth.items() if chosen.best is not None}
         for depth, chosen in points.items():
             best = chosen.best or math.nan
-            low, high = interval(chosen) or (best, best)
+            low, high = (None if tuned.unequal[label][depth] else interval(chosen)) or (best, best)
             shifted = depth * 1.03 ** (i - (len(tuned.choices) - 1) / 2)
             inside = "full" if not chosen.at_edge else "none"
             bars: dict[str, Any] = {"capsize": 3, "linestyle": "", "fillstyle": inside}

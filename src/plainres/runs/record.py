@@ -82,7 +82,9 @@ class Run:
         except OSError as error:
             absent = "it has no config.yaml" if folder.is_dir() else "there is no such folder"
             reason = absent if isinstance(error, FileNotFoundError) else f"config.yaml: {error.strerror}"
-            raise InputError(f"{folder} is not the folder of a run: {reason}") from error
+            inside = next(folder.glob("[!.]*/config.yaml"), None)
+            runs = f"; it holds runs, such as {inside.parent}" if inside else ""
+            raise InputError(f"{folder} is not the folder of a run: {reason}{runs}") from error
         except Exception as error:
             raise InputError(
                 f"{file} is damaged, or of another version of plainres ({first_line(error)}); "
@@ -321,24 +323,38 @@ class Run:
             keys = ", ".join(f"{key} is {old.get(key)} (requested: {new.get(key)})" for key in differing)
             raise InputError(f"{self.folder} contains a run of another configuration, where {keys}; move it away")
 
-    def prepare(self, data_sha256: str | None = None) -> None:
-        """Create the folder and write config.yaml and, if the digest of the images is known, data.json and code.json.
+    def prepare(self) -> None:
+        """Create the folder and write config.yaml, unless a process is training the run: that one has written it.
 
         Raises:
-            InputError: the folder cannot be written, or contains a run of another configuration, on other images or
-                with other classes.
+            InputError: the folder cannot be written, or contains a run of another configuration.
         """
-        if data_sha256 is not None:
-            self.check_data(data_sha256)
-            self.check_code()
         self.check_configuration()
-        try:
+        with self._writing():
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+            if not self.locked:
+                self._write(self.config)
+
+    def begin(self, data_sha256: str) -> None:
+        """Write config.yaml, data.json and code.json, and forget a failure. The caller holds the lock.
+
+        Args:
+            data_sha256: the digest of the images and targets.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        with self._writing():
             self._write(self.config)
-            if data_sha256 is not None:
-                write_atomically(self.folder / DATA, json.dumps({"sha256": data_sha256}) + "\n")
-                if not self.code:
-                    write_atomically(self.folder / CODE, json.dumps(code_of(self.config), indent=2) + "\n")
+            write_atomically(self.folder / DATA, json.dumps({"sha256": data_sha256}) + "\n")
+            if not self.code:
+                write_atomically(self.folder / CODE, json.dumps(code_of(self.config), indent=2) + "\n")
+            (self.folder / "failed.json").unlink(missing_ok=True)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise InputError(
                 f"cannot write the run's folder {self.folder}: {error.strerror}; set runs=FOLDER"

@@ -48,6 +48,11 @@ class Choice:
         return value if math.isfinite(self.mean(value)) else None
 
     @property
+    def diverged(self) -> list[float]:
+        """Values at which a run diverged."""
+        return [value for value, by_seed in self.errors.items() if math.inf in by_seed.values()]
+
+    @property
     def at_edge(self) -> bool:
         """Whether the best value is the smallest or the largest one, so that a better one may lie outside."""
         return self.best in (min(self.errors), max(self.errors))

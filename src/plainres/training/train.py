@@ -46,6 +46,8 @@ MEETING = timedelta(minutes=10)  # longest wait of a process for the others
 def train(run: Run, observers: Sequence[pl.Callback] = ()) -> None:
     """Train a run in this process, which may be one of several ranks, and resume from its newest checkpoint.
 
+    A finished run is left as it is.
+
     A failure is recorded in the run's folder, unless the user can fix its cause, such as an invalid configuration or a
     full disk.
 
@@ -115,15 +117,15 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
         sums=torch.float32 if config.trainer.accelerator == "mps" else torch.float64,  # all that Apple's GPUs have
     )
     data_sha256 = data.images.sha256()
-    if world.rank == 0:
-        run.prepare(data_sha256)
     with ExitStack() as stack:
         stack.callback(data.close)
         if world.rank == 0:
-            stack.enter_context(run.lock())
+            stack.enter_context(_reserved(run, data_sha256))
+        if run.finished:  # by a process that held the lock until now
+            return
         saved = newest(run)
         if world.rank == 0:
-            (run.folder / "failed.json").unlink(missing_ok=True)
+            run.begin(data_sha256)
         loggers: list[RunLogger] = []
         if world.rank == 0:
             loggers = stack.enter_context(open_loggers(run, saved.rows, list(data.images.evaluated)))
@@ -167,6 +169,17 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
             run.finish(_checked(_result(run, classifier, data, description, checkpoints)) | attempt)
         if world.size > 1:
             dist.destroy_process_group()  # its threads may abort a process that exits while they run
+
+
+@contextmanager
+def _reserved(run: Run, data_sha256: str) -> Iterator[None]:
+    """Hold the lock of a run whose images and classes are those that it began with, if it has begun."""
+    if not run.finished:
+        run.prepare()
+    with run.lock():
+        run.check_data(data_sha256)
+        run.check_code()
+        yield
 
 
 def _checked(result: dict[str, Any]) -> dict[str, Any]:
