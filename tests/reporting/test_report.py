@@ -379,7 +379,7 @@ def test_a_copied_result_does_not_count_as_another_seed(few: Path):
     run = a_run(few, "plain", 8, 3)
     for file in ("result.json", "metrics.csv"):
         shutil.copy(next(few.glob("plain-8-w8-s0-*")) / file, run.folder)
-    assert "result.json is of the run ['plain-8-w8-s0-" in line(report_text(few), run.name)
+    assert "result.json is of the run plain-8-w8-s0-" in line(report_text(few), run.name)
 
 
 def test_other_settings_define_other_families(folder: Path):
@@ -495,7 +495,7 @@ def test_the_result_of_another_run_is_not_used(few: Path):
     shutil.copy(first.folder / "result.json", other.folder)
     shutil.copy(first.folder / "metrics.csv", other.folder)
     reasons = dict(report.read_study(few).unused)
-    assert f"result.json is of the run ['{first.name}'], but config.yaml of ['{other.name}']" in reasons[other.name]
+    assert f"result.json is of the run {first.name}, but config.yaml of {other.name}" in reasons[other.name]
 
 
 def test_published_errors_are_shown_next_to_ours(folder: Path, monkeypatch: pytest.MonkeyPatch):

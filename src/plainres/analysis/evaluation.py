@@ -29,6 +29,7 @@ from plainres.runs.provenance import weights_sha256
 from plainres.runs.record import Run
 from plainres.runs.saved import newest
 
+DIVISION = ("test_split", "test_share")  # options of data that divide them into training and test images
 EVALUATION = ("data", "trainer", "precision")  # config groups that may differ from training
 
 
@@ -214,14 +215,8 @@ def _recorded_statistics(run: Run) -> tuple[Tensor, Tensor] | None:
 
 
 def _with_location(run: Run, config: Config) -> Config:
-    """Return the configuration of a run with the location of `config`, if both have the same data set.
-
-    Images of the user's own are the same under the same name, or else if those of the training are no longer there.
-    """
-    own, other = run.config.data, config.data
-    absent = own.get("path") is not None and not Path(own["path"]).exists()
-    same = config.options == run.config.options and (own.get("name") == other.get("name") or absent)
-    return located(run.config, location_in(config) if same else ())
+    """Return the configuration of a run with the location of `config`, if both have the same data set."""
+    return located(run.config, location_in(config) if config.options == run.config.options else ())
 
 
 def predict(run: Run | Path | str, overrides: Sequence[str] = ()) -> Predictions:
@@ -239,7 +234,11 @@ def predict(run: Run | Path | str, overrides: Sequence[str] = ()) -> Predictions
     run = run if isinstance(run, Run) else Run.read(Path(run))
     config = with_overrides(run.config, overrides)
     check_devices(config)
-    network = load_network(run, _with_location(run, config).data)
+    # the network may need the images for their shape and classes; those at hand need not be divided as in training
+    own_data = _with_location(run, config).data
+    network = load_network(
+        run, own_data | {key: config.data[key] for key in DIVISION if key in own_data.keys() & config.data}
+    )
     source = source_of(config)
     images = source.load()
     own = identity(config)["data"] == identity(run.config)["data"]  # the run's own images, wherever they lie

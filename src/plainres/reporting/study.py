@@ -289,8 +289,9 @@ def _check(run: Run) -> None:
             f"result.json is damaged ({', '.join(non_finite)} not finite); delete it and train the run again"
         )
     configured = [run.config.shortcut, run.config.model["depth"], run.config.seed]
-    if "name" in result:  # an older version did not record it
-        recorded, configured = [result["name"]], [run.name]
+    # an older version did not record the name, or named the run, and so its folder, otherwise
+    if result.get("name", run.name) not in (run.name, run.folder.name):
+        recorded, configured = result["name"], run.name
     if recorded != configured:
         raise InputError(
             f"result.json is of the run {recorded}, but config.yaml of {configured}; delete result.json and train the "

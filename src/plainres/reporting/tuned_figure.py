@@ -74,14 +74,10 @@ def _draw_errors(axes: Axes, tuned: Tuned, label: str, style: dict[str, Any], de
         if chosen.best is not None:
             ring: dict[str, Any] = {"marker": "o", "mfc": "none", "markersize": 9}
             axes.plot([chosen.best], [chosen.mean(chosen.best)], color=color, **ring)
-        height = 0.96 - 0.05 * depths.index(depth)  # of the panel, so that depths do not cover each other
-        axes.plot(
-            chosen.diverged,
-            [height] * len(chosen.diverged),
-            color=color,
-            transform=axes.get_xaxis_transform(),
-            **CROSS,
-        )
+        if chosen.diverged:
+            height = 0.96 - 0.05 * depths.index(depth)  # of the panel, so that depths do not cover each other
+            heights = [height] * len(chosen.diverged)
+            axes.plot(chosen.diverged, heights, color=color, transform=axes.get_xaxis_transform(), **CROSS)
     axes.set_xscale("log")
     axes.set_xlabel(tuned.option)
     axes.set_ylabel("validation error (%)")

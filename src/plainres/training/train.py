@@ -174,7 +174,9 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
 @contextmanager
 def _reserved(run: Run, data_sha256: str) -> Iterator[None]:
     """Hold the lock of a run whose images and classes are those that it began with, if it has begun."""
-    if not run.finished:
+    if run.finished:
+        run.check_configuration()
+    else:
         run.prepare()
     with run.lock():
         run.check_data(data_sha256)
