@@ -264,6 +264,20 @@ def test_a_damaged_probe_file_is_reported_and_not_drawn(few: Path, damage: Calla
     assert (few / "report" / "responses.svg").read_text() == whole  # all seeds have equal measurements
 
 
+@pytest.mark.parametrize(("probe", "columns"), [("responses", "std"), ("sharpness", "sharpness,to_stable")])
+def test_seeds_that_a_figure_of_a_probe_leaves_out_are_named(few: Path, probe: str, columns: str):
+    finish(a_run(few, "plain", 8, 7), 5)
+    runs = [Run.read(path) for path in sorted(few.glob("plain-8-*"))]
+    for run, images in zip(runs[:2], ("256 of 1500", "16 of 1500"), strict=True):
+        file = observe(run, probe=probe, columns=columns)
+        head, *rows = file.read_text().splitlines()
+        file.write_text("\n".join([f"{head},images", *(f"{row},{images}" for row in rows), ""]))
+    text = " ".join(report.write_report(few).split())
+    other = f"probes/{probe}.csv is of 16 of 1500 images and not drawn; that of another seed is of 256 of 1500"
+    assert f"{runs[1].folder.name} {other}" in text
+    assert f"{runs[-1].folder.name} it has no measurements of {probe} and is not drawn, unlike other seeds" in text
+
+
 def test_sections_depend_on_the_comparisons(few: Path):
     report.write_report(few)
     page = (few / "report" / "index.html").read_text()

@@ -257,3 +257,17 @@ def test_two_equal_values_are_refused(study: Path) -> None:
         file.write_text(file.read_text().replace("equal: 0.1", "equal: 0.05"))
     with pytest.raises(InputError, match=r"different sweep\.tune\.equal \(0\.05 and 0\.1\)"):
         read_study(study)
+
+
+def test_values_that_diverged_and_unequal_conditions_are_named(study: Path) -> None:
+    tuned = read_study(study).tuned
+    assert tuned is not None
+    notes = {(label, depth): note for label, depth, *_, note in tuned.rows}
+    assert notes["plain", "20"] == "diverged: 0.1"
+    assert "diverged" in report.write_report(study)
+    assert "diverged" in (study / "report" / "tuned.svg").read_text()
+    finish(a_tuned_run(study, "plain", 8, 0.025, 0), 5.0, validation_error=30.0, threads=2)
+    tuned = read_study(study).tuned
+    assert tuned is not None
+    (row,) = [row for row in tuned.rows if row[:2] == ("plain", "8")]
+    assert (row[3], row[-1]) == ("", "unequal conditions (threads): no range")
