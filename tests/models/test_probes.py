@@ -340,7 +340,8 @@ def test_figures(make_config: Make, tmp_path: Path) -> None:
     observed, unusable = observations("responses", families)
     assert not unusable
     (observation,) = observed["plain"][8]
-    assert len(observation.layers) == len(observation.values[True]["std"]) == 7  # without the head, as in the paper
+    responses = observation.values[observation.steps]["std"]
+    assert len(observation.layers) == len(responses) == 7  # without the head, as in the paper
 
 
 def test_figures_of_connections(make_config: Make, tmp_path: Path) -> None:
@@ -394,7 +395,7 @@ def test_figures_of_zero_initialised_weights_have_gaps(make_config: Make, tmp_pa
     observed, unusable = observations("gradients", families)
     assert not unusable
     (observation,) = observed["fixup"][8]
-    by_name = dict(zip(observation.layers, observation.values[False]["update_to_weight"], strict=True))
+    by_name = dict(zip(observation.layers, observation.values[0]["update_to_weight"], strict=True))
     assert math.isnan(by_name["head.linear"])
     assert by_name["stem.conv"] == float(initial["stem.conv"])
     save_figures(families, tmp_path)

@@ -2,9 +2,8 @@
 
 import csv
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 from plainres.runs.record import Run
 
@@ -88,13 +87,16 @@ class Observed:
     Args:
         images: the images on which they were made, as "256 of 1500".
         layers: the names of the layers.
-        values: the values of each layer, by column, before (False) and after training (True), if measured. Infinite
-            values are replaced by NaN, which leaves a gap in a figure.
+        steps: the number of steps of the run.
+        values: the values of each layer, by column, at each step that the figures show, if measured: before and after
+            training, or all of a probe in OVER_TRAINING. Infinite values are replaced by NaN, which leaves a gap in a
+            figure.
     """
 
     images: str
     layers: list[str]
-    values: dict[bool, dict[str, list[float]]]
+    steps: int
+    values: dict[int, dict[str, list[float]]]
 
 
 def observations(probe: str, families: Families) -> tuple[dict[str, dict[int, list[Observed]]], list[tuple[str, str]]]:
@@ -122,21 +124,15 @@ def observations(probe: str, families: Families) -> tuple[dict[str, dict[int, li
                 if of_run is None:
                     without.append(run)
                 elif of_seeds and of_run.images != of_seeds[0].images:
-                    unusable.append((run.folder.name, _other_images(probe, of_run.images, of_seeds[0].images)))
+                    samples = f"{of_run.images} images and not drawn; that of another seed is of {of_seeds[0].images}"
+                    unusable.append((run.folder.name, f"probes/{probe}.csv is of {samples}"))
                 else:
                     of_seeds.append(of_run)
             if of_seeds:
                 observed[family][depth] = of_seeds
-                unusable += [(run.folder.name, _unmeasured(probe)) for run in without]
+                unmeasured = f"it has no measurements of {probe} and is not drawn, unlike other seeds"
+                unusable += [(run.folder.name, unmeasured) for run in without]
     return observed, unusable
-
-
-def _other_images(probe: str, images: str, others: str) -> str:
-    return f"probes/{probe}.csv is of {images} images and not drawn; that of another seed is of {others}"
-
-
-def _unmeasured(probe: str) -> str:
-    return f"it has no measurements of {probe} and is not drawn, unlike other seeds"
 
 
 @dataclass(frozen=True)
@@ -172,55 +168,8 @@ def readings(families: Families) -> dict[str, Reading]:
     return found
 
 
-Values = dict[str, dict[int, list[float]]]  # column -> step -> the values of the seeds
-
-
-def over_training(probe: str, families: Families) -> tuple[dict[str, dict[int, Values]], list[tuple[str, str]]]:
-    """Read the values of a probe in OVER_TRAINING at all steps, in all runs that have them.
-
-    A step at which a seed has no finite value is left out, since a mean over the others would hide it.
-
-    Returns:
-        The values by family and depth; and the folders of runs that are not drawn although other seeds are, with the
-        reason.
-    """
-    observed: dict[str, dict[int, Values]] = {}
-    unusable = []
-    for family, by_depth in families.items():
-        observed[family] = {}
-        for depth, by_seed in by_depth.items():
-            columns = [series.column for series in OVER_TRAINING[probe]]
-            of_seeds: list[dict[int, dict[str, float]]] = []
-            without, images = [], ""
-            for run in by_seed.values():
-                try:
-                    rows = run.probe_rows(probe)
-                    of_run = {int(row["step"]): {c: float(row[c]) for c in columns} for row in rows}
-                    sample = _sample(rows)
-                except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-                    unusable.append((run.folder.name, f"probes/{probe}.csv is damaged ({error!r}) and not drawn"))
-                    continue
-                images = images or sample
-                if not of_run:
-                    without.append(run)
-                elif sample != images:
-                    unusable.append((run.folder.name, _other_images(probe, sample, images)))
-                else:
-                    of_seeds.append(of_run)
-            unusable += [(run.folder.name, _unmeasured(probe)) for run in without if of_seeds]
-            steps = sorted(set.intersection(*map(set, of_seeds))) if of_seeds else []
-            values: Values = {column: {} for column in columns}
-            for column, step in product(columns, steps):
-                at_step = [of_seed[step][column] for of_seed in of_seeds]
-                if all(map(math.isfinite, at_step)):
-                    values[column][step] = at_step
-            if any(values.values()):
-                observed[family][depth] = values
-    return observed, unusable
-
-
 def _read(run: Run, probe: str) -> Observed | None:
-    """Read the measurements of a probe before and after training, or return None if there are none that are numbers.
+    """Read the measurements of a probe that its figure shows, or return None if there are none that are numbers.
 
     Raises:
         OSError, KeyError, TypeError, ValueError, csv.Error: the file is damaged.
@@ -234,16 +183,17 @@ def _read(run: Run, probe: str) -> Observed | None:
     names = [[row["name"] for row in rows if row["name"] != LEFT_OUT.get(probe)] for rows in by_step.values()]
     if any(of_step != names[0] for of_step in names):
         raise ValueError("steps have different layers")
-    values = {}
-    for at_end, step in ((False, 0), (True, run.result["steps"])):  # a probe added on resuming has no step 0
-        if step in by_step:
-            rows = [row for row in by_step[step] if row["name"] in names[0]]
-            columns = {panel.column for panels in PROBES[probe] for panel in panels}
-            values[at_end] = {column: [_finite(row[column]) for row in rows] for column in columns}
+    steps = int(run.result["steps"])
+    panels = OVER_TRAINING.get(probe) or [panel for row in PROBES[probe] for panel in row]
+    values: dict[int, dict[str, list[float]]] = {}
+    for step, rows in by_step.items():
+        if probe in OVER_TRAINING or step in (0, steps):  # a probe added on resuming has no step 0
+            shown = [row for row in rows if row["name"] in names[0]]
+            values[step] = {panel.column: [_finite(row[panel.column]) for row in shown] for panel in panels}
     numbers = [value for columns in values.values() for column in columns.values() for value in column]
     if all(map(math.isnan, numbers)):
         return None
-    return Observed(_sample([row for rows in by_step.values() for row in rows]), names[0], values)
+    return Observed(_sample([row for rows in by_step.values() for row in rows]), names[0], steps, values)
 
 
 def _sample(rows: Iterable[Mapping[str, str]]) -> str:
@@ -266,5 +216,19 @@ def _finite(text: str) -> float:
 
 def layer_values(observed: Iterable[Observed], panel: Panel) -> list[tuple[float, ...]]:
     """Return, for each layer of a panel, the values of all runs that have them."""
-    of_runs = [one.values[panel.at_end][panel.column] for one in observed if panel.at_end in one.values]
+    measured = [one.values.get(one.steps if panel.at_end else 0) for one in observed]
+    of_runs = [columns[panel.column] for columns in measured if columns is not None]
     return list(zip(*(sorted(values, reverse=True) if panel.descending else values for values in of_runs), strict=True))
+
+
+def values_over_training(observed: Sequence[Observed], series: Series) -> dict[int, list[float]]:
+    """Return the values of all runs by step.
+
+    A step at which a run has no finite value is left out, since a mean over the others would hide it.
+    """
+    values = {}
+    for step in sorted(set.intersection(*(set(one.values) for one in observed))):
+        at_step = [value for one in observed for value in one.values[step][series.column]]
+        if all(map(math.isfinite, at_step)):
+            values[step] = at_step
+    return values

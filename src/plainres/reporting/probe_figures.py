@@ -30,8 +30,8 @@ from plainres.reporting.observations import (
     Observed,
     Panel,
     Reading,
-    Values,
     layer_values,
+    values_over_training,
 )
 from plainres.reporting.statistics import summarize
 
@@ -79,7 +79,10 @@ def probe_figure(
 
 
 def series_figure(
-    probe: str, observed: Mapping[str, Mapping[int, Values]], title: str = "", width: float | None = None
+    probe: str,
+    observed: Mapping[str, Mapping[int, Sequence[Observed]]],
+    title: str = "",
+    width: float | None = None,
 ) -> Figure:
     """Draw the values of a probe over training as means over seeds with the s.d. shaded, a line per family and depth.
 
@@ -100,9 +103,10 @@ def series_figure(
         axes.set_yscale("log")
         for i, (family, by_depth) in enumerate(observed.items()):
             style: dict[str, Any] = {**family_style(i), "markersize": 3, "linewidth": 1.2}
-            for depth, values in by_depth.items():
+            for depth, of_seeds in by_depth.items():
                 style["color"] = shade_of(family_style(i)["color"], depths.index(depth), len(depths))
-                points = {step: summarize(each) for step, each in values[panel.column].items() if min(each) > 0}
+                values = values_over_training(of_seeds, panel)
+                points = {step: summarize(each) for step, each in values.items() if min(each) > 0}
                 (handles[f"{family}, {depth} layers"],) = axes.plot(
                     list(points), [point.mean for point in points.values()], **style
                 )

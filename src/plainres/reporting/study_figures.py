@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from plainres.reporting.figures import curves, error_by_depth, save, study_title
-from plainres.reporting.observations import OVER_TRAINING, PROBES, Families, observations, over_training, readings
+from plainres.reporting.observations import OVER_TRAINING, PROBES, Families, observations, readings
 from plainres.reporting.probe_figures import probe_figure, reading_figure, series_figure
 
 
@@ -29,15 +29,11 @@ def save_figures(
     save(lambda: error_by_depth(families, title, width), folder / "depth", width)
     drawn, unusable = [], []
     for probe in [*PROBES, *OVER_TRAINING]:
-        if probe in PROBES:
-            observed, damaged = observations(probe, families)
-            draw = partial(probe_figure, probe, observed, title, width)
-        else:
-            observed, damaged = over_training(probe, families)
-            draw = partial(series_figure, probe, observed, title, width)
+        observed, damaged = observations(probe, families)
         unusable += damaged
         if any(observed.values()):
-            save(draw, folder / probe, width)
+            draw = probe_figure if probe in PROBES else series_figure
+            save(partial(draw, probe, observed, title, width), folder / probe, width)
             drawn.append(probe)
         if probe == "connections" and (weights := readings(families)):
             save(partial(reading_figure, weights, title, width), folder / "reading", width)
