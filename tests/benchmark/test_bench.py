@@ -10,22 +10,24 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
-from plainres.benchmark import ceiling
+from plainres.benchmark import ceiling, trials
 from plainres.benchmark.bench import announcement, speed_of
 from plainres.benchmark.loops import PARTS
 from plainres.benchmark.measurement import BARE, CONTENDERS, OURS, Measurement
 from plainres.benchmark.trials import compilation_s
 from plainres.cli.main import main
 from plainres.config.instantiate import source_of
-from plainres.config.schema import Config, SweepOptions
+from plainres.config.schema import Config, Loggers, SweepOptions
 from plainres.launch.speeds import resolve_compile
+from plainres.runs.record import Run
 from plainres.training import compilation
 from support import forking
 from support.images import write_folders
@@ -198,9 +200,34 @@ def test_invalid_options_get_one_line(capsys: pytest.CaptureFixture[str], option
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
 def test_the_fastest_product_of_matrices_is_the_ceiling(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """MKL's product in float32 was slower than convolutions on some CPUs, so that a step reached 139 % of it."""
-    monkeypatch.setattr(ceiling, "REPETITIONS", 1)
     durations = iter([0.5, 0.25])
-    monkeypatch.setattr(ceiling, "_seconds", lambda multiply, device: (multiply(), next(durations))[1])
+    monkeypatch.setattr(ceiling, "_seconds", lambda multiply, device: next(durations))
     expected = 0.5 if precision == "64-true" else 0.25
     measured = ceiling.matrix_product_flop_per_s(torch.device("cpu"), precision)
     assert measured == 2 * ceiling.SIZE["cpu"] ** 3 / expected
+
+
+def test_the_ceiling_does_without_a_product_that_the_cpu_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*operands: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("mkldnn_linear: bf16 path needs the cpu support avx_ne_convert or avx512bw")
+
+    monkeypatch.setitem(ceiling.SIZE, "cpu", 64)
+    monkeypatch.setattr("torch.nn.functional.linear", refuse)
+    assert ceiling.matrix_product_flop_per_s(torch.device("cpu"), "bf16-mixed") > 0
+
+
+def test_the_clock_stands_still_during_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopwatch, unused = trials.Stopwatch(), cast("Any", None)
+    stopwatch.started = 1.0
+    times = iter([5.0, 8.0])
+    monkeypatch.setattr(stopwatch, "clock", lambda: next(times))
+    stopwatch.on_validation_start(unused, unused)
+    stopwatch.on_validation_end(unused, unused)
+    assert stopwatch.started == 1.0 + 3.0
+
+
+def test_a_benchmark_uploads_nothing(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[Run] = []
+    monkeypatch.setattr(trials, "train", lambda run, observers: trained.append(run))
+    trials.train_endlessly(replace(make_config(), logger=Loggers(wandb=True, mode="online")), trials.Stopwatch())
+    assert trained[0].config.logger == Loggers()

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from plainres.benchmark.dataloader import DataLoaderLoop, Style
-from plainres.benchmark.loops import PARTS, BareLoop, evaluate
+from plainres.benchmark.loops import PARTS, BareLoop, evaluate, trainable
 from plainres.benchmark.measurement import DATALOADERS
 from plainres.config.instantiate import source_of
 from plainres.config.schema import Config
@@ -15,6 +15,7 @@ from plainres.data import batches
 from plainres.data.batches import DeviceImages
 from plainres.data.sources import Synthetic
 from plainres.errors import InputError
+from plainres.randomness import noises
 from plainres.runs.provenance import weights_sha256
 from plainres.runs.record import Run
 from plainres.training.train import train
@@ -27,6 +28,12 @@ CPU = torch.device("cpu")
 def bare(config: Config, recorder: Recorder | None = None) -> BareLoop:
     source = source_of(config)
     return BareLoop(config, source.load(), source, CPU, recorder)
+
+
+def test_the_noise_of_a_network_is_drawn_on_its_device(make_config: Make) -> None:
+    config = make_config(shortcut="dropout")
+    network = trainable(config, source_of(config), torch.device("meta"), torch.float32, torch.channels_last)
+    assert {noise.position.device.type for noise in noises(network)} == {"meta"}
 
 
 @pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed"])

@@ -18,7 +18,7 @@ from plainres.models.connections import Connection, StatefulBlock
 from plainres.models.history import AttentionResiduals, Dense, DepthWeightedAverage, NormalizerFree, attend
 from plainres.models.initialisation import he_fan_out
 from plainres.models.networks import CifarNet
-from plainres.models.probes import Connections, GradientCorrelation, Gradients, Responses, Signals
+from plainres.models.probes import Connections, GradientCorrelation, Gradients, Responses, Sharpness, Signals
 from plainres.models.shortcuts import Identity, ShortcutFactory
 from plainres.models.streams import FracConnections, HyperConnections, ManifoldHyperConnections, sinkhorn
 from plainres.models.summary import describe
@@ -383,7 +383,8 @@ def test_signals_of_one_stream_are_those_of_the_identity(order: str) -> None:
 def test_every_probe_measures_every_connection(name: str) -> None:
     net = network(COUNTS[name][0]).train()
     optimizer = torch.optim.SGD(net.named_parameters(), 0.1)
-    for probe in (Signals(4, None), Responses(4, None), Gradients(4, None), GradientCorrelation(4, None)):
+    sharpness = Sharpness(4, None, tolerance=0.9, max_iterations=9)
+    for probe in (Signals(4, None), Responses(4, None), Gradients(4, None), GradientCorrelation(4, None), sharpness):
         net.zero_grad()
         rows = probe.measure(net, images(), torch.tensor([0, 1, 2, 3]), optimizer)
         assert all(math.isfinite(value) for row in rows for value in row.values() if not isinstance(value, str))

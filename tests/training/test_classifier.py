@@ -140,6 +140,14 @@ def test_a_step_is_sgd_with_weight_decay_on_all_parameters() -> None:
         torch.testing.assert_close(trained[name], expected)
 
 
+def test_the_final_evaluation_reuses_the_images_on_the_device() -> None:
+    data = _data()
+    training, evaluated = data.training, data.evaluated
+    data.setup("validate")
+    assert data.training is training
+    assert data.evaluated is evaluated
+
+
 def _data() -> ImageBatches:
     source = Synthetic([1, 8, 8], 10, 16, 30, 0, False)
     data = ImageBatches(source.load(), source, 16, 0)

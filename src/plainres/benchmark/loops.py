@@ -13,6 +13,7 @@ from plainres.config.instantiate import network_of
 from plainres.config.schema import Config
 from plainres.data.batches import Batch, DeviceImages, EvaluationBatches, Pixels, TrainingBatch, TrainingBatches
 from plainres.data.sources import Images, Source
+from plainres.randomness import noises
 from plainres.training.classifier import full_precision
 from plainres.training.compilation import compiled
 from plainres.training.epoch_loop import AnyBatch, Replay, StepGraph
@@ -54,7 +55,10 @@ def trainable(
     config: Config, source: Source, device: torch.device, dtype: torch.dtype, layout: torch.memory_format
 ) -> nn.Module:
     """Return the initialised network of a run on a device, in a dtype and memory format."""
-    return network_of(config, source).to(device, dtype, memory_format=layout)  # pyright: ignore[reportCallIssue]
+    network = network_of(config, source).to(device, dtype, memory_format=layout)  # pyright: ignore[reportCallIssue]
+    for noise in noises(network):  # a copy of the position in each step would wait for a GPU
+        noise.position = noise.position.to(device)
+    return network
 
 
 class BareLoop:

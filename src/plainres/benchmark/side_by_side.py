@@ -1,14 +1,12 @@
 """Throughput of concurrent runs, relative to that of a single run."""
 
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 
 from plainres.benchmark.loops import wait_for
-from plainres.benchmark.trials import WARM_STEPS, train_endlessly
+from plainres.benchmark.trials import WARM_STEPS, Stopwatch, train_endlessly
 from plainres.config.schema import Config
 from plainres.errors import StoppedError
 from plainres.processes.forkserver import call_in_processes, forkserver
@@ -33,10 +31,11 @@ def side_by_side(config: Config, runs: int, rounds: int, window: int) -> list[fl
     return gains
 
 
-class _SideBySide(Callback):
+class _SideBySide(Stopwatch):
     """Callback of one of several concurrent runs. In each round the first run trains alone, then all train together."""
 
     def __init__(self, number: int, barrier: "Barrier", rounds: int, window: int) -> None:
+        super().__init__()
         self.barrier, self.window = barrier, window
         # whether this run takes part in each window
         self.participates = [number == 0 or together for _ in range(rounds) for together in (False, True)]
@@ -49,17 +48,16 @@ class _SideBySide(Callback):
         """Count a step. At the end of a window, record its time and wait for the other runs."""
         self.steps += 1
         if self.steps == self.window:
-            wait_for(pl_module.device)
-            self.times.append(time.perf_counter() - self.started)
+            self.times.append(self.clock() - self.started)
         if self.steps in (0, self.window):
-            wait_for(pl_module.device)
+            wait_for(self.device)
             self.barrier.wait(WAIT_S)
             while len(self.times) < len(self.participates) and not self.participates[len(self.times)]:
                 self.times.append(None)
                 self.barrier.wait(WAIT_S)
             if len(self.times) == len(self.participates):
                 raise StoppedError("measured", 0)
-            self.steps, self.started = 0, time.perf_counter()
+            self.steps, self.started = 0, self.clock()
 
 
 def _one_of_several(config: Config, number: int, barrier: "Barrier", rounds: int, window: int) -> list[float | None]:

@@ -22,7 +22,7 @@ from plainres.benchmark.loops import BareLoop, Loop, Windows, evaluate, wait_for
 from plainres.benchmark.measurement import BARE, DATALOADERS, OURS, Measurement
 from plainres.benchmark.remote import RemoteLoop
 from plainres.config.instantiate import description_of, source_of
-from plainres.config.schema import Config
+from plainres.config.schema import Config, Loggers
 from plainres.data.datamodule import ImageBatches
 from plainres.errors import StoppedError
 from plainres.runs.provenance import device_name, peak_memory_mib
@@ -82,17 +82,42 @@ def compilation_s(config: Config) -> float:
 
 
 def train_endlessly(config: Config, observer: Callback) -> None:
-    """Train as `plainres train` does, in a temporary folder, until the observer stops the training."""
+    """Train as `plainres train` does, in a temporary folder and without W&B, until the observer stops the training."""
     with tempfile.TemporaryDirectory() as scratch, redirect_stderr(io.StringIO()):  # hides the progress bar
         endless = replace(config.optim, epochs=None, steps=10**9, milestones=[])
         try:
-            train(Run.of(replace(config, optim=endless, runs=scratch)), [observer])
+            train(Run.of(replace(config, optim=endless, runs=scratch, logger=Loggers())), [observer])
         except StoppedError as stop:
             if stop.number:
                 raise
 
 
-class _Trials(Callback):
+class Stopwatch(Callback):
+    """Callback with a clock that stands still during evaluations."""
+
+    def __init__(self) -> None:
+        self.started = self.evaluating_since = 0.0
+        self.device = torch.device("cpu")
+
+    def clock(self) -> float:
+        """Return the time when all queued work is done."""
+        wait_for(self.device)
+        return time.perf_counter()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Learn the device."""
+        self.device = pl_module.device
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop the clock."""
+        self.evaluating_since = self.clock()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock again, as if no time had passed."""
+        self.started += self.clock() - self.evaluating_since
+
+
+class _Trials(Stopwatch):
     """Callback that lets the other contenders take turns with a training run, and stops it after the last round."""
 
     def __init__(
@@ -102,30 +127,18 @@ class _Trials(Callback):
         windows: Windows,
         measurement: Measurement,
     ) -> None:
+        super().__init__()
         self.config, self.dataloaders, self.windows = config, dataloaders, windows
         self.measurement = measurement
         self.others: dict[str, Loop] = {}
         self.steps = 0  # since the beginning of the window
         self.round = -1  # -1 while warming up
-        self.started = self.evaluating_since = 0.0
-
-    def _clock(self) -> float:
-        wait_for(self.device)
-        return time.perf_counter()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Reset the peak memory of the GPU."""
-        self.device = pl_module.device
+        super().on_train_start(trainer, pl_module)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop the clock."""
-        self.evaluating_since = self._clock()
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock again, as if no time had passed."""
-        self.started += self._clock() - self.evaluating_since
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -134,12 +147,12 @@ class _Trials(Callback):
         self.steps += 1
         if self.round < 0:
             if self.steps == WARM_STEPS - 1:
-                self.started = self._clock()
+                self.started = self.clock()
             if self.steps == WARM_STEPS:
-                self._prepare(trainer, pl_module, self._clock() - self.started)
-                self.round, self.steps, self.started = 0, 0, self._clock()
+                self._prepare(trainer, pl_module, self.clock() - self.started)
+                self.round, self.steps, self.started = 0, 0, self.clock()
         elif self.steps == self.measurement.steps[OURS]:
-            self.measurement.windows.setdefault(OURS, []).append(self._clock() - self.started)
+            self.measurement.windows.setdefault(OURS, []).append(self.clock() - self.started)
             others = list(self.others)
             for contender in others if self.round % 2 else reversed(others):
                 self.measurement.windows.setdefault(contender, []).append(
@@ -149,16 +162,16 @@ class _Trials(Callback):
             self.round += 1
             if self.round == self.windows.rounds:
                 raise StoppedError("measured", 0)
-            self.steps, self.started = 0, self._clock()
+            self.steps, self.started = 0, self.clock()
 
     def _window(self, contender: str, steps: int) -> float:
         """Return the seconds that a contender takes for the given number of steps."""
         loop = self.others[contender]
         if contender in self.dataloaders:
             time.sleep(0.2)  # until its workers have prefetched batches, as in steady state
-        started = self._clock()
+        started = self.clock()
         loop.run(steps)
-        elapsed = self._clock() - started
+        elapsed = self.clock() - started
         if contender in self.dataloaders:
             time.sleep(0.2)  # until its workers are idle
         return elapsed
@@ -170,9 +183,9 @@ class _Trials(Callback):
         assert isinstance(data, ImageBatches)
         assert isinstance(classifier, Classifier)
         for _ in range(2):  # the first evaluation is slower
-            started = self._clock()
+            started = self.clock()
             evaluate(classifier.network, data.test, mixed=self.config.precision == "bf16-mixed")
-            self.measurement.evaluation = self._clock() - started
+            self.measurement.evaluation = self.clock() - started
         self.measurement.peak_memory = peak_memory_mib(self.config.trainer.accelerator)
         capture = cuda_graph if self.config.trainer.cuda_graph else None
         bare = BareLoop(self.config, data.images, data.source, self.device, capture)

@@ -32,8 +32,10 @@ class ImageBatches(pl.LightningDataModule):
         self.evaluated: dict[str, Pixels] = {}
 
     def setup(self, stage: str) -> None:
-        """Move the images to the device of this rank."""
+        """Move the images to the device of this rank, where they stay for the final evaluation."""
         assert self.trainer is not None
+        if stage != "fit":
+            return
         self.close()
         device = self.trainer.strategy.root_device
         statistics = self.images.channel_statistics

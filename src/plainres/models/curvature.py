@@ -15,6 +15,7 @@ it converges, and fails for H = 0.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -44,11 +45,12 @@ def hessian_vector(network: nn.Module, batches: Sample, vector: Sequence[Tensor]
     product = [torch.zeros_like(weight) for weight in weights]
     for x, y in batches:
         loss = F.cross_entropy(network(x.to(weights[0])), y.to(weights[0].device), reduction="sum")
-        gradient = torch.autograd.grad(loss / batches.image_count, weights, create_graph=True)
+        # the loss may not depend on a weight, and its gradient may not, as with the last bias
+        derivative = partial(torch.autograd.grad, allow_unused=True, materialize_grads=True)
+        gradient = derivative(loss / batches.image_count, weights, create_graph=True)
         along = sum((g * v).sum() for g, v in zip(gradient, vector, strict=True))
         assert isinstance(along, Tensor)
-        # allow_unused: the gradient may not depend on a weight, such as the last bias
-        parts = torch.autograd.grad(along, weights, allow_unused=True, materialize_grads=True)
+        parts = derivative(along, weights)
         product = [total + part for total, part in zip(product, parts, strict=True)]
     return product
 

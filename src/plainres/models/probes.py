@@ -90,10 +90,9 @@ class Responses(_BaseProbe):
 class Gradients(_BaseProbe):
     """Norms of each layer's weights W and of their gradient, and norm of the update relative to that of W.
 
-    The loss is the mean cross-entropy of the images. The update is the change of W in the last step: the learning rate
-    times the momentum buffer, or with Nesterov's momentum what the step added to it. Before the first step it is the
-    update that the gradient of the images, not clipped, would cause at the first step's learning rate. If W is 0, the
-    relative update is infinite, or NaN if the update is also 0. Costs one forward and backward pass.
+    The loss is the mean cross-entropy of the images. The update is the change of W in the last step. Before the first
+    step it is the update that the gradient of the images, not clipped, would cause at the first step's learning rate.
+    If W is 0, the relative update is infinite, or NaN if the update is also 0. Costs one forward and backward pass.
     """
 
     def measure(self, network: nn.Module, images: Tensor, targets: Tensor, optimizer: Optimizer) -> list[Row]:
@@ -126,13 +125,13 @@ def _update(weight: Tensor, gradient: Tensor, lr: float, group: Mapping[str, Any
     Before the first step, return the change that `gradient` would cause.
     """
     decay, momentum = group["weight_decay"], group["momentum"]
-    buffer = optimizer.state[weight].get("momentum_buffer")
-    if buffer is None:
+    buffer = optimizer.state[weight].get("momentum_buffer")  # SGD has none without momentum
+    if weight.grad is None:  # before the first step
         return (gradient + decay * weight) * (1 + momentum if group["nesterov"] else 1)
-    if not group["nesterov"]:
+    if buffer is not None and not group["nesterov"]:
         return buffer
     # u = g + decay * (weight before the step) + momentum * buffer, and the weight before is weight + lr * u
-    return (weight.grad + decay * weight + momentum * buffer) / (1 - lr * decay)
+    return (weight.grad + decay * weight + (0 if buffer is None else momentum * buffer)) / (1 - lr * decay)
 
 
 class GradientCorrelation(_BaseProbe):
@@ -214,8 +213,9 @@ class Connections(_BaseProbe):
 
     The gains are after Xie et al. 2025 (mHC, arXiv 2512.24880), section 3.1: of the product of the mixing matrices of
     all blocks from the first of the stage to this one, the largest sum of the absolute values of a row
-    (`forward_gain`) and of a column (`backward_gain`), as means over images and positions. In each position they bound
-    the amplification of signals and gradients along the streams. Costs one forward pass.
+    (`forward_gain`) and of a column (`backward_gain`), as means over images and the positions of the block's input,
+    also those that a stride skips. In each position they bound the amplification of signals and gradients along the
+    streams. Costs one forward pass.
     """
 
     requires = "blocks"
