@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,15 @@ def test_an_option_is_composed_and_made(path: Path, tmp_path: Path) -> None:
         return
     assert (config.options | {"hydra/launcher": jobs.launcher})[str(path.parent)] == path.name
     make(config)
+
+
+def test_composing_changes_nothing_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["notebook", "--option"])
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    before = dict(os.environ)
+    compose(["model.depth=20"])
+    assert sys.argv == ["notebook", "--option"]
+    assert dict(os.environ) == before
 
 
 def test_the_default() -> None:

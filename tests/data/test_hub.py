@@ -257,6 +257,13 @@ def test_options_of_streamed_images(changes: dict[str, Any], message: str, tmp_p
         source(tmp_path, **changes)
 
 
+def test_a_streamed_image_without_a_label_is_refused(tmp_path: Path, pixels: dict[str, np.ndarray]) -> None:
+    labels = {name: [None, *[0] * (len(images) - 1)] for name, images in pixels.items()}
+    write_parquet(tmp_path / "images", pixels, labels)
+    with pytest.raises(InputError, match=r"row 0 of .*\.parquet has no label; data.stream=false and data.damaged=skip"):
+        source(tmp_path, stream=True, classes=1).load()
+
+
 def test_streamed_images_are_listed_once(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = {"stream": True, "shape": [3, 16, 16], "classes": None, "test_split": "validation"}
     images = source(tmp_path, path=str(photographs), **options)

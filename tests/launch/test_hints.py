@@ -46,6 +46,8 @@ def test_a_probe_of_a_finished_run_gives_a_hint(tmp_path: Path) -> None:
         (run.folder / "probes").mkdir()
         (run.folder / "probes" / "signals.csv").write_text("step,layer\n0,0\n")
     assert unmeasured(finished) == []
+    (finished[0].folder / "probes" / "signals.csv").write_text("")  # of a network without blocks
+    assert unmeasured(finished) == []
     again = runs(tmp_path, "-m", "seed=0,1", "probes=[signals,responses]")
     assert unmeasured(again) == [
         f"hint: {finished[0].name} (and 1 more) finished without the probe responses; a new study measures it, as in "

@@ -12,6 +12,7 @@ import pytest
 from plainres.config.compose import Jobs
 from plainres.config.instantiate import source_of
 from plainres.config.schema import Config, SweepOptions, Tuning
+from plainres.data.sources import Synthetic
 from plainres.errors import InputError
 from plainres.launch.estimate import makespan
 from plainres.launch.plan import Plan, plan
@@ -204,6 +205,7 @@ def _other_configuration(run: Run) -> None:
 
 
 def _other_data(run: Run) -> None:
+    (run.checkpoints / "step-000000005.ckpt").touch()
     (run.folder / "data.json").write_text('{"sha256": "0123456789"}')
 
 
@@ -231,7 +233,11 @@ def test_an_edited_class_is_refused(make_config: Make, monkeypatch: pytest.Monke
     run = Run.of(config)
     run.prepare()
     (run.folder / "code.json").write_text('{"classes": {"mine.Halved": "0123456789"}}')
+    (run.checkpoints / "step-000000005.ckpt").touch()
     monkeypatch.setattr("plainres.runs.record.own_classes", lambda _: {"mine.Halved": "9876543210"})
+    with pytest.raises(InputError, match="was trained with another source of mine"):
+        planned(config)
+    monkeypatch.setattr(Synthetic, "at_hand", False, raising=False)
     with pytest.raises(InputError, match="was trained with another source of mine"):
         planned(config)
 

@@ -86,6 +86,10 @@ def test_a_tuned_sweep_is_completed_by_the_same_command(tmp_path: Path, capfd: p
     assert f"{len(results)} runs: {len(results)} finished" in planned
     assert main(["report", str(tmp_path / "default")]) == 0
     assert "Choice of optim.lr by the mean validation error over seeds 0, 1" in capfd.readouterr().out
+    candidate = next(run for run in map(Run.read, tmp_path.glob("default/plain-*")) if run.config.seed == 0)
+    (candidate.folder / "data.json").write_text('{"sha256": "0123456789"}')
+    assert main(command) == 2  # although the compared runs have the images at hand
+    assert f"{candidate.folder} was trained on other images" in capfd.readouterr().err
 
 
 def test_a_dry_run_says_that_later_runs_are_not_known(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -486,13 +486,13 @@ class Unused(nn.Module):
 def test_gradient_of_unused_modules_is_0() -> None:
     network, generator = Unused(), torch.Generator().manual_seed(0)
     setting = torch.randn(6, 1, 8, 8, generator=generator), torch.arange(6) % 3, SGD(network.named_parameters(), 0.1)
-    gradients = {
-        row["name"]: row["gradient"] for row in Gradients(6, None).measure(copy_for_probing(network), *setting)
-    }
+    rows = {row["name"]: row for row in Gradients(6, None).measure(copy_for_probing(network), *setting)}
+    gradients = {name: row["gradient"] for name, row in rows.items()}
     (curvature,) = Sharpness(6, None, 0.1, 50).measure(copy_for_probing(network), *setting)
     assert math.isfinite(float(curvature["sharpness"]))
     assert gradients["head.1"] != 0
     assert gradients["spare.0"] == 0
+    assert rows["spare.0"]["update_to_weight"] == 0  # without weight decay, too: SGD skips them
     (row,) = Signals(6, None).measure(copy_for_probing(network), *setting)
     assert row["gradient_variance"] == 0
 

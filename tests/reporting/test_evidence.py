@@ -8,6 +8,7 @@ import pytest
 from plainres.errors import InputError
 from plainres.reporting import evidence, report
 from plainres.reporting.study import read_study
+from plainres.runs.record import Run
 from support.places import ROOT
 from support.study import END, a_run, data_of, finish, observe
 
@@ -66,6 +67,18 @@ def test_curves_are_thinned_to_their_last_row(study: Path, monkeypatch: pytest.M
         assert steps[-1] == run.result["steps"]
     (family, *_) = read_study(study / "report").families
     assert family.label == "plain"
+
+
+def test_measurements_of_an_earlier_report_are_removed(study: Path) -> None:
+    report.write_report(study)
+    folder = study / "report"
+    assert (folder / "responses.svg").exists()
+    for run in map(Run.read, study.glob("*-w8-*")):
+        run.config.probes.clear()
+        run.prepare()
+        (run.folder / "probes" / "responses.csv").unlink()
+    report.write_report(study)
+    assert not [*folder.glob("responses.*"), *folder.glob("probes/*")]
 
 
 def test_evidence_contains_no_local_paths(study: Path) -> None:

@@ -200,7 +200,8 @@ def test_the_panels_of_a_probe_show_step_0_and_the_last_step(few: Path):
     observe(runs[2], steps=(0, 100), probe="gradients", columns=columns)
     families = {"plain": {8: dict(enumerate(runs))}}
     observed, unusable = observations("gradients", families)
-    assert not unusable
+    reason = "probes/gradients.csv has no measurement before training, where the figure shows only the other seeds"
+    assert unusable == [(runs[1].folder.name, reason)]
     assert drawn_lines(probe_figure("gradients", observed)) == [[[1, 2, 3]], [[231, 232, 233]]] * 2
     observe(runs[0], steps=(100,), probe="gradients", columns=columns)
     observed, _ = observations("gradients", families)
@@ -242,6 +243,7 @@ def test_figures_have_the_spread_over_seeds(few: Path):
     [
         (lambda text: text.replace("std", "st"), "rows have different columns"),
         (lambda text: text.replace("layer1,2", "layer1,two"), "ValueError"),
+        (lambda text: f'{text}230,3,"{150_000 * "x"}",1\n', "field larger than field limit"),
         (lambda text: text.replace("layer1,2", ""), "TypeError|ValueError"),
         (lambda text: text + text.partition("\n")[2], "duplicate"),
         (lambda text: text.rpartition("230,2")[0], "different layers"),

@@ -104,6 +104,20 @@ def test_several_studies_are_compared(study: Path, tmp_path: Path, capsys: pytes
         assert link.startswith(("#", "data:")) or (home / "report" / link).exists(), link
 
 
+def test_of_a_run_in_several_studies_the_finished_one_counts(tmp_path: Path) -> None:
+    halves = [tmp_path / "runs" / name for name in ("one", "other")]
+    for seed in (0, 1, 2):
+        for half, folder in enumerate(halves):
+            run = a_run(folder, "plain", 8, seed)
+            if seed % 2 == half:
+                finish(run, 5 + seed)
+    study = report.read_study(*halves)
+    assert [*study.families[0].runs[8]] == [0, 1, 2]
+    assert not study.unfinished
+    assert len(study.unused) == 3
+    assert all(reason.startswith("the same run as ") for _, reason in study.unused)
+
+
 def test_reports_of_evidence_and_runs_are_compared(study: Path, tmp_path: Path) -> None:
     report.write_report(study)
     kept = tmp_path / "experiments" / "kept"

@@ -271,3 +271,9 @@ def test_values_that_diverged_and_unequal_conditions_are_named(study: Path) -> N
     assert tuned is not None
     (row,) = [row for row in tuned.rows if row[:2] == ("plain", "8")]
     assert (row[3], row[-1]) == ("", "unequal conditions (threads): no range")
+    finish(a_tuned_run(study, "plain", 8, 0.025, 0), 5.0, validation_error=30.0, data_sha256="other")
+    changed = read_study(study)
+    assert changed.tuned is not None
+    (row,) = [row for row in changed.tuned.rows if row[:2] == ("plain", "8")]
+    assert (row[3], row[-1]) == ("", "unequal conditions (images): no range")
+    assert "Runs with the same data configuration saw different data" in changed.fairness

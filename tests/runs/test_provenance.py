@@ -19,6 +19,9 @@ def test_conditions_contain_hardware_and_software(make_config: Callable[..., Con
     assert (conditions["devices"], conditions["threads"], conditions["sync_batch_norm"]) == (2, 3, True)
     assert conditions["versions"]["torch"]
     assert conditions["source_sha256"] == provenance.SOURCE_SHA256
+    assert "pillow" not in conditions["versions"]
+    config.data["stream"] = True  # so that the images are decoded in training
+    assert provenance.conditions(config, 1)["versions"].keys() >= {"torch", "pillow", "simplejpeg"}
 
 
 def test_versions_name_the_build_of_torch_with_its_cuda_and_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:

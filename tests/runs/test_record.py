@@ -2,14 +2,15 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
-from plainres.config.schema import Config, ReportOptions
+from plainres.config.schema import Config, ReportOptions, SweepOptions
 from plainres.errors import InputError, LockedError
-from plainres.runs.record import Run, State
+from plainres.runs.record import DIVERGED, Run, State
 from plainres.runs.saved import newest
 
 Make = Callable[..., Config]
@@ -92,6 +93,8 @@ def test_the_digest_of_the_images_is_recorded_from_the_start_and_checked(make_co
     run.begin("a" * 64)
     assert run.data_sha256 == "a" * 64
     run.check_data("a" * 64)
+    run.check_data("b" * 64)  # nothing is trained yet, and the run begins anew
+    (run.checkpoints / "step-000000005.ckpt").touch()
     other = Run.of(make_config(data=HUB | {"path": "B"}))
     assert other.folder == run.folder
     with pytest.raises(InputError) as error:
@@ -101,6 +104,32 @@ def test_the_digest_of_the_images_is_recorded_from_the_start_and_checked(make_co
         "(data=synthetic data.path=B, digest bbbbbbbb); to train on these as well, add study=NAME"
     )
     assert Run.read(run.folder).config.data["path"] == "A"
+
+
+def test_a_class_can_be_mended_until_the_first_checkpoint(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, source = Run.of(make_config()), {"mine.Halved": "0123456789"}
+    monkeypatch.setattr("plainres.runs.record.own_classes", lambda _: source)
+    monkeypatch.setattr("plainres.runs.record.code_of", lambda _: {"classes": dict(source)})
+    run.prepare()
+    run.begin("a" * 64)
+    source["mine.Halved"] = "9876543210"
+    run.check_code()
+    run.begin("a" * 64)
+    assert run.code == {"classes": source}
+    (run.checkpoints / "step-000000005.ckpt").touch()
+    source["mine.Halved"] = "0123456789"
+    with pytest.raises(InputError, match=r"mine.Halved \(digest 98765432, now 01234567\)"):
+        run.check_code()
+
+
+@pytest.mark.parametrize("retry", [False, True])
+def test_a_diverged_run_belongs_to_its_images_unless_it_is_retried(make_config: Make, retry: bool) -> None:
+    run = Run.of(make_config(sweep=SweepOptions(retry_failed=retry)))
+    run.prepare()
+    run.begin("a" * 64)
+    run.fail(f"{DIVERGED}: the loss is NaN")
+    with nullcontext() if retry else pytest.raises(InputError, match="was trained on other images"):
+        run.check_data("b" * 64)
 
 
 def test_a_run_in_training_keeps_its_configuration(make_config: Make) -> None:

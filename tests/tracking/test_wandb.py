@@ -727,6 +727,27 @@ def test_a_study_online_has_a_report_that_is_replaced(
 
 @pytest.mark.filterwarnings("ignore:Pydantic V1 style:DeprecationWarning")  # wandb-workspaces 0.4
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")
+def test_the_views_keep_families_and_show_all_studies(study: Path) -> None:
+    from plainres.reporting import wandb_views
+
+    other = study.parent / "other"
+    for streams in (2, 4):
+        finish(a_run(other, "streams", 8, 0, streams=streams), 5)
+    finish(a_run(other, "identity", 8, 0, norm="group"), 5)
+    both = read_study(study, other)
+    view = wandb_views.workspace(both, "me", "plainres")
+    keys = ["shortcut", "model.depth", "model.shortcut.streams", "options.model/norm"]
+    assert [each.name for each in view.runset_settings.groupby] == keys
+    assert view.name == "digits, other: plain and residual"
+    assert view.runset_settings.filters.startswith("Metric(\"Group\") in ['digits', 'other'] and ")
+    page = wandb_views.written_report(both, "me", "plainres")
+    *_, trained = [runset for block in page.blocks for runset in getattr(block, "runsets", [])]
+    assert trained.groupby == [f"config.{key}" for key in keys]
+    assert trained.filters == "Group in ['digits', 'other'] and JobType = 'train'"
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic V1 style:DeprecationWarning")  # wandb-workspaces 0.4
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")
 def test_a_workspace_that_cannot_be_saved_is_reported(
     study: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

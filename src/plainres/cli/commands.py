@@ -99,7 +99,7 @@ def report(arguments: list[str]) -> int:
         if options.wandb:
             from plainres.reporting.wandb_report import show
 
-            print(show(read_study(*options.folders), page.parent, options.wandb))
+            print(show(study, page.parent, options.wandb))
     if options.json:
         from plainres.reporting.values import values
 

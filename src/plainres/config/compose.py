@@ -33,6 +33,7 @@ from plainres.files import file_sha256
 
 LISTS = ("experiment", "logger", "probes")  # groups of which several options can be chosen
 SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+CHANGED = ("HYDRA_FULL_ERROR", "PLAINRES_SCRATCH")  # environment variables while Hydra composes
 ASSIGNED = ("options", "weights_sha256")  # keys that `typed` sets
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -144,7 +145,7 @@ def compose_jobs(arguments: Sequence[str]) -> Jobs:
 
     collected: list[tuple[DictConfig, dict[str, str], list[str]]] = []
     axes: list[str] = []
-    full_error = os.environ.get("HYDRA_FULL_ERROR", "0")
+    command, environment = list(sys.argv), {name: os.environ.get(name) for name in CHANGED}
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints its errors itself, and exits
     plugins: Any = Plugins.instance()
     instantiate_launcher, plugins.instantiate_launcher = plugins.instantiate_launcher, collector.instantiate
@@ -171,7 +172,12 @@ def compose_jobs(arguments: Sequence[str]) -> Jobs:
         raise InputError(message) from error
     finally:
         composing.close()
-        os.environ["HYDRA_FULL_ERROR"] = full_error
+        sys.argv[:] = command
+        for name, value in environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
         plugins.instantiate_launcher = instantiate_launcher
     for name, study in {(str(each.options.get("experiment")), each.study) for each in jobs.configs}:
         Options(flags.config_dir).check_study(f"experiment/{name}", study)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from plainres.console import say
 from plainres.errors import InputError
-from plainres.files import file_sha256
+from plainres.files import file_sha256, write_atomically
 from plainres.locks import HeldError, held
 
 VERSION = 1  # of the files of a copy
@@ -104,7 +104,7 @@ class Copy:
 
     def write(self, contents: Contents) -> None:
         """Write metadata.json."""
-        (self.folder / METADATA).write_text(json.dumps(asdict(contents), indent=1))
+        write_atomically(self.folder / METADATA, json.dumps(asdict(contents), indent=1))
 
     def tensors(self, split: str, contents: Contents) -> tuple[Tensor, Tensor]:
         """Return the images (N, H, W, C), mapped read-only, and the targets (N,) of a split.

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import torch
+
 from plainres.console import say
 from plainres.data.cached import CachedCopy
 from plainres.data.copies import Copy
 from plainres.data.dataset import Dataset
-from plainres.data.encoded import slow_at_random
+from plainres.data.encoded import NO_LABEL, slow_at_random
 from plainres.data.layouts import Chosen
 from plainres.data.sources import AnySplitT, Images, Split, check_options
 from plainres.data.streamed_split import StreamedSplit
@@ -188,6 +190,13 @@ class HubImages:
         return replace(images, left_out=len(contents.damaged))
 
     def _streamed(self) -> Images[StreamedSplit]:
+        for split in self._chosen.splits.values():
+            unlabelled = torch.nonzero(split.targets == NO_LABEL).flatten()
+            if len(unlabelled):
+                raise InputError(
+                    f"{self._copy.dataset}: {split.name(int(unlabelled[0]))} has no label; data.stream=false and "
+                    "data.damaged=skip leave such images out"
+                )
         train, test = (StreamedSplit(self._chosen.splits[split], self.views) for split in ("train", "test"))
         images = self._images(train, test, self._chosen.class_names)
         # the whole training set is evaluated too, where ten crops would cost several epochs

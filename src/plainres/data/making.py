@@ -1,6 +1,7 @@
 """Making a decoded copy: one pass that decodes all images of a data set, or lists all that are damaged."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -152,6 +153,7 @@ class SplitWriter:
                     _write(file, chunk, self.needed)
                 progress.update(len(results))
             file.truncate(size * int(kept.sum()))
+            os.fsync(file.fileno())  # the space is reserved, so that a power loss would leave zeros
         self.files[name] = size * int(kept.sum()), digest.hexdigest()
         targets = images.targets[torch.from_numpy(kept)]
         self._write_targets(targets)
@@ -161,6 +163,7 @@ class SplitWriter:
         name, array = f"{self.split}_targets.bin", targets.contiguous().numpy()
         with (self.folder / name).open("wb") as file:
             _write(file, array, self.needed)
+            os.fsync(file.fileno())
         self.files[name] = array.nbytes, hashlib.sha256(array.data).hexdigest()
 
     def _count(self, chunk: np.ndarray) -> None:

@@ -28,7 +28,7 @@ def unmeasured(finished: Sequence[Run]) -> list[str]:
     lacking: dict[str, list[Run]] = {}
     for run in finished:
         for probe in run.config.probes:
-            if not run.probe_rows(probe):
+            if not run.probe_file(probe).exists():
                 lacking.setdefault(probe, []).append(run)
     return [
         f"hint: {members[0].name}{f' (and {len(members) - 1} more)' if members[1:] else ''} finished without the probe "

@@ -142,6 +142,8 @@ def _here(selection: Selection, sweep: bool, command: Sequence[str]) -> Plan:
     # sources of the user's own may lack at_hand
     absent = [configs[data] for data, source in sources.items() if not getattr(source, "at_hand", True)]
     if absent:
+        for run in (*left, *selection.finished):
+            run.check_code()
         check_settings(left)
         names = ", ".join(sorted({f"data={config.options['data']}" for config in absent}))
         note = f"the time is not known: the images of {names} are downloaded or decoded when the command starts"

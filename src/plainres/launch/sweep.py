@@ -51,11 +51,12 @@ PRELOADED_FOR_WANDB = ["plainres.tracking.wandb_logger", "wandb.sdk.launch"]
 POLL_SECONDS = 0.5  # between two polls of the running processes
 
 
-def sweep(runs: Sequence[Run | Config]) -> int:
+def sweep(runs: Sequence[Run | Config], others: Sequence[Run] = ()) -> int:
     """Train the unfinished runs on this machine.
 
     Args:
         runs: runs, or their configurations.
+        others: trained runs of the command, whose images and classes must be those of its other runs.
 
     Returns:
         The number of failed runs.
@@ -76,7 +77,7 @@ def sweep(runs: Sequence[Run | Config]) -> int:
     if selected:
         wandb = PRELOADED_FOR_WANDB if any(run.config.logger.wandb for run in selected) else []
         context = forkserver([*PRELOADED, *wandb])
-        ((costs, gpus),) = call_in_processes(context, [(preflight, selected, finished)])
+        ((costs, gpus),) = call_in_processes(context, [(preflight, selected, [*finished, *others])])
         for hint in hints(selected):
             say(hint)
         adopt_report_options(finished)
@@ -86,7 +87,7 @@ def sweep(runs: Sequence[Run | Config]) -> int:
             free = slots(selected, gpus, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
             failed += _Pool(context, selected, costs, free, signals).train()
     else:
-        check_unchanged(finished)
+        check_unchanged([*finished, *others])
         adopt_report_options(finished)
     return print_summary(all_runs, selected, failed, time.monotonic() - started)
 

@@ -28,7 +28,7 @@ def sweep_tuned(configs: Sequence[Config]) -> int:
     option = networks[0].tuning.option
     while missing := _missing(networks):
         say(f"choosing {option} for {quantity(len(networks), 'network')} on the validation set")
-        sweep(missing)
+        sweep(missing, _settled(networks))
         if failed := [run for run in missing if not (run.finished or run.diverged)]:
             return len(failed)
     adopt_report_options([run for run in _candidates(networks) if run.finished])
@@ -39,13 +39,18 @@ def sweep_tuned(configs: Sequence[Config]) -> int:
     failed = 0
     if compared:
         say("training the seeds that are compared")
-        failed = sweep(compared)
+        failed = sweep(compared, _settled(networks))
     return failed + sum(chosen.best is None for _, _, chosen in choices)
 
 
 def _missing(networks: Sequence[Cell]) -> list[Run]:
     """Return the runs that choices need and that are neither finished nor diverged."""
     return [run for run in _candidates(networks) if not (run.finished or run.diverged)]
+
+
+def _settled(networks: Sequence[Cell]) -> list[Run]:
+    """Return the runs that choices need and that are finished or diverged, on whose images the others must train."""
+    return [run for run in _candidates(networks) if run.finished or run.diverged]
 
 
 def _candidates(networks: Sequence[Cell]) -> list[Run]:

@@ -107,13 +107,15 @@ class Gradients(_BaseProbe):
         for index, (name, layer, _) in enumerate(weighted_layers(network)):
             weight = layer.weight
             assert isinstance(weight, nn.Parameter)
-            # the gradient is None if the loss does not depend on the weights
-            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
             original, group = groups[f"{name}.weight"]
-            norm = weight.norm().double()
             # the learning rate is a tensor if the step is a CUDA graph
-            lr = float(group["lr"])
-            ratio = lr * _update(original, gradient, lr, group, optimizer).norm().double() / norm
+            lr, gradient = float(group["lr"]), weight.grad
+            if gradient is None:  # the loss does not depend on the weights, and SGD leaves them as they are
+                gradient = update = torch.zeros_like(weight)
+            else:
+                update = _update(original, gradient, lr, group, optimizer)
+            norm = weight.norm().double()
+            ratio = lr * update.norm().double() / norm
             values = {"weight": norm, "gradient": gradient.norm(), "update_to_weight": ratio}
             rows.append(_row(index, name, **{column: value.item() for column, value in values.items()}))
         return rows

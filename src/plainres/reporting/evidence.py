@@ -8,6 +8,7 @@ A folder of evidence contains
     probes/        the measurements of the runs' probes, one file per probe
 """
 
+import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -141,6 +142,8 @@ def write(runs: Iterable[tuple[str, Run]], folder: Path, diverged: Sequence[Run]
     curves = [{"run": run.name, **_rounded(row)} for _, run in labelled for row in thinned(run.curve(), ROWS)]
     write_atomically(folder / CURVES, csv_text(curves))
     damaged = []
+    for file in (folder / "probes").glob("*.csv"):  # of an earlier report, whose runs may have been trained anew
+        file.unlink()
     for probe in sorted({name for _, run in labelled for name in run.observed_by}):
         rows: list[dict[str, str]] = []
         for _, run in labelled:
@@ -149,7 +152,7 @@ def write(runs: Iterable[tuple[str, Run]], folder: Path, diverged: Sequence[Run]
                 columns = {tuple(row) for row in [*rows[:1], *own]}
                 if len(columns) > 1 or any(None in (*row, *row.values()) for row in own):
                     raise ValueError("rows have different columns")
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, csv.Error) as error:
                 damaged.append((run.folder.name, f"probes/{probe}.csv is damaged ({error!r}) and not drawn"))
             else:
                 rows += own

@@ -15,6 +15,7 @@ from plainres.runs.identity import matches, settings
 from plainres.runs.record import Run
 
 SHORTCUT = "model/shortcut"
+OF_SHORTCUT = "model.shortcut."  # begins the keys of a shortcut's parameters
 WITHIN_FAMILY = ("seed", "model.depth")  # settings that vary within a family
 UNSET = {  # how a label names an option that is null
     "data.validation_per_class": "no validation split",
@@ -23,7 +24,7 @@ UNSET = {  # how a label names an option that is null
     "optim.clip_norm": "not clipped",
     "optim.warmup_lr": "no warm-up",
 }
-REPEATED = "model.shortcut.norm."  # a projection's normalisation, by default the same as the network's
+REPEATED = f"{OF_SHORTCUT}norm."  # a projection's normalisation, by default the same as the network's
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def labelled(runs: Sequence[Run]) -> dict[str, tuple[str, dict[str, str]]]:
             unset = UNSET.get(key) if value == "None" else None
             parts[key] = unset or f"{name if names[name] == 1 else key} {value}"
         label = f"{run.config.shortcut} ({', '.join(parts.values())})" if parts else run.config.shortcut
-        setting = {key: part for key, part in parts.items() if not key.startswith("model.shortcut.")}
+        setting = {key: part for key, part in parts.items() if not key.startswith(OF_SHORTCUT)}
         labels[run.name] = label, {SHORTCUT: run.config.shortcut, **setting}
     return labels
 

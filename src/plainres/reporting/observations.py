@@ -103,35 +103,39 @@ def observations(probe: str, families: Families) -> tuple[dict[str, dict[int, li
     """Read the measurements of a probe in all runs that have them.
 
     Returns:
-        The measurements by family and depth; and the folders of runs that are not drawn although other seeds are, with
-        the reason.
+        The measurements by family and depth; and the folders of runs that are not drawn, or not in all panels, although
+        other seeds are, with the reason.
     """
     observed: dict[str, dict[int, list[Observed]]] = {}
     unusable = []
+    unmeasured = f"it has no measurements of {probe} and is not drawn, unlike other seeds"
+    late = f"probes/{probe}.csv has no measurement before training, where the figure shows only the other seeds"
     for family, by_depth in families.items():
         observed[family] = {}
         for depth, by_seed in by_depth.items():
-            of_seeds: list[Observed] = []
+            of_seeds: dict[str, Observed] = {}  # by folder
             without = []
             for run in by_seed.values():
+                first = next(iter(of_seeds.values()), None)
                 try:
                     of_run = _read(run, probe)
-                    if of_run and of_seeds and of_run.layers != of_seeds[0].layers:
+                    if of_run and first and of_run.layers != first.layers:
                         raise ValueError("other layers than in other seeds")
                 except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
                     unusable.append((run.folder.name, f"probes/{probe}.csv is damaged ({error!r}) and not drawn"))
                     continue
                 if of_run is None:
-                    without.append(run)
-                elif of_seeds and of_run.images != of_seeds[0].images:
-                    samples = f"{of_run.images} images and not drawn; that of another seed is of {of_seeds[0].images}"
+                    without.append(run.folder.name)
+                elif first and of_run.images != first.images:
+                    samples = f"{of_run.images} images and not drawn; that of another seed is of {first.images}"
                     unusable.append((run.folder.name, f"probes/{probe}.csv is of {samples}"))
                 else:
-                    of_seeds.append(of_run)
+                    of_seeds[run.folder.name] = of_run
             if of_seeds:
-                observed[family][depth] = of_seeds
-                unmeasured = f"it has no measurements of {probe} and is not drawn, unlike other seeds"
-                unusable += [(run.folder.name, unmeasured) for run in without]
+                observed[family][depth] = [*of_seeds.values()]
+                unusable += [(folder, unmeasured) for folder in without]
+                if probe in PROBES and any(0 in one.values for one in of_seeds.values()):
+                    unusable += [(folder, late) for folder, one in of_seeds.items() if 0 not in one.values]
     return observed, unusable
 
 

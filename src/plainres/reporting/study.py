@@ -100,7 +100,7 @@ class Study:
     @property
     def fairness(self) -> str:
         """Sentences on whether the runs share a training budget, their data and their training conditions."""
-        runs = [run for _, run in self.runs]
+        runs, recorded = [run for _, run in self.runs], [run for _, run in self.recorded]
         distinct = budgets(runs)
         sentences = (
             f"{'Training budget' if len(runs) == 1 else 'All runs have the same training budget'}: {distinct[0]}."
@@ -111,11 +111,11 @@ class Study:
                 "nothing; the others compare equal budgets."
             )
         digests: defaultdict[str, set[str]] = defaultdict(set)
-        for run in runs:
+        for run in recorded:
             digests[str(identity(run.config)["data"])].add(run.result["data_sha256"])
         if any(len(of_config) > 1 for of_config in digests.values()):
             sentences += " Runs with the same data configuration saw different data; see data_sha256 in results.csv."
-        if unequal := differing(run for _, run in self.recorded):
+        if unequal := differing(recorded):
             conditions = "; ".join(f"{name}: {' or '.join(values)}" for name, values in unequal.items())
             sentences += (
                 f" Conditions of training differ ({conditions}). A comparison within which they differ for one seed "
@@ -220,17 +220,36 @@ def _relative(home: Path, folder: Path) -> str:
 def _unique_runs(
     read: Sequence[tuple[list[Run], list[tuple[Path, str]]]], home: Path
 ) -> tuple[list[Run], list[tuple[str, str]]]:
-    """Return the distinct runs of several folders, and the unusable folders with their reasons."""
-    runs: dict[str, Run] = {}
+    """Return the distinct runs of several folders, and the unusable folders with their reasons.
+
+    Of a run in several folders, the first that is finished counts, or else the first.
+    """
+    copies: defaultdict[str, list[Run]] = defaultdict(list)
     unused = [(_relative(home, path), reason) for _, unusable in read for path, reason in unusable]
     for run in [run for of_folder, _ in read for run in of_folder]:
-        first = runs.setdefault(run.name, run)
-        if first is not run:
-            reason = f"the same run as {_relative(home, first.folder)}"
-            if first.finished and run.finished and first.result["weights_sha256"] != run.result["weights_sha256"]:
+        copies[run.name].append(run)
+    runs = []
+    for of_run in copies.values():
+        used = next((run for run in of_run if _is_usable(run)), of_run[0])
+        runs.append(used)
+        for run in of_run:
+            if run is used:
+                continue
+            reason = f"the same run as {_relative(home, used.folder)}"
+            if _is_usable(run) and run.result["weights_sha256"] != used.result["weights_sha256"]:
                 reason += ", with another result"
             unused.append((_relative(home, run.folder), reason))
-    return [*runs.values()], unused
+    return runs, unused
+
+
+def _is_usable(run: Run) -> bool:
+    """Whether a run is finished and its record intact."""
+    try:
+        if run.finished:
+            _check(run)
+    except InputError:
+        return False
+    return run.finished
 
 
 def _runs_in(folder: Path) -> tuple[list[Run], list[tuple[Path, str]]]:
@@ -265,7 +284,7 @@ def _runs_in(folder: Path) -> tuple[list[Run], list[tuple[Path, str]]]:
         )
     runs = []
     for name, copies in by_name.items():
-        run = next((run for run in copies if run.folder.name == name), copies[0])
+        run = max(copies, key=lambda copy: (_is_usable(copy), copy.folder.name == name))
         runs.append(run)
         unused += [(copy.folder, f"the same run as {run.folder.name}") for copy in copies if copy is not run]
     return runs, unused

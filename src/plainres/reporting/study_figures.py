@@ -38,4 +38,7 @@ def save_figures(
         if probe == "connections" and (weights := readings(families)):
             save(partial(reading_figure, weights, title, width), folder / "reading", width)
             drawn.append("reading")
+    for name in {*PROBES, *OVER_TRAINING, "reading"} - {*drawn}:  # of an earlier report
+        for kind in ("svg", "png"):
+            (folder / f"{name}.{kind}").unlink(missing_ok=True)
     return drawn, unusable

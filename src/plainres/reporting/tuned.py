@@ -12,7 +12,7 @@ from typing import Any
 from plainres.config.schema import Tuning
 from plainres.errors import InputError
 from plainres.reporting.choices import exponent, interval
-from plainres.reporting.conditions import differing
+from plainres.reporting.conditions import differing, edited_classes
 from plainres.reporting.families import Family, families, labelled
 from plainres.reporting.statistics import CONFIDENCE, INTERVAL_FROM
 from plainres.runs.identity import matches
@@ -33,7 +33,8 @@ class Tuned:
         seeds: the seeds of the choice.
         choices: label of the network -> depth -> choice.
         families: the families of the runs with other seeds: at an equal value, and each at its own best one.
-        unequal: label of the network -> depth -> the conditions in which runs of one seed differ.
+        unequal: label of the network -> depth -> the conditions in which runs of one seed differ, and images or the
+            user's own classes of which the runs have several.
         candidates: the runs among which was chosen, each with a label that names its value.
         unused: runs of these networks that are neither among those nor at a compared value.
         begun: family, seed and depth of each run at a compared value, finished or not.
@@ -223,7 +224,10 @@ def _tuned(
                     runs.append(run)
             if not roles:
                 unused.append(run)
-        names = {name for block in blocks.values() for name in differing(block)}
+        finished = [run for block in blocks.values() for run in block]
+        names = {name for block in blocks.values() for name in differing(block)} | {*edited_classes(finished)}
+        if len({run.result["data_sha256"] for run in finished}) > 1:
+            names.add("images")
         unequal.setdefault(label, {})[depth] = sorted(names)
     grouped = []
     for runs, part in ((at_equal, equal_part), (at_best, best_part)):

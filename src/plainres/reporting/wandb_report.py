@@ -29,15 +29,16 @@ def show(study: Study, report: Path, mode: str) -> str:
         if not attempt.sent:
             shutil.rmtree(attempt.folder)
     _, first = study.runs[0]
-    group = first.config.study
+    group = first.config.study  # of the report, too; a W&B run has one
     target = {"project": first.config.logger.project, "entity": first.config.logger.entity}
     run: Any = None
     try:
         run = start(report, mode, name=f"{group}: report", group=group, job_type="study", tags=["study"], **target)
         run.log(panels(study, report))
-        verdicts = [f"{each.what}: {each.verdict}" for group in study.comparisons.values() for each in group]
+        compared = [(heading, each) for heading, group in study.comparisons.items() for each in group]
+        verdicts = [f"{heading}: {each.what}: {each.verdict}" for heading, each in compared]
         run.summary["verdict"] = verdicts + [f"{trend.label}: {trend.verdict}" for trend in study.trends]
-        run.summary["finished_runs"] = len(study.runs)
+        run.summary["finished_runs"] = len(study.recorded)
         if mode == "offline":
             run.finish()
             return f"W&B: saved in {report / 'wandb'}; run `plainres wandb-sync {report}` to upload it"

@@ -9,9 +9,11 @@ from typing import Any
 
 from plainres.files import write_atomically
 from plainres.reporting.comparisons import COLUMNS
+from plainres.reporting.families import OF_SHORTCUT, SHORTCUT
 from plainres.reporting.study import Study
 from plainres.reporting.table import markdown
 from plainres.reporting.wandb_panels import CURVES, FIGURES, curves_key, curves_title, halves
+from plainres.runs.identity import settings
 from plainres.tracking.wandb_files import STEP
 
 # Any: the package's annotations reject what it documents
@@ -21,7 +23,6 @@ workspaces: Any = import_module("wandb_workspaces.workspaces")
 
 def workspace(study: Study, entity: str, project: str) -> Any:
     """Return a workspace with the report's curves of plain and residual nets, and the errors by shortcut and depth."""
-    group = _group(study)
     bars: list[Any] = [
         wr.BarPlot(title="Final training error (%), eval mode", metrics=["train_error_eval"], max_bars_to_show=100),
         wr.BarPlot(title="Final test error (%)", metrics=["test_error"], max_bars_to_show=100),
@@ -29,7 +30,7 @@ def workspace(study: Study, entity: str, project: str) -> Any:
     return workspaces.Workspace(
         entity=entity,
         project=project,
-        name=f"{group}: plain and residual",
+        name=_title(study),
         auto_generate_panels=False,
         sections=[
             workspaces.Section(
@@ -43,8 +44,11 @@ def workspace(study: Study, entity: str, project: str) -> Any:
         ],
         settings=workspaces.WorkspaceSettings(x_axis=STEP, smoothing_type="none", smoothing_weight=0, max_runs=100),
         runset_settings=workspaces.RunsetSettings(
-            filters=[workspaces.Metric("Group") == group, workspaces.Metric("JobType").isin(["train", "study"])],
-            groupby=[workspaces.Config("shortcut"), workspaces.Config("model.depth")],
+            filters=[
+                workspaces.Metric("Group").isin(_studies(study)),
+                workspaces.Metric("JobType").isin(["train", "study"]),
+            ],
+            groupby=[workspaces.Config(key) for key in _family_keys(study)],
         ),
     )
 
@@ -68,14 +72,14 @@ def save_report(study: Study, report: Path, entity: str, project: str) -> str:
 
 def written_report(study: Study, entity: str, project: str) -> Any:
     """Return the W&B Report of a study, which is not saved yet."""
-    group = _group(study)
+    studies = f"Group in {_studies(study)}"
     runs = {"entity": entity, "project": project}
-    of_study = wr.Runset(**runs, name="the study", filters=f"Group = {group!r} and JobType = 'study'")
+    of_study = wr.Runset(**runs, name="the study", filters=f"{studies} and JobType = 'study'")
     trained = wr.Runset(
         **runs,
         name="its runs",
-        filters=f"Group = {group!r} and JobType = 'train'",
-        groupby=["config.shortcut", "config.model.depth"],
+        filters=f"{studies} and JobType = 'train'",
+        groupby=[f"config.{key}" for key in _family_keys(study)],
     )
     figures: list[Any] = [wr.MediaBrowser(media_keys=[key], num_columns=1) for key in FIGURES.values()]
     blocks: list[Any] = [
@@ -89,10 +93,8 @@ def written_report(study: Study, entity: str, project: str) -> Any:
         wr.H2(text="Runs"),
         wr.PanelGrid(runsets=[trained], panels=_curves()),
     ]
-    description = f"{len(study.runs)} finished runs, compared by plainres"
-    return wr.Report(
-        **runs, title=f"{group}: plain and residual", description=description, blocks=blocks, width="fluid"
-    )
+    description = f"{len(study.recorded)} finished runs, compared by plainres"
+    return wr.Report(**runs, title=_title(study), description=description, blocks=blocks, width="fluid")
 
 
 def _verdicts(study: Study) -> list[Any]:
@@ -128,6 +130,23 @@ def _curves() -> list[Any]:
     ]
 
 
-def _group(study: Study) -> str:
-    _, first = study.runs[0]
-    return first.config.study
+def _title(study: Study) -> str:
+    return f"{', '.join(_studies(study))}: plain and residual"
+
+
+def _studies(study: Study) -> list[str]:
+    """Return the names of the studies, which are the groups of their runs in W&B."""
+    return [*dict.fromkeys(run.config.study for _, run in study.runs)]
+
+
+def _family_keys(study: Study) -> list[str]:
+    """Return the keys of a run's configuration in W&B by which runs of a family and depth differ from all others."""
+    own = [(family, settings(run.config)) for family, run in study.runs]
+    keys = {key for family in study.families for key in family.setting if key != SHORTCUT}
+    values: dict[tuple[str, str], set[str]] = {}
+    for family, of_run in own:
+        for key in of_run:
+            if key.startswith(OF_SHORTCUT):
+                values.setdefault((family.setting[SHORTCUT], key), set()).add(of_run[key])
+    keys |= {key for (_, key), found in values.items() if len(found) > 1}
+    return ["shortcut", "model.depth", *(f"options.{key}" if "/" in key else key for key in sorted(keys))]

@@ -33,6 +33,12 @@ def versions() -> dict[str, str]:
     }
 
 
+@cache
+def decoder_versions() -> dict[str, str]:
+    """Return the versions of the packages that decode images while a run trains."""
+    return {package: version(package) for package in ("pillow", "simplejpeg")}
+
+
 # computed at import, because the files may change while the imported code trains
 GIT_COMMIT = git_commit()
 SOURCE_SHA256 = source_sha256()
@@ -54,7 +60,7 @@ def conditions(config: Config, devices: int) -> dict[str, Any]:
         "cuda_graph": trainer.cuda_graph,
         "deterministic": trainer.deterministic,
         "sync_batch_norm": trainer.sync_batch_norm,
-        "versions": versions(),
+        "versions": versions() | (decoder_versions() if config.data.get("stream") else {}),
         "git_commit": GIT_COMMIT,
         "source_sha256": SOURCE_SHA256,
         "classes": own_classes(config),

@@ -154,9 +154,13 @@ class Run:
         """Names of the run's probes, each of which may have written rows."""
         return sorted(self.config.probes)
 
+    def probe_file(self, probe: str) -> Path:
+        """Return the path of a probe's measurements; without rows, the network has nothing that the probe measures."""
+        return self.folder / "probes" / f"{probe}.csv"
+
     def probe_rows(self, probe: str) -> list[dict[str, str]]:
         """Return the rows of probes/<probe>.csv, an empty list if the file does not exist."""
-        file = self.folder / "probes" / f"{probe}.csv"
+        file = self.probe_file(probe)
         return read_rows(file) if file.exists() else []
 
     @property
@@ -269,8 +273,13 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError):  # the result has it too
             return self.result.get("data_sha256") if self.finished else None
 
+    @property
+    def _has_trained(self) -> bool:
+        """Whether the folder holds an outcome of training, from which the run does not begin anew."""
+        return self.finished or self.step > 0 or (self.diverged and not self.config.sweep.retry_failed)
+
     def check_data(self, sha256: str) -> None:
-        """Compare images at hand with those that the run was trained on, if it has started.
+        """Compare images at hand with those that the run was trained on, if it has passed a checkpoint.
 
         Args:
             sha256: the digest of the images and targets at hand.
@@ -279,7 +288,7 @@ class Run:
             InputError: they differ.
         """
         recorded = self.data_sha256
-        if recorded in (None, sha256):
+        if recorded in (None, sha256) or not self._has_trained:
             return
         before, now = (data_of(run.config) for run in (Run.read(self.folder), self))
         raise InputError(
@@ -296,11 +305,13 @@ class Run:
             return {}
 
     def check_code(self) -> None:
-        """Compare the user's own classes with those that the run was trained with, if it has started.
+        """Compare the user's own classes with those that the run was trained with, if it has passed a checkpoint.
 
         Raises:
             InputError: the source of a class has changed.
         """
+        if not self._has_trained:
+            return
         now, before = own_classes(self.config), self.code.get("classes", {})
         edited = sorted(name for name in now.keys() & before.keys() if now[name] != before[name])
         if edited:
@@ -347,7 +358,7 @@ class Run:
         with self._writing():
             self._write(self.config)
             write_atomically(self.folder / DATA, json.dumps({"sha256": data_sha256}) + "\n")
-            if not self.code:
+            if not (self.code and self.step):
                 write_atomically(self.folder / CODE, json.dumps(code_of(self.config), indent=2) + "\n")
             (self.folder / "failed.json").unlink(missing_ok=True)
 

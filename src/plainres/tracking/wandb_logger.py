@@ -3,6 +3,9 @@
 The client writes rows to the run's folder before it uploads them (see `plainres.tracking.wandb_files`). When a run
 resumes offline, it logs the rows that are missing from the logs of earlier attempts. Online, it asks the server for its
 number of rows, which are the first ones of metrics.csv, and logs the rest. No W&B error fails a run.
+
+What is logged stays: if a resumed run repeats epochs with other values, as on a GPU that is not deterministic, W&B
+keeps the first ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +19,7 @@ from plainres.errors import first_line
 from plainres.files import write_atomically
 from plainres.runs.identity import complete
 from plainres.runs.record import Run
+from plainres.runs.tuning import is_candidate
 from plainres.tracking import wandb_artifacts
 from plainres.tracking.loggers import VALUES, RunLogger
 from plainres.tracking.wandb_agent import Assignment
@@ -90,7 +94,7 @@ class WandbLogger(RunLogger):
             entity=config.logger.entity,
             name=self.run.name,
             group=config.study,
-            job_type="train",
+            job_type="choice" if is_candidate(self.run) else "train",
             tags=tags(config),
             config=wandb_config(self.run),
         )

@@ -6,7 +6,7 @@ A checkpoint is either complete or absent. It contains only tensors, numbers and
 - the classifier's state: sums, curves and whether it is warming up;
 - the state of `Checkpoints`: the run's name, its training time in seconds and its attempts.
 
-`plainres.runs.record.Run.newest` reads the newest one.
+`plainres.runs.saved.newest` reads the newest one.
 """
 
 import io
