@@ -14,7 +14,7 @@ from plainres.config.schema import ReportOptions
 
 NAMES = [
     *("Config", "InputError", "Run", "RunFailedError", "__version__", "build_network", "compose", "curves", "load"),
-    *("load_network", "predict", "read_study", "results", "sweep", "train", "write_report"),
+    *("load_network", "predict", "read_study", "results", "sweep", "sweep_tuned", "train", "write_report"),
 ]
 
 
@@ -51,6 +51,12 @@ def test_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert plainres.Run.read(run.folder).config == again
     configs = plainres.compose([*small, "-m", "model/shortcut=plain,identity", "seed=0,1"])
     assert plainres.sweep(configs) == 0
+
+    tuned = plainres.compose([*small, "sweep.tune.option=optim.lr", "sweep.tune.values=[0.1,0.2]"])
+    with pytest.raises(plainres.InputError, match=r"sweep.tune; use sweep_tuned\(configs\)"):
+        plainres.sweep(tuned)
+    with pytest.raises(plainres.InputError, match=r"sweep.tune; use sweep_tuned\(\[config\]\)"):
+        plainres.train(tuned[0])
 
     trained = plainres.load(str(run.folder))
     assert trained(torch.zeros(3, 8, 8, 1, dtype=torch.uint8)).shape == (3, 10)

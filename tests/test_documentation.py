@@ -240,7 +240,7 @@ COMMANDS: dict[str, Execution] = {
     "plainres eval RUN data=synthetic data.shape=[1,8,8]": AS_IT_STANDS,
     "plainres export RUN mine.safetensors": AS_IT_STANDS,
     "plainres eval mine.safetensors": AS_IT_STANDS,
-    "plainres eval mine.safetensors model.depth=8": AS_IT_STANDS,
+    "plainres eval mine.safetensors data=digits model.depth=8": AS_IT_STANDS,
     "plainres lesion RUN RUN2": shortened("--most 1 --draws 1 --images 50"),
     "plainres linearise RUN RUN2": shortened("--steps 1 --images 50"),
     "plainres landscape RUN RUN2": shortened("--points 3 --images 50"),

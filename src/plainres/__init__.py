@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from plainres.errors import InputError, RunFailedError
     from plainres.launch.devices import train
     from plainres.launch.sweep import sweep
+    from plainres.launch.tuned_sweep import sweep_tuned
     from plainres.reporting.report import write_report
     from plainres.reporting.study import curves, read_study, results
     from plainres.runs.record import Run
@@ -35,6 +36,7 @@ __all__ = [
     "read_study",
     "results",
     "sweep",
+    "sweep_tuned",
     "train",
     "write_report",
 ]
@@ -47,6 +49,7 @@ _HOMES = {
     "plainres.errors": ("InputError", "RunFailedError"),
     "plainres.launch.devices": ("train",),
     "plainres.launch.sweep": ("sweep",),
+    "plainres.launch.tuned_sweep": ("sweep_tuned",),
     "plainres.reporting.report": ("write_report",),
     "plainres.reporting.study": ("curves", "read_study", "results"),
     "plainres.runs.record": ("Run",),

@@ -66,17 +66,17 @@ Show a network layer by layer: output shape, parameters and multiply-adds. For a
 BENCH = """\
 Measure how fast this machine trains a network, or each network of a study: images/s and ms/step of plainres, of a bare
 PyTorch loop over the same network, batches and precision (the limit), and of DataLoader loops, from one as people often
-write it to one with the settings of plainres. All take turns in one process. Also report the parts of a step, the peak
-memory, which precision, number of threads and compilation is fastest here, and the time that the run or the study would
-take. plainres train --dry-run uses the measured speeds later.
+write it to one with the settings of plainres. All take turns; each DataLoader loop has a process of its own. Also
+report the parts of a step, the peak memory, which precision, number of threads and compilation is fastest here, and the
+time that the run or the study would take. plainres train --dry-run uses the measured speeds later.
 
   plainres bench data=cifar10 optim=he2015 model.depth=20 trainer.threads=2
   plainres bench experiment=cifar10_degradation trainer=gpu precision=bf16-mixed
 """
 
 REPORT = """\
-Compare the finished runs of one or more studies: table, verdicts, figures and an HTML page. The report is written into
-the folder of the (first) study, as report/.
+Compare the finished runs of one or more studies: table, verdicts, figures and an HTML page. The report on one study is
+written into its folder, as report/; that on several into A+B/report beside the first.
 
   plainres report runs/digits --open
   plainres report runs/digits runs/digits_wide

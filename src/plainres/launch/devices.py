@@ -40,12 +40,14 @@ def train(run: Run | Config) -> Run:
         The finished run.
 
     Raises:
-        InputError: the configuration is invalid.
+        InputError: the configuration is invalid, or has `sweep.tune`, which `sweep_tuned` needs.
         LockedError: another process is training the run.
         RunFailedError: the run failed, now or earlier; `sweep.retry_failed=true` retries it.
         StoppedError: a signal arrived; the run is saved.
     """
     isolate()
+    if isinstance(run, Config) and run.tuning:
+        raise InputError("the configuration has sweep.tune; use sweep_tuned([config]), which chooses the value")
     run = run if isinstance(run, Run) else Run.of(run)
     check_logged(run.config)
     if run.finished and run.result:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from plainres.config.schema import Config
 from plainres.console import first_that_fits, quantity, say, terminal_columns, unfailing_output
-from plainres.errors import LockedError, StoppedError, reason_of
+from plainres.errors import InputError, LockedError, StoppedError, reason_of
 from plainres.launch.active import mark_active
 from plainres.launch.devices import launch
 from plainres.launch.hints import hints, unmeasured
@@ -62,11 +62,14 @@ def sweep(runs: Sequence[Run | Config], others: Sequence[Run] = ()) -> int:
         The number of failed runs.
 
     Raises:
-        InputError: a configuration is invalid, or this process belongs to a group; no run has been trained.
+        InputError: a configuration is invalid, or has `sweep.tune`, which `sweep_tuned` needs, or this process belongs
+            to a group; no run has been trained.
         StoppedError: a signal arrived; the active runs are saved.
     """
     isolate()
     check_alone()
+    if any(isinstance(run, Config) and run.tuning for run in runs):
+        raise InputError("the configurations have sweep.tune; use sweep_tuned(configs), which chooses the values")
     started = time.monotonic()
     all_runs = [run if isinstance(run, Run) else Run.of(run) for run in runs]
     selection = select(all_runs)
