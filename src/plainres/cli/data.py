@@ -1,6 +1,5 @@
 """The command `plainres data`, which manages the decoded copies of data sets."""
 
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -36,7 +35,7 @@ def data(arguments: list[str]) -> int:
     parser.add_argument(
         "names", nargs="*", default=[], metavar="NAME", help="copies to check or remove (check: default all)"
     )
-    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="folder of the copies")
+    parser.add_argument("--cache", metavar="FOLDER", help="folder of the copies")
     parser.add_argument(
         "--unfinished", action="store_true", help="remove copies that are unfinished, damaged or of an earlier version"
     )
@@ -46,7 +45,7 @@ def data(arguments: list[str]) -> int:
 
     if options.action != "remove" and (options.unfinished or options.older):
         raise InputError("--unfinished and --older belong to plainres data remove")
-    cache = cache_folder(str(options.cache or os.environ.get("PLAINRES_CACHE", "~/.cache/plainres")))
+    cache = cache_folder(options.cache)
     copies = select(cache, options.names) if options.names else list(copies_in(cache))
     if options.action == "list":
         _list(copies, cache)

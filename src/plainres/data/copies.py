@@ -214,8 +214,11 @@ def readable(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def cache_folder(name: str) -> Path:
-    """Return the folder of decoded copies, whose name may begin with `~`.
+def cache_folder(name: str | None = None) -> Path:
+    """Return the folder of decoded copies.
+
+    Args:
+        name: its name, which may begin with `~`; None: PLAINRES_CACHE, or else ~/.cache/plainres.
 
     If the user has no home folder, or may not write there, it is a folder of the user's own among the temporary ones,
     and a line on stderr says so.
@@ -223,6 +226,7 @@ def cache_folder(name: str) -> Path:
     Raises:
         InputError: there is no such folder.
     """
+    name = name or os.environ.get("PLAINRES_CACHE") or "~/.cache/plainres"
     try:
         folder = Path(name).expanduser()
         usable = not name.startswith("~") or (Path.home().is_dir() and _exists_or_can_be_made(folder))

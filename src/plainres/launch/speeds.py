@@ -8,7 +8,6 @@ tuned option.
 import hashlib
 import json
 import math
-import os
 import platform
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -123,5 +122,4 @@ def _canonical(conditions: object) -> str:
 
 
 def _file(conditions: object) -> Path:
-    cache = cache_folder(os.environ.get("PLAINRES_CACHE", "~/.cache/plainres"))
-    return cache / FOLDER / f"{hashlib.sha256(_canonical(conditions).encode()).hexdigest()[:16]}.json"
+    return cache_folder() / FOLDER / f"{hashlib.sha256(_canonical(conditions).encode()).hexdigest()[:16]}.json"
