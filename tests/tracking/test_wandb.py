@@ -741,7 +741,8 @@ def test_the_views_keep_families_and_show_all_studies(study: Path) -> None:
     assert view.name == "digits, other: plain and residual"
     assert view.runset_settings.filters.startswith("Metric(\"Group\") in ['digits', 'other'] and ")
     page = wandb_views.written_report(both, "me", "plainres")
-    *_, trained = [runset for block in page.blocks for runset in getattr(block, "runsets", [])]
+    own, *_, trained = [runset for block in page.blocks for runset in getattr(block, "runsets", [])]
+    assert own.filters == "JobType = 'study' and Name = 'digits, other: report'"
     assert trained.groupby == [f"config.{key}" for key in keys]
     assert trained.filters == "Group in ['digits', 'other'] and JobType = 'train'"
 

@@ -88,6 +88,11 @@ class Study:
         return self.home.resolve().name
 
     @property
+    def studies(self) -> list[str]:
+        """Names of the studies, which are the groups of their runs in W&B."""
+        return [*dict.fromkeys(run.config.study for _, run in self.runs)]
+
+    @property
     def summary(self) -> str:
         """Sentence with the number of finished runs, the families, the depths and the seeds."""
         depths = sorted({run.config.model["depth"] for _, run in self.runs})

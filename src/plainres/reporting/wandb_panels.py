@@ -59,6 +59,11 @@ def panels(study: Study, report: Path) -> dict[str, Any]:
     return shown
 
 
+def run_title(study: Study) -> str:
+    """Return the name of the report's own W&B run."""
+    return f"{', '.join(study.studies)}: report"
+
+
 def halves(study: Study) -> dict[str, list[Family]]:
     """Split the families of a study into plain and residual ones, without an empty part."""
     halves: dict[str, list[Family]] = {"plain": [], "residual": []}

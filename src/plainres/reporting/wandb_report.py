@@ -9,7 +9,7 @@ from typing import Any
 
 from plainres.errors import InputError, first_line
 from plainres.reporting.study import Study
-from plainres.reporting.wandb_panels import panels
+from plainres.reporting.wandb_panels import panels, run_title
 from plainres.tracking.wandb_client import finish_online, start, tear_down
 from plainres.tracking.wandb_files import attempts
 
@@ -29,11 +29,12 @@ def show(study: Study, report: Path, mode: str) -> str:
         if not attempt.sent:
             shutil.rmtree(attempt.folder)
     _, first = study.runs[0]
-    group = first.config.study  # of the report, too; a W&B run has one
     target = {"project": first.config.logger.project, "entity": first.config.logger.entity}
     run: Any = None
     try:
-        run = start(report, mode, name=f"{group}: report", group=group, job_type="study", tags=["study"], **target)
+        run = start(
+            report, mode, name=run_title(study), group=study.studies[0], job_type="study", tags=["study"], **target
+        )
         run.log(panels(study, report))
         compared = [(heading, each) for heading, group in study.comparisons.items() for each in group]
         verdicts = [f"{heading}: {each.what}: {each.verdict}" for heading, each in compared]

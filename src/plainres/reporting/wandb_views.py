@@ -12,7 +12,7 @@ from plainres.reporting.comparisons import COLUMNS
 from plainres.reporting.families import OF_SHORTCUT, SHORTCUT
 from plainres.reporting.study import Study
 from plainres.reporting.table import markdown
-from plainres.reporting.wandb_panels import CURVES, FIGURES, curves_key, curves_title, halves
+from plainres.reporting.wandb_panels import CURVES, FIGURES, curves_key, curves_title, halves, run_title
 from plainres.runs.identity import settings
 from plainres.tracking.wandb_files import STEP
 
@@ -45,7 +45,7 @@ def workspace(study: Study, entity: str, project: str) -> Any:
         settings=workspaces.WorkspaceSettings(x_axis=STEP, smoothing_type="none", smoothing_weight=0, max_runs=100),
         runset_settings=workspaces.RunsetSettings(
             filters=[
-                workspaces.Metric("Group").isin(_studies(study)),
+                workspaces.Metric("Group").isin(study.studies),
                 workspaces.Metric("JobType").isin(["train", "study"]),
             ],
             groupby=[workspaces.Config(key) for key in _family_keys(study)],
@@ -72,13 +72,12 @@ def save_report(study: Study, report: Path, entity: str, project: str) -> str:
 
 def written_report(study: Study, entity: str, project: str) -> Any:
     """Return the W&B Report of a study, which is not saved yet."""
-    studies = f"Group in {_studies(study)}"
     runs = {"entity": entity, "project": project}
-    of_study = wr.Runset(**runs, name="the study", filters=f"{studies} and JobType = 'study'")
+    of_study = wr.Runset(**runs, name="the study", filters=f"JobType = 'study' and Name = {run_title(study)!r}")
     trained = wr.Runset(
         **runs,
         name="its runs",
-        filters=f"{studies} and JobType = 'train'",
+        filters=f"Group in {study.studies} and JobType = 'train'",
         groupby=[f"config.{key}" for key in _family_keys(study)],
     )
     figures: list[Any] = [wr.MediaBrowser(media_keys=[key], num_columns=1) for key in FIGURES.values()]
@@ -131,12 +130,7 @@ def _curves() -> list[Any]:
 
 
 def _title(study: Study) -> str:
-    return f"{', '.join(_studies(study))}: plain and residual"
-
-
-def _studies(study: Study) -> list[str]:
-    """Return the names of the studies, which are the groups of their runs in W&B."""
-    return [*dict.fromkeys(run.config.study for _, run in study.runs)]
+    return f"{', '.join(study.studies)}: plain and residual"
 
 
 def _family_keys(study: Study) -> list[str]:
