@@ -28,7 +28,7 @@ def configs(folder: Path, *overrides: str) -> list[Config]:
     return compose(["-m", *SMALL, f"runs={folder}", *overrides])
 
 
-def here(runs: Sequence[Run | Config]) -> int:
+def here(runs: Sequence[Run | Config], others: Sequence[Run] = ()) -> int:
     """Train runs in this process."""
     for run in runs:
         assert isinstance(run, Run)
@@ -105,7 +105,7 @@ def test_a_run_that_fails_for_another_reason_than_divergence_stops_the_choice(
     sweep = configs(tmp_path)
     trained = []
 
-    def one_fails(runs: Sequence[Run | Config]) -> int:
+    def one_fails(runs: Sequence[Run | Config], others: Sequence[Run]) -> int:
         trained.append(runs)
         for run in runs:
             assert isinstance(run, Run)
@@ -121,7 +121,7 @@ def test_a_run_that_fails_for_another_reason_than_divergence_stops_the_choice(
 def test_a_network_of_which_every_value_diverges_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def all_diverge(runs: Sequence[Run | Config]) -> int:
+    def all_diverge(runs: Sequence[Run | Config], others: Sequence[Run]) -> int:
         for run in runs:
             assert isinstance(run, Run)
             run.prepare()
