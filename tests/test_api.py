@@ -52,7 +52,8 @@ def test_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configs = plainres.compose([*small, "-m", "model/shortcut=plain,identity", "seed=0,1"])
     assert plainres.sweep(configs) == 0
 
-    tuned = plainres.compose([*small, "sweep.tune.option=optim.lr", "sweep.tune.values=[0.1,0.2,0.4]"])
+    grid = ["sweep.tune.option=optim.lr", "sweep.tune.values=[0.1,0.2,0.4]", "sweep.tune.seeds=[1]"]
+    tuned = plainres.compose([*small, *grid, "data.validation_per_class=5"])
     with pytest.raises(plainres.InputError, match=r"sweep.tune; use sweep_tuned\(configs\)"):
         plainres.sweep(tuned)
     with pytest.raises(plainres.InputError, match=r"sweep.tune; use sweep_tuned\(\[config\]\)"):
