@@ -532,7 +532,7 @@ def example(folder: Path, heading: str, following: str) -> tuple[set[str], list[
 
 
 def test_the_documented_connection_of_ones_own(tmp_path: Path) -> None:
-    files, (train,) = example(tmp_path, "A connection of your own", "Weights of others")
+    files, (train,) = example(tmp_path, "A connection of your own", "Weights from other projects")
     assert files == {"momentum.py", "conf/model/shortcut/momentum.yaml"}
     command = [PLAINRES, *shlex.split(train)[2:], "model.depth=8,14", "model.width=4", "optim.epochs=1", "seed=0,1"]
     trained = forking.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": "."})
