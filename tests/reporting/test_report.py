@@ -200,8 +200,11 @@ def test_the_panels_of_a_probe_show_step_0_and_the_last_step(few: Path):
     observe(runs[2], steps=(0, 100), probe="gradients", columns=columns)
     families = {"plain": {8: dict(enumerate(runs))}}
     observed, unusable = observations("gradients", families)
-    reason = "probes/gradients.csv has no measurement before training, where the figure shows only the other seeds"
-    assert unusable == [(runs[1].folder.name, reason)]
+    reason = "probes/gradients.csv has no measurement {} training, where the figure shows only the other seeds"
+    assert unusable == [
+        (runs[1].folder.name, reason.format("before")),
+        (runs[2].folder.name, reason.format("after")),
+    ]
     assert drawn_lines(probe_figure("gradients", observed)) == [[[1, 2, 3]], [[231, 232, 233]]] * 2
     observe(runs[0], steps=(100,), probe="gradients", columns=columns)
     observed, _ = observations("gradients", families)

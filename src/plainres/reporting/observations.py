@@ -109,7 +109,7 @@ def observations(probe: str, families: Families) -> tuple[dict[str, dict[int, li
     observed: dict[str, dict[int, list[Observed]]] = {}
     unusable = []
     unmeasured = f"it has no measurements of {probe} and is not drawn, unlike other seeds"
-    late = f"probes/{probe}.csv has no measurement before training, where the figure shows only the other seeds"
+    lacking = f"probes/{probe}.csv has no measurement {{}} training, where the figure shows only the other seeds"
     for family, by_depth in families.items():
         observed[family] = {}
         for depth, by_seed in by_depth.items():
@@ -134,8 +134,10 @@ def observations(probe: str, families: Families) -> tuple[dict[str, dict[int, li
             if of_seeds:
                 observed[family][depth] = [*of_seeds.values()]
                 unusable += [(folder, unmeasured) for folder in without]
-                if probe in PROBES and any(0 in one.values for one in of_seeds.values()):
-                    unusable += [(folder, late) for folder, one in of_seeds.items() if 0 not in one.values]
+                for when, at_end in (("before", False), ("after", True)) if probe in PROBES else ():
+                    measured = [name for name, one in of_seeds.items() if (one.steps if at_end else 0) in one.values]
+                    if measured:
+                        unusable += [(name, lacking.format(when)) for name in of_seeds if name not in measured]
     return observed, unusable
 
 
