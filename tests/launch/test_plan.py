@@ -234,7 +234,7 @@ def test_an_edited_class_is_refused(make_config: Make, monkeypatch: pytest.Monke
     run.prepare()
     (run.folder / "code.json").write_text('{"classes": {"mine.Halved": "0123456789"}}')
     (run.checkpoints / "step-000000005.ckpt").touch()
-    monkeypatch.setattr("plainres.runs.record.own_classes", lambda _: {"mine.Halved": "9876543210"})
+    monkeypatch.setattr("plainres.runs.agreement.own_classes", lambda _: {"mine.Halved": "9876543210"})
     with pytest.raises(InputError, match="was trained with another source of mine"):
         planned(config)
     monkeypatch.setattr(Synthetic, "at_hand", False, raising=False)

@@ -2,19 +2,17 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
-from plainres.config.schema import Config, ReportOptions, SweepOptions
+from plainres.config.schema import Config, ReportOptions
 from plainres.errors import InputError, LockedError
-from plainres.runs.record import DIVERGED, Run, State
+from plainres.runs.record import Run, State
 from plainres.runs.saved import newest
 
 Make = Callable[..., Config]
-HUB = {"_target_": "plainres.data.HubImages", "name": "tiny"}
 
 
 def test_a_run_is_read_back(make_config: Make) -> None:
@@ -83,53 +81,6 @@ def test_an_unwritable_folder(make_config: Make, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot write the run's folder .* set runs=FOLDER"):
         Run.of(make_config(runs=str(tmp_path / "file"))).prepare()
-
-
-def test_the_digest_of_the_images_is_recorded_from_the_start_and_checked(make_config: Make) -> None:
-    run = Run.of(make_config(data=HUB | {"path": "A"}))
-    assert run.data_sha256 is None
-    run.check_data("a" * 64)
-    run.prepare()
-    run.begin("a" * 64)
-    assert run.data_sha256 == "a" * 64
-    run.check_data("a" * 64)
-    run.check_data("b" * 64)  # nothing is trained yet, and the run begins anew
-    (run.checkpoints / "step-000000005.ckpt").touch()
-    other = Run.of(make_config(data=HUB | {"path": "B"}))
-    assert other.folder == run.folder
-    with pytest.raises(InputError) as error:
-        other.check_data("b" * 64)
-    assert str(error.value) == (
-        f"{run.folder} was trained on other images (data=synthetic data.path=A, digest aaaaaaaa) than these "
-        "(data=synthetic data.path=B, digest bbbbbbbb); to train on these as well, add study=NAME"
-    )
-    assert Run.read(run.folder).config.data["path"] == "A"
-
-
-def test_a_class_can_be_mended_until_the_first_checkpoint(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, source = Run.of(make_config()), {"mine.Halved": "0123456789"}
-    monkeypatch.setattr("plainres.runs.record.own_classes", lambda _: source)
-    monkeypatch.setattr("plainres.runs.record.code_of", lambda _: {"classes": dict(source)})
-    run.prepare()
-    run.begin("a" * 64)
-    source["mine.Halved"] = "9876543210"
-    run.check_code()
-    run.begin("a" * 64)
-    assert run.code == {"classes": source}
-    (run.checkpoints / "step-000000005.ckpt").touch()
-    source["mine.Halved"] = "0123456789"
-    with pytest.raises(InputError, match=r"mine.Halved \(digest 98765432, now 01234567\)"):
-        run.check_code()
-
-
-@pytest.mark.parametrize("retry", [False, True])
-def test_a_diverged_run_belongs_to_its_images_unless_it_is_retried(make_config: Make, retry: bool) -> None:
-    run = Run.of(make_config(sweep=SweepOptions(retry_failed=retry)))
-    run.prepare()
-    run.begin("a" * 64)
-    run.fail(f"{DIVERGED}: the loss is NaN")
-    with nullcontext() if retry else pytest.raises(InputError, match="was trained on other images"):
-        run.check_data("b" * 64)
 
 
 def test_a_run_in_training_keeps_its_configuration(make_config: Make) -> None:

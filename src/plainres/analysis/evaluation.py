@@ -23,6 +23,7 @@ from plainres.errors import InputError, first_line
 from plainres.models.networks import over_crops
 from plainres.models.weights import load_weights
 from plainres.processes.memory import keep_freed_memory
+from plainres.runs.agreement import check_code, check_data
 from plainres.runs.identity import identity
 from plainres.runs.location import located, location_in, location_of
 from plainres.runs.provenance import weights_sha256
@@ -159,7 +160,7 @@ def load_network(run: Run | Path | str, data: Mapping[str, Any] | None = None) -
             of the user's own classes has changed since its training.
     """
     run = run if isinstance(run, Run) else Run.read(Path(run))
-    run.check_code()
+    check_code(run)
     saved = newest(run)
     if saved.path is None:
         if run.finished:
@@ -204,7 +205,7 @@ def training_statistics(run: Run, config: Config) -> tuple[Tensor, Tensor]:
             f"{run.folder} does not record its channel means, and the training images to compute them from cannot be "
             f"read: {error}"
         ) from error
-    Run(own, run.folder).check_data(images.sha256())
+    check_data(Run(own, run.folder), images.sha256())
     return images.channel_statistics
 
 
@@ -243,7 +244,7 @@ def predict(run: Run | Path | str, overrides: Sequence[str] = ()) -> Predictions
     images = source.load()
     own = identity(config)["data"] == identity(run.config)["data"]  # the run's own images, wherever they lie
     if own:
-        Run(config, run.folder).check_data(images.sha256())
+        check_data(Run(config, run.folder), images.sha256())
     statistics = _recorded_statistics(run)
     if sets_statistics(overrides):
         if statistics is not None:

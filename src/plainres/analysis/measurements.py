@@ -37,6 +37,7 @@ from plainres.files import csv_text, read_rows, write_atomically
 from plainres.processes.forkserver import attach_to_command, forkserver
 from plainres.processes.memory import keep_freed_memory
 from plainres.reporting.figures import save
+from plainres.runs.agreement import check_data
 from plainres.runs.location import Location, located, location_in
 from plainres.runs.record import Run
 
@@ -83,7 +84,7 @@ class Finished:
         network = load_network(run, run.config.data).to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
         source = source_of(run.config)
         loaded = source.load()
-        run.check_data(loaded.sha256())
+        check_data(run, loaded.sha256())
         training, test = (
             EvaluationBatches(pixels_on(device, split.sample(images), source, loaded.channel_statistics))
             for split in (loaded.train, loaded.test)

@@ -23,6 +23,7 @@ from plainres.launch.preflight import (
     slots,
 )
 from plainres.launch.selection import Selection, select
+from plainres.runs.agreement import check_code
 from plainres.runs.record import Run, State
 from plainres.runs.tuning import runs_of, undecided
 
@@ -143,7 +144,7 @@ def _here(selection: Selection, sweep: bool, command: Sequence[str]) -> Plan:
     absent = [configs[data] for data, source in sources.items() if not getattr(source, "at_hand", True)]
     if absent:
         for run in (*left, *selection.finished):
-            run.check_code()
+            check_code(run)
         check_settings(left)
         names = ", ".join(sorted({f"data={config.options['data']}" for config in absent}))
         note = f"the time is not known: the images of {names} are downloaded or decoded when the command starts"

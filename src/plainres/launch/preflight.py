@@ -8,8 +8,9 @@ import joblib
 from plainres.config.schema import AUTO
 from plainres.errors import InputError
 from plainres.processes.world import World
+from plainres.runs.agreement import check_code, check_data, data_of
 from plainres.runs.identity import matches, settings
-from plainres.runs.record import Run, data_of
+from plainres.runs.record import Run
 from plainres.tracking.wandb_agent import check_single
 
 
@@ -70,7 +71,7 @@ def check_unchanged(runs: Sequence[Run]) -> None:
         InputError: the images or a class of the user have changed, or the images cannot be read.
     """
     for run in runs:
-        run.check_code()
+        check_code(run)
     digests: dict[str, str] = {}
     for run in runs:
         if run.data_sha256 is None:
@@ -80,7 +81,7 @@ def check_unchanged(runs: Sequence[Run]) -> None:
             from plainres.config.instantiate import source_of
 
             digests[data] = source_of(run.config).load().sha256()
-        run.check_data(digests[data])
+        check_data(run, digests[data])
 
 
 def check_writable(run: Run) -> None:
@@ -110,7 +111,7 @@ def preflight_jobs(runs: Sequence[Run], missing: Sequence[Run]) -> None:
     moved = [run for run in runs if run.finished and data_of(Run.read(run.folder).config) != data_of(run.config)]
     check_unchanged(moved)
     for run in runs:
-        run.check_code()
+        check_code(run)
     check_settings(missing, here=False)
 
 

@@ -36,7 +36,7 @@ from plainres.console import say
 from plainres.errors import InputError, LockedError, first_line
 from plainres.files import checkpoints_in, read_rows, unfinished_checkpoints_in, write_atomically
 from plainres.locks import HeldError, held, is_held
-from plainres.runs.code import code_of, own_classes
+from plainres.runs.code import code_of
 from plainres.runs.identity import complete, flat, run_name
 
 DIVERGED = "the run has diverged"  # begins the reason of such a failure
@@ -274,52 +274,12 @@ class Run:
             return self.result.get("data_sha256") if self.finished else None
 
     @property
-    def _has_trained(self) -> bool:
-        """Whether the folder holds an outcome of training, from which the run does not begin anew."""
-        return self.finished or self.step > 0 or (self.diverged and not self.config.sweep.retry_failed)
-
-    def check_data(self, sha256: str) -> None:
-        """Compare images at hand with those that the run was trained on, if it has passed a checkpoint.
-
-        Args:
-            sha256: the digest of the images and targets at hand.
-
-        Raises:
-            InputError: they differ.
-        """
-        recorded = self.data_sha256
-        if recorded in (None, sha256) or not self._has_trained:
-            return
-        before, now = (data_of(run.config) for run in (Run.read(self.folder), self))
-        raise InputError(
-            f"{self.folder} was trained on other images ({before}, digest {recorded[:8]}) than these ({now}, digest "
-            f"{sha256[:8]}); to train on these as well, add study=NAME"
-        )
-
-    @property
     def code(self) -> dict[str, Any]:
         """Code that the run began with (see `plainres.runs.code.code_of`), empty before its first step."""
         try:
             return dict(json.loads((self.folder / CODE).read_text()))
         except (OSError, ValueError, TypeError):  # an older version did not record it
             return {}
-
-    def check_code(self) -> None:
-        """Compare the user's own classes with those that the run was trained with, if it has passed a checkpoint.
-
-        Raises:
-            InputError: the source of a class has changed.
-        """
-        if not self._has_trained:
-            return
-        now, before = own_classes(self.config), self.code.get("classes", {})
-        edited = sorted(name for name in now.keys() & before.keys() if now[name] != before[name])
-        if edited:
-            digests = ", ".join(f"{name} (digest {before[name][:8]}, now {now[name][:8]})" for name in edited)
-            raise InputError(
-                f"{self.folder} was trained with another source of {digests}; to train with this one as well, add "
-                "study=NAME, or else undo the edit"
-            )
 
     def check_configuration(self) -> None:
         """Compare the configuration with that of the run in the folder, if there is one.
@@ -391,12 +351,6 @@ class Run:
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json, which marks the run as finished."""
         write_atomically(self.folder / "result.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
-
-
-def data_of(config: Config) -> str:
-    """Name the data set of a configuration for messages, with its folder if it has one."""
-    path = config.data.get("path")
-    return f"data={config.options['data']}" + (f" data.path={path}" if path else "")
 
 
 def folders_of(runs: Path) -> Iterator[Path]:

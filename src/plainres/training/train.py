@@ -28,6 +28,7 @@ from plainres.models.summary import Description, describe
 from plainres.processes.memory import keep_freed_memory
 from plainres.processes.signals import StopSignals
 from plainres.processes.world import World
+from plainres.runs.agreement import check_code, check_data
 from plainres.runs.provenance import conditions, peak_memory_of, reset_peak_memory, weights_sha256
 from plainres.runs.record import DIVERGED, Run
 from plainres.runs.saved import newest
@@ -179,8 +180,8 @@ def _reserved(run: Run, data_sha256: str) -> Iterator[None]:
     else:
         run.prepare()
     with run.lock():
-        run.check_data(data_sha256)
-        run.check_code()
+        check_data(run, data_sha256)
+        check_code(run)
         yield
 
 
