@@ -13,7 +13,7 @@ from typing import Any
 
 from plainres.console import quantity
 from plainres.reporting.conditions import differing, edited_classes
-from plainres.reporting.families import SHORTCUT, Family
+from plainres.reporting.families import OF_SHORTCUT, SHORTCUT, Family
 from plainres.reporting.statistics import LEVEL, Difference, PageTest, holm, page_test, paired_difference, summarize
 from plainres.runs.record import Run
 
@@ -229,9 +229,14 @@ def _errors(runs: Mapping[int, Run]) -> dict[int, float]:
 
 
 def _unlike(a: Mapping[str, str], b: Mapping[str, str], reference: Iterable[str]) -> set[str]:
-    """Return the settings in which two families differ, except those that define the reference."""
-    different = {key for key in a.keys() | b.keys() if a.get(key) != b.get(key)}
-    return {setting[key] for setting in (a, b) for key in different - set(reference) if key in setting}
+    """Return the settings in which two families differ, except those that define the reference or a shortcut."""
+    different = {key for key in a.keys() | b.keys() if a.get(key) != b.get(key)} - set(reference)
+    return {
+        setting[key]
+        for setting in (a, b)
+        for key in different & setting.keys()
+        if not key.startswith(OF_SHORTCUT)  # another shortcut has others
+    }
 
 
 def _listed(seeds: Iterable[int]) -> str:

@@ -32,7 +32,7 @@ class Family:
     """Runs that differ only by depth and seed."""
 
     label: str
-    setting: dict[str, str]  # settings that distinguish it from other families, without its shortcut's parameters
+    setting: dict[str, str]  # its shortcut, and the settings that distinguish it from other families, as in the label
     runs: dict[int, dict[int, Run]]  # depth -> seed -> finished run, in ascending order
 
     def is_like(self, settings: Mapping[str, Any]) -> bool:
@@ -74,10 +74,7 @@ def references(runs: Iterable[Run]) -> list[dict[str, Any]]:
 
 
 def labelled(runs: Sequence[Run]) -> dict[str, tuple[str, dict[str, str]]]:
-    """Return, for each run's name, the label of its family and the settings that distinguish the family.
-
-    A shortcut's parameters appear only in the label, since they do not distinguish it from another shortcut.
-    """
+    """Return, for each run's name, the label of its family and the settings that distinguish the family."""
     own = _with_options({run.name: _without_repeated_norm(settings(run.config)) for run in runs})
     keys = set().union(*own.values())
     varying = {key for key in keys if _varies(key, list(own.values()))} - {SHORTCUT, *WITHIN_FAMILY}
@@ -90,8 +87,7 @@ def labelled(runs: Sequence[Run]) -> dict[str, tuple[str, dict[str, str]]]:
             unset = UNSET.get(key) if value == "None" else None
             parts[key] = unset or f"{name if names[name] == 1 else key} {value}"
         label = f"{run.config.shortcut} ({', '.join(parts.values())})" if parts else run.config.shortcut
-        setting = {key: part for key, part in parts.items() if not key.startswith(OF_SHORTCUT)}
-        labels[run.name] = label, {SHORTCUT: run.config.shortcut, **setting}
+        labels[run.name] = label, {SHORTCUT: run.config.shortcut, **parts}
     return labels
 
 

@@ -232,8 +232,7 @@ def _tuned(
     grouped = []
     for runs, part in ((at_equal, equal_part), (at_best, best_part)):
         own = {run.name: labels[run.name] for run in runs}
-        # the report claims nothing about networks whose settings differ; a shortcut's parameters are no setting
-        role = {} if option.startswith("model.shortcut.") else {option: part}
+        role = {option: part}  # the report claims nothing about networks whose settings differ
         grouped += families(runs, {name: (_at(label, part), setting | role) for name, (label, setting) in own.items()})
     return Tuned(option, tuple(tuning.seeds), choices, unequal, grouped, candidates, unused, begun)
 

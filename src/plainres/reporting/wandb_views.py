@@ -9,11 +9,10 @@ from typing import Any
 
 from plainres.files import write_atomically
 from plainres.reporting.comparisons import COLUMNS
-from plainres.reporting.families import OF_SHORTCUT, SHORTCUT
+from plainres.reporting.families import SHORTCUT
 from plainres.reporting.study import Study
 from plainres.reporting.table import markdown
 from plainres.reporting.wandb_panels import CURVES, FIGURES, curves_key, curves_title, halves, run_title
-from plainres.runs.identity import settings
 from plainres.tracking.wandb_files import STEP
 
 # Any: the package's annotations reject what it documents
@@ -135,12 +134,5 @@ def _title(study: Study) -> str:
 
 def _family_keys(study: Study) -> list[str]:
     """Return the keys of a run's configuration in W&B by which runs of a family and depth differ from all others."""
-    own = [(family, settings(run.config)) for family, run in study.runs]
     keys = {key for family in study.families for key in family.setting if key != SHORTCUT}
-    values: dict[tuple[str, str], set[str]] = {}
-    for family, of_run in own:
-        for key in of_run:
-            if key.startswith(OF_SHORTCUT):
-                values.setdefault((family.setting[SHORTCUT], key), set()).add(of_run[key])
-    keys |= {key for (_, key), found in values.items() if len(found) > 1}
     return ["shortcut", "model.depth", *(f"options.{key}" if "/" in key else key for key in sorted(keys))]
