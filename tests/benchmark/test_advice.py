@@ -1,6 +1,5 @@
 """Tests of the advice of `plainres bench`."""
 
-import shutil
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +10,7 @@ from plainres.benchmark import advice
 from plainres.benchmark.advice import Advice, Speedup, advise
 from plainres.benchmark.loops import Windows
 from plainres.config.schema import Config
+from support.compiler import needs_compiler
 
 Make = Callable[..., Config]
 BOTH = ["precision=bf16-mixed", "trainer.threads=2"]
@@ -58,7 +58,7 @@ def test_options_without_a_noticeable_gain_are_not_advised() -> None:
     assert "another precision" not in text
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@needs_compiler
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # from torch.compile itself
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_combinations_of_precision_and_threads_are_measured_and_the_fastest_is_compiled(

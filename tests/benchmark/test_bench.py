@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from plainres.launch.speeds import resolve_compile
 from plainres.runs.record import Run
 from plainres.training import compilation
 from support import forking
+from support.compiler import needs_compiler
 from support.images import write_folders
 from support.places import PLAINRES, ROOT
 
@@ -93,7 +93,7 @@ def test_the_time_of_a_run_is_estimated(make_config: Make) -> None:
     assert compiled == pytest.approx(seconds + 7)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@needs_compiler
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # from torch.compile itself
 def test_compilation_is_timed(make_config: Make) -> None:
     torch.compiler.reset()

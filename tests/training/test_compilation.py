@@ -1,7 +1,6 @@
 """torch.compile: when it pays, its effect on rounding, and runs whose compilation fails."""
 
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from plainres.config.instantiate import check, description_of, source_of
 from plainres.config.schema import Config, Devices
 from plainres.errors import InputError
 from plainres.models.networks import CifarNet
+from plainres.models.normalisation import convert_batch_norm_by_image
 from plainres.models.shortcuts import Dropout, Identity
 from plainres.randomness import seed_noise
 from plainres.runs.record import Run
@@ -26,12 +26,11 @@ from plainres.training import compilation
 from plainres.training.compilation import PAYS_FROM, compiled, pays
 from plainres.training.train import train
 from support import forking
+from support.compiler import needs_compiler
 from support.places import PLAINRES
 
 Make = Callable[..., Config]
 Forward = Callable[[Tensor], Tensor]
-
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 
 
 def on_cpu(compile: Any = "auto", **changes: Any) -> dict[str, Any]:
@@ -91,11 +90,9 @@ def test_a_network_that_draws_random_numbers_for_each_element_compiles() -> None
 def test_results_that_overwrite_no_input_are_the_same() -> None:
     network = CifarNet(3, 10, 8, 16, Identity).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     images = torch.randn(4, 3, 16, 16).to(memory_format=torch.channels_last)
+    convert_batch_norm_by_image(network)
     results = []
-    for forward in (
-        torch.compile(network.forward, dynamic=False),
-        compiled(network.forward, torch.device("cpu"), mixed=True),
-    ):
+    for forward in (torch.compile(network.forward, dynamic=False), compiled(network, torch.device("cpu"), mixed=True)):
         torch.compiler.reset()
         network.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):

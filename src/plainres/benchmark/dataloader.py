@@ -62,7 +62,7 @@ class DataLoaderLoop:
         layout = torch.channels_last if style.channels_last else torch.contiguous_format
         self.network = network = trainable(config, source, device, self.dtype, layout)
         compiles = style.tuned and config.trainer.compile is True
-        self.logits_of = compiled(network.forward, device, mixed=self.mixed) if compiles else network.forward
+        self.logits_of = compiled(network, device, mixed=self.mixed) if compiles else network.forward
         self.recipe = recipe = config.optim
         self.optimizer = sgd(network, recipe)
         crops = (_BatchCrops if style.batched else _PillowCrops)(images, source)

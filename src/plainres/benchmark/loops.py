@@ -84,9 +84,9 @@ class BareLoop:
     ) -> None:
         self.device, self.dtype = device, torch.float64 if config.precision == "64-true" else torch.float32
         self.network = trainable(config, source, device, self.dtype, torch.channels_last)
-        forward = self.network.forward
         self.mixed = config.precision == "bf16-mixed"
-        self.logits_of = compiled(forward, device, mixed=self.mixed) if config.trainer.compile is True else forward
+        compiles = config.trainer.compile is True
+        self.logits_of = compiled(self.network, device, mixed=self.mixed) if compiles else self.network.forward
         self.training = DeviceImages(images.train, source, images.channel_statistics, device)
         self.step = 0
         self.batches = TrainingBatches(self.training, config.optim.batch_size, config.seed, lambda: self.step)

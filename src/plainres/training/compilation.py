@@ -12,12 +12,13 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
 
 from plainres.config.schema import AUTO, Config
 from plainres.data.batches import Batch, SampledBatch, TrainingBatch
 from plainres.data.datamodule import ImageBatches
 from plainres.errors import InputError, first_line
+from plainres.models.normalisation import convert_batch_norm_by_image
 from plainres.processes.signals import StopSignals
 from plainres.training.classifier import Classifier
 
@@ -46,20 +47,22 @@ def pays(config: Config, multiply_adds: int, steps: int) -> bool:
     return trainer.accelerator == "cpu" and trainer.processes == 1 and operations >= pays_from
 
 
-def compiled(logits_of: Callable[[Tensor], Tensor], device: torch.device, *, mixed: bool) -> Callable[[Tensor], Tensor]:
+def compiled(network: nn.Module, device: torch.device, *, mixed: bool) -> Callable[[Tensor], Tensor]:
     """Compile a network's forward pass, and with it its backward pass.
 
-    In bfloat16 on the CPU no result overwrites its input. 16 numbers in bfloat16 are half of an AVX512 register, so
-    that they are loaded and stored with masks, and a load waits for such a store to a place nearby, see
-    experiments/throughput/README.md.
+    In bfloat16 on the CPU, batch normalisation sums over each image first (`BatchNorm2dByImage`), and no result
+    overwrites its input. 16 numbers in bfloat16 are half of an AVX512 register, so that they are loaded and stored with
+    masks, and a load waits for such a store to a place nearby, see experiments/throughput/README.md.
 
     Args:
-        logits_of: the forward pass, (N, C, H, W) -> (N, classes).
+        network: the network, (N, C, H, W) -> (N, classes).
         device: the device of the network.
         mixed: whether it runs under bfloat16 autocast.
     """
-    apart = mixed and device.type == "cpu"
-    return torch.compile(logits_of, dynamic=False, options={"inplace_buffers": False} if apart else None)
+    if not (mixed and device.type == "cpu"):
+        return torch.compile(network.forward, dynamic=False)
+    convert_batch_norm_by_image(network)
+    return torch.compile(network.forward, dynamic=False, options={"inplace_buffers": False})
 
 
 class Compilation(Callback):
@@ -97,9 +100,7 @@ class Compilation(Callback):
         if pl_module.device.type in WHOLE:
             pl_module.loss_of = torch.compile(_loss_of(trainer, pl_module), dynamic=False)
         else:
-            pl_module.logits_of = compiled(
-                pl_module.logits_of, pl_module.device, mixed=trainer.precision == "bf16-mixed"
-            )
+            pl_module.logits_of = compiled(pl_module.network, pl_module.device, mixed=trainer.precision == "bf16-mixed")
         if trainer.world_size > 1:
             return  # the first step compiles, since a pass on a single rank would block in DDP
         try:
