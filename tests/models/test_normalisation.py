@@ -65,6 +65,12 @@ def test_eager_passes_and_evaluation_are_those_of_torch_to_the_bit() -> None:
             assert torch.equal(result, expected)
 
 
+def test_a_single_value_per_channel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        by_image(batch_norm(3))(torch.randn(1, 3, 1, 1))
+
+
 @pytest.mark.parametrize("options", [{"affine": False}, {"track_running_stats": False}, {"momentum": None}])
 def test_other_kinds_of_batch_normalisation_stay_as_they_are(options: dict[str, bool | None]) -> None:
     network = nn.Sequential(nn.BatchNorm2d(3, **options))  # pyright: ignore[reportArgumentType]

@@ -433,12 +433,15 @@ def test_runs_with_and_without_a_validation_split(folder: Path):
 
 
 def test_a_shortcuts_parameter_does_not_distinguish_it_from_plain(folder: Path):
-    finish(a_run(folder, "plain", 20, 0), 5)
-    for rate in (0.1, 0.5):
-        finish(a_run(folder, "dropout", 20, 0, rate=rate), 5)
+    for seed in (0, 1, 2):
+        finish(a_run(folder, "plain", 20, seed), 40 + seed)
+        for rate in (0.1, 0.5):
+            finish(a_run(folder, "dropout", 20, seed, rate=rate), 5)
     study = report.read_study(folder)
     assert [family.label for family in study.families] == ["plain", "dropout (rate 0.1)", "dropout (rate 0.5)"]
-    assert len(study.comparisons) == 2
+    verdicts = [comparison.verdict for (comparison,) in study.comparisons.values()]
+    assert len(verdicts) == 2
+    assert all(verdict.startswith("plain is worse by 36.00 points") for verdict in verdicts)
 
 
 def test_a_label_names_an_option_and_adds_its_values_only_if_they_vary(folder: Path):

@@ -3,7 +3,7 @@
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,12 +133,12 @@ def test_short_studies_are_not_compiled(options: list[str], images: int, expecte
     assert pays(config, multiply_adds, steps) is expected
 
 
-def no_op_compiler(forward: Forward, *, dynamic: bool, options: None = None) -> Forward:
+def no_op_compiler(forward: Forward, *, dynamic: bool, options: Mapping[str, bool] | None = None) -> Forward:
     assert not dynamic
     return forward
 
 
-def broken_compiler(forward: Forward, *, dynamic: bool, options: None = None) -> Forward:
+def broken_compiler(forward: Forward, *, dynamic: bool, options: Mapping[str, bool] | None = None) -> Forward:
     def fail(images: Tensor) -> Tensor:
         forward(images)  # changes the statistics of batch normalisation
         raise RuntimeError("No working C++ compiler found\nand more")
@@ -146,19 +146,20 @@ def broken_compiler(forward: Forward, *, dynamic: bool, options: None = None) ->
     return fail
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("compiler", [no_op_compiler, broken_compiler])
 def test_compilation_does_not_change_the_result(
     make_config: Make,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     compiler: Callable[..., Forward],
+    precision: str,
 ) -> None:
-    alone = Run.of(make_config(shortcut="dropout"))
+    alone = Run.of(make_config(shortcut="dropout", precision=precision))
     train(alone)
     monkeypatch.setattr(torch, "compile", compiler)
-    monkeypatch.setitem(compilation.PAYS_FROM, "32-true", 0)
-    run = Run.of(make_config(shortcut="dropout", runs=str(tmp_path / "long")))
+    monkeypatch.setitem(compilation.PAYS_FROM, precision, 0)
+    run = Run.of(make_config(shortcut="dropout", precision=precision, study="long"))
     train(run)
     err = capsys.readouterr().err
     assert "compiling the network with torch.compile (a long run)" in err

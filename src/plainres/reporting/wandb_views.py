@@ -9,7 +9,7 @@ from typing import Any
 
 from plainres.files import write_atomically
 from plainres.reporting.comparisons import COLUMNS
-from plainres.reporting.families import SHORTCUT
+from plainres.reporting.families import SHORTCUT, labelled
 from plainres.reporting.study import Study
 from plainres.reporting.table import markdown
 from plainres.reporting.wandb_panels import CURVES, FIGURES, curves_key, curves_title, halves, run_title
@@ -134,5 +134,7 @@ def _title(study: Study) -> str:
 
 def _family_keys(study: Study) -> list[str]:
     """Return the keys of a run's configuration in W&B by which runs of a family and depth differ from all others."""
-    keys = {key for family in study.families for key in family.setting if key != SHORTCUT}
+    runs = {run.name: run for _, run in study.runs}
+    # families of chosen values and the others name what varies among their own runs only
+    keys = {key for _, setting in labelled([*runs.values()]).values() for key in setting} - {SHORTCUT}
     return ["shortcut", "model.depth", *(f"options.{key}" if "/" in key else key for key in sorted(keys))]
