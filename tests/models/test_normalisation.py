@@ -1,5 +1,4 @@
 import copy
-from functools import partial
 
 import pytest
 import torch
@@ -86,15 +85,7 @@ def test_compiled_gradients_in_bfloat16_use_statistics_that_are_not_rounded() ->
     torchs = batch_norm(16)
     exact = pass_through(copy.deepcopy(torchs).double(), x.double(), gradient.double())[2]
     torch.compiler.reset()
-    weights = []
-    for compile in (torch.compile, partial(compiled, device=torch.device("cpu"), mixed=True)):
-        module = copy.deepcopy(torchs)
-        compile(module)(x).backward(gradient)
-        weights.append(module.weight.grad)
-    rounded, own = weights
-
-    def error(of_weight: Tensor) -> float:
-        return float((of_weight.double() - exact).norm() / exact.norm())
-
-    assert error(own) < 1e-5
-    assert error(rounded) > 1e-3  # otherwise torch no longer rounds, and the class is for speed alone
+    compiled(torchs, torch.device("cpu"), mixed=True)(x).backward(gradient)
+    assert torchs.weight.grad is not None
+    error = (torchs.weight.grad.double() - exact).norm() / exact.norm()
+    assert error < 1e-5  # 0.013 with torch 2.13's own, which rounds them

@@ -126,7 +126,7 @@ class _NormalizeByImage(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the normalised `x` in its type, and the mean and the biased variance of each channel."""
+        """Return the normalised `x`, (N, C, H, W) in its type, and each channel's mean and biased variance, (C,)."""
         values = x.numel() // x.shape[1]
         mean = x.to(weight.dtype).sum((2, 3)).sum(0) / values
         centred = x - mean[:, None, None]
@@ -139,7 +139,7 @@ class _NormalizeByImage(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        """Return the gradients of `x`, the weight and the bias.
+        """Return the gradients of `x`, (N, C, H, W), and of the weight and the bias, (C,).
 
         With the gradient g of the output, averages over the batch, and z = (x - mean) / deviation, that of `x` is
         weight / deviation (g - average(g) - z average(g z)).
@@ -176,7 +176,7 @@ class BatchNorm2dByImage(_OwnStatistics):
 
 
 def convert_batch_norm_by_image(network: nn.Module) -> None:
-    """Convert every `nn.BatchNorm2d` that has weights and momentum to `BatchNorm2dByImage`, in place."""
+    """Convert `nn.BatchNorm2d` with weights, running statistics and momentum to `BatchNorm2dByImage`, in place."""
     for module in network.modules():
         if type(module) is nn.BatchNorm2d and module.affine and module.track_running_stats and module.momentum:
             module.__class__ = BatchNorm2dByImage  # keeps parameters and buffers, and replaces forward
