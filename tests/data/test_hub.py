@@ -208,6 +208,12 @@ def test_stored_images_are_centre_squares(photographs: Path, tmp_path: Path) -> 
         ({"stored": 0}, "data.stored is 0; it must be at least 1"),
         ({"stored": 5}, "data.stored is 5; it must be at least 6, as in data.shape"),
         ({"mean": [0.5], "std": [0.5]}, "data.mean has length 1; it must have length 3, one value per channel"),
+        (
+            {"mean": [125.3, 123.0, 113.9], "std": [63.0, 62.1, 66.7]},
+            "data.mean has the value 125.3; as a share of 255",
+        ),
+        ({"mean": [0.5] * 3, "std": [0.2, 0.0, 0.2]}, "data.std has the value 0.0; .* must be above 0 and at most 1"),
+        ({"mean": [0.5] * 3, "std": [0.2, float("nan"), 0.2]}, "data.std has the value nan"),
         ({"mean": [0.5, 0.5, 0.5]}, "only one of data.mean and data.std is set; set both or neither"),
     ],
 )
@@ -258,10 +264,10 @@ def test_options_of_streamed_images(changes: dict[str, Any], message: str, tmp_p
 
 
 def test_a_streamed_image_without_a_label_is_refused(tmp_path: Path, pixels: dict[str, np.ndarray]) -> None:
-    labels = {name: [None, *[0] * (len(images) - 1)] for name, images in pixels.items()}
+    labels = {name: [None, *(index % 2 for index in range(len(images) - 1))] for name, images in pixels.items()}
     write_parquet(tmp_path / "images", pixels, labels)
     with pytest.raises(InputError, match=r"row 0 of .*\.parquet has no label; data.stream=false and data.damaged=skip"):
-        source(tmp_path, stream=True, classes=1).load()
+        source(tmp_path, stream=True, classes=2).load()
 
 
 def test_streamed_images_are_listed_once(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Images of one's own, from the command line: trained on, evaluated, named by class; and data sets of the Hub."""
 
 import json
+import os
 import pickle
 import re
 from pathlib import Path
@@ -68,6 +69,17 @@ def test_an_empty_folder_is_a_class_without_images_even_if_there_is_a_decoded_co
     (flowers / split / "lily" / "notes.txt").write_text("to be photographed")
     assert main(command) == 2
     assert "flowers: class 1 (lily) of 3 has no training images" in capsys.readouterr().err
+
+
+def test_files_that_change_without_a_new_time_of_modification_are_decoded_again(tmp_path: Path) -> None:
+    write_folders(tmp_path / "data", torture.IDX)
+    assert images_in(tmp_path / "data", tmp_path / "cache").load().train.targets.tolist() == [0, 1]
+    labels = tmp_path / "data" / "train-labels-idx1-ubyte"
+    before = labels.stat()
+    labels.write_bytes(labels.read_bytes()[:-2] + bytes([1, 0]))
+    os.utime(labels, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert labels.stat().st_mtime_ns == before.st_mtime_ns
+    assert images_in(tmp_path / "data", tmp_path / "cache").load().train.targets.tolist() == [1, 0]
 
 
 def test_a_network_is_described_for_images_that_are_found(flowers: Path, capsys: pytest.CaptureFixture[str]) -> None:

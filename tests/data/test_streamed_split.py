@@ -1,5 +1,6 @@
 import io
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,13 +45,32 @@ def test_the_fast_decoder_agrees_with_the_rule(mode: str, channels: int) -> None
         np.testing.assert_array_equal(decoded(encoded, channels), decode(encoded, channels))
 
 
-def test_orientation_and_other_formats_follow_the_rule() -> None:
+def rotated(**tags: Any) -> bytes:
+    """Return a photograph of height 30 and width 40 as a JPEG file with tags."""
+    file = io.BytesIO()
     with Image.open(io.BytesIO(jpeg(0, 30, 40))) as image:
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        file = io.BytesIO()
-        image.save(file, "JPEG", exif=exif)
-    assert decoded(file.getvalue(), 3).shape == (40, 30, 3)
-    np.testing.assert_array_equal(decoded(file.getvalue(), 3), decode(file.getvalue(), 3))
+        image.save(file, "JPEG", **tags)
+    return file.getvalue()
+
+
+EXIF = Image.Exif()
+EXIF[0x0112] = 6
+PROFILE = b"\xff\xe2\xff\xff" + bytes(65533)  # segment that is as long as one can be
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        pytest.param(rotated(exif=EXIF), id="exif"),
+        pytest.param(b"\xff\xd8" + 2 * PROFILE + rotated(exif=EXIF)[2:], id="exif-behind-a-profile"),
+        pytest.param(rotated(xmp=b'<rdf:Description tiff:Orientation="6"/>'), id="xmp"),
+    ],
+)
+def test_the_orientation_follows_the_rule(encoded: bytes) -> None:
+    assert decoded(encoded, 3).shape == (40, 30, 3)
+    np.testing.assert_array_equal(decoded(encoded, 3), decode(encoded, 3))
+
+
+def test_other_formats_follow_the_rule() -> None:
     png = jpeg(0, 30, 40, format="PNG")
     np.testing.assert_array_equal(decoded(png, 3), decode(png, 3))

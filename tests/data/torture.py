@@ -548,6 +548,43 @@ NAMES = [
         {"train/0.png": RGB},
         message=r"train/ holds images, but no folders of classes",
     ),
+    folders(
+        "splits-of-other-names",
+        two("Training/") | two("Testing/"),
+        message="Testing holds folders, but is not the name of a split; rename it to test",
+    ),
+    folders("splits-in-capitals", two("Train/") | two("Test/"), message="Test holds folders, .* rename it to test"),
+    folders("a-class-called-testing", SPLIT | {"train/Testing/0.png": RGB}, notes="3 classes: 0 \\(Testing\\), 1"),
+    folders(
+        "one-class",
+        {"flowers/rose/0.png": RGB, "flowers/daisy/0.png": RGB},
+        options={"test_share": 0.5},
+        message=r"has 1 class \(0 \(flowers\)\), but a network tells two or more apart",
+    ),
+    folders(
+        "a-share-without-images",
+        {f"{name}/0.png": RGB for name in "ab"},
+        options={"test_share": 0.2},
+        message="data.test_share is 0.2, which leaves no test images of the 2 of",
+    ),
+    folders(
+        "test-images-that-were-trained-on",
+        two("train/") | {"test/a/9.png": OTHER, "test/b/9.png": OTHER + 1},
+        notes="1 of 2 test images equal a training image in every pixel; the first: test/a/9.png",
+    ),
+    folders(
+        "a-class-without-test-images-but-damaged-ones",
+        SPLIT | {"test/b/1.png": b""},
+        options={"damaged": "skip"},
+        test_labels=[0],
+        notes=r"there are no test images of class 1 \(b\)",
+    ),
+    folders(
+        "only-damaged-test-images",
+        two("train/") | {"test/a/0.png": b""},
+        options={"damaged": "skip"},
+        message="all test images are damaged; the first: test/a/0.png is empty",
+    ),
     folders("no-splits", two(), message="is not divided into train and test; set data.test_share=0.2"),
     folders(
         "no-test-split", two("train/"), message="has no split 'test'; available splits: train; set data.test_share=0.2"
@@ -625,11 +662,10 @@ TABLES = [
     ),
     table(
         "parquet-null-label",
-        {"image": IMAGE, "label": pa.array([0, None], pa.int64())},
-        options={"damaged": "skip", "classes": 1},
-        train=[RGB],
-        labels=[0],
-        notes="2 damaged images left out .* row 1 of train-00000-of-00001.parquet has no label",
+        {"image": rows_of([*IMAGES, IMAGES[0]]), "label": pa.array([0, 1, None], pa.int64())},
+        options={"damaged": "skip"},
+        **TWO,
+        notes="2 damaged images left out .* row 2 of train-00000-of-00001.parquet has no label",
     ),
     table(
         "parquet-null-label-refused",
@@ -689,6 +725,14 @@ TABLES = [
         message="image 1 of train has label 2",
     ),
     tables("parquet-split-folders", ["default/train/0000.parquet", "default/test/0000.parquet"], **TWO),
+    tables(
+        "parquet-numbered-files-with-a-gap",
+        [*(f"default/train/{number}.parquet" for number in ("0000", "0001", "0004")), "default/test/0000.parquet"],
+        message="has the files 0000 to 0004 of split 'train'; missing: 0002, 0003",
+    ),
+    tables(
+        "parquet-files-of-years", ["train/2012.parquet", "train/2014.parquet", "test/2015.parquet"], labels=[0, 1] * 2
+    ),
     tables("parquet-data-folder", ["data/train.parquet", "data/test.parquet"], **TWO),
     tables(
         "parquet-one-shard-of-four",
@@ -827,6 +871,15 @@ ARRAYS = [
         "cifar-10-missing-batch",
         {k: v for k, v in CIFAR10.items() if "batch_3" not in k},
         message="data_batch_3 is missing",
+    ),
+    folders(
+        "cifar-10-and-cifar-100", CIFAR10 | CIFAR100, message="holds cifar-10-batches-py and cifar-100-python; set"
+    ),
+    folders(
+        "cifar-100-of-unknown-labels",
+        CIFAR100,
+        options={"label_column": "corse_label"},
+        message="data.label_column is corse_label; CIFAR-100 has fine_label and coarse_label",
     ),
     folders(
         "a-pickle-that-executes-a-command",

@@ -18,6 +18,7 @@ from plainres.data.encoded import Arrays, Labelled
 from plainres.errors import InputError, first_line
 
 PICKLED = 3 * 32 * 32  # bytes of an image in a pickle
+LEVELS = "fine_label", "coarse_label"  # of the classes of CIFAR-100
 CIFAR10_TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 IDX = re.compile(r"(?P<subset>.*?)-?(?P<split>train|t10k|test)-(?P<content>images|labels)[-.]idx\d-ubyte(\.gz)?")
 NPZ = ("{}_images", "{}_labels"), ("x_{}", "y_{}")  # of MedMNIST and of Keras
@@ -84,15 +85,25 @@ class ArrayFiles:
 
 
 def find_pickles(folder: Path, label_column: str | None) -> ArrayFiles | None:
-    """Return the layout of CIFAR's original Python version, None if the folder does not hold it."""
-    for name, marker in (("cifar-10-batches-py", "batches.meta"), ("cifar-100-python", "meta")):
+    """Return the layout of CIFAR's original Python version, None if the folder does not hold it.
+
+    Raises:
+        InputError: the folder holds both CIFAR-10 and CIFAR-100, or the latter has no such labels.
+    """
+    versions = ("cifar-10-batches-py", "batches.meta"), ("cifar-100-python", "meta")
+    if all((folder / name / marker).is_file() for name, marker in versions):
+        names = " and ".join(name for name, _ in versions)
+        raise InputError(f"{folder} holds {names}; set data.path to one of them")
+    for name, marker in versions:
         inside = folder / name if (folder / name).is_dir() else folder
         if not (inside / marker).is_file():
             continue
         if marker == "batches.meta":
             files, labels, meta = {"train": CIFAR10_TRAIN, "test": ("test_batch",)}, "labels", "label_names"
         else:
-            level = "coarse" if (label_column or "").startswith("coarse") else "fine"
+            level = (label_column or LEVELS[0]).removesuffix("s").removesuffix("_label")
+            if f"{level}_label" not in LEVELS:
+                raise InputError(f"data.label_column is {label_column}; CIFAR-100 has {' and '.join(LEVELS)}")
             files, labels, meta = {"train": ("train",), "test": ("test",)}, f"{level}_labels", f"{level}_label_names"
 
         def load(names: Sequence[str], inside: Path = inside, labels: str = labels) -> Loaded:

@@ -13,7 +13,7 @@ from typing import Any
 from plainres.console import quantity, say
 from plainres.data.copies import VERSION, Contents, Copy, cache_folder, remove_unfinished, reserved, unfinished_folder
 from plainres.data.dataset import Dataset
-from plainres.data.layouts import Chosen, class_name
+from plainres.data.layouts import class_name
 from plainres.data.making import make_copy
 from plainres.errors import InputError
 
@@ -91,7 +91,7 @@ class CachedCopy:
 
     def _make(self, folder: Path) -> Contents:
         chosen = self.dataset.read()
-        contents = make_copy(
+        contents, notes = make_copy(
             folder,
             chosen,
             origin=str(self.dataset),
@@ -101,12 +101,12 @@ class CachedCopy:
             limit=self.limit,
             listing=self.folder.with_name(f"{self.folder.name}.damaged.txt"),
         )
-        for line in _summary(self.dataset.label, contents, chosen):
+        for line in _summary(self.dataset.label, contents, [*chosen.notes, *notes]):
             say(line)
         return contents
 
 
-def _summary(label: str, contents: Contents, chosen: Chosen) -> list[str]:
+def _summary(label: str, contents: Contents, notes: Sequence[str]) -> list[str]:
     """Describe a data set: its size, its classes in their order, and everything that was left out."""
     names = [class_name(number, contents.class_names) for number in range(contents.classes)]
     if contents.class_names is None:
@@ -119,7 +119,7 @@ def _summary(label: str, contents: Contents, chosen: Chosen) -> list[str]:
     lines = [
         f"{label}: {contents.images['train']} training and {contents.images['test']} test images, "
         f"{channels}x{height}x{width}, {contents.classes} classes: {classes}",
-        *(f"{label}: {note}" for note in chosen.notes),
+        *(f"{label}: {note}" for note in notes),
     ]
     if contents.damaged:
         lines.append(

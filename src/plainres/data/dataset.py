@@ -1,5 +1,6 @@
 """A data set as it is stored: in a folder, in an .npz file, or on the Hugging Face Hub."""
 
+import os
 import sys
 from dataclasses import dataclass
 from functools import cached_property
@@ -77,7 +78,10 @@ class Dataset:
         return choose(self._layout(), str(self), self.test_split, self.test_share, self.classes)
 
     def fingerprint(self) -> list[Any]:
-        """Return the path of a local data set, the size and the time of modification of its files, and empty folders.
+        """Return the path of a local data set, what tells whether its files have changed, and its empty folders.
+
+        The time of the last change of status (ctime) is part of it, because archives and tools that copy files set the
+        time of modification to that of other content.
 
         Raises:
             InputError: as `local`, or a link in the folder leads nowhere or to its own parent.
@@ -86,12 +90,8 @@ class Dataset:
         if local is None:
             return []
         if not local.is_dir():
-            return [str(local.resolve()), local.stat().st_size, local.stat().st_mtime_ns]
-        files = [
-            [entry.path, entry.stat().st_size, entry.stat().st_mtime_ns]
-            for entry in walk(local)
-            if not is_clutter(entry.name)
-        ]
+            return [str(local.resolve()), *_version(local.stat())]
+        files = [[entry.path, *_version(entry.stat())] for entry in walk(local) if not is_clutter(entry.name)]
         return [str(local.resolve()), *files, *empty_folders(local)]
 
     def _layout(self) -> Layout:
@@ -104,3 +104,8 @@ class Dataset:
             if self.path is None:
                 raise
             raise InputError(f"data.path={self.path}: there is no such folder; {error}") from error
+
+
+def _version(status: os.stat_result) -> tuple[int, int, int]:
+    """Return what tells two versions of a file apart without reading it: size, and times of modification and change."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns

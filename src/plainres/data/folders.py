@@ -20,6 +20,7 @@ EXTENSIONS = (
     *(".jp2", ".tga", ".avif"),
 )
 SPLITS = ("train", "test", "val", "valid", "validation")  # folders of these names may hold folders of classes
+MEANT = {"training": "train", "testing": "test"}  # other names of splits, in which capitals do not count
 EXAMPLES = 3  # files named in a message
 
 
@@ -136,7 +137,8 @@ def find_folders(folder: Path) -> Folders | None:
     folders. Otherwise they are classes.
 
     Raises:
-        InputError: splits hold images without folders of classes.
+        InputError: splits hold images without folders of classes, or folders of classes lie in one that is named almost
+            like a split.
     """
     tops = [entry.name for entry in _entries(str(folder)) if entry.is_dir() and not entry.name.startswith(".")]
     named = [name for name in tops if name in SPLITS]
@@ -144,6 +146,13 @@ def find_folders(folder: Path) -> Folders | None:
         return Folders(folder, tops) if any(_has_images(folder / name) for name in named) else None
     if not any(_has_images(folder / name) for name in tops):
         return None
+    for name in tops:
+        meant = MEANT.get(name.lower(), name.lower())
+        if name not in SPLITS and meant in SPLITS and any(entry.is_dir() for entry in _entries(str(folder / name))):
+            raise InputError(
+                f"{folder}: {name} holds folders, but is not the name of a split; rename it to {meant} if it is one, "
+                "or else to a name that is not like a split's"
+            )
     if len(named) == len(tops):
         verb = "holds" if len(named) == 1 else "hold"
         raise InputError(

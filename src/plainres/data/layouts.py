@@ -87,8 +87,8 @@ def choose(layout: Layout, origin: str, test_split: str, test_share: float | Non
         classes: expected number of classes (default: any).
 
     Raises:
-        InputError: a split is missing, the number of classes is not the expected one, a label is out of range, or a
-            class has no training images.
+        InputError: a split is missing or has no images, the number of classes is 1 or not the expected one, a label is
+            out of range, or a class has no training images.
     """
     available = list(layout.available)
     train, test, notes = _names(available, origin, test_split, test_share)
@@ -96,12 +96,22 @@ def choose(layout: Layout, origin: str, test_split: str, test_share: float | Non
     count, names = _classes(labelled, origin, classes)
     for name, images in labelled.splits.items():
         _check_range(images.targets, name, origin, count, "data.classes" if classes else "the number of classes")
+    if count == 1:
+        raise InputError(
+            f"{origin} has 1 class ({class_name(0, names)}), but a network tells two or more apart; set data.path to "
+            "the folder that holds a folder for each class, or mend the labels"
+        )
     if test is not None:
         chosen = {"test": labelled.splits[test]} | ({"train": labelled.splits[train]} if train else {})
     else:
         assert train is not None
         assert test_share is not None
         chosen = _divided(labelled.splits[train], test_share)
+        if empty := [split for split, images in chosen.items() if not len(images)]:
+            raise InputError(
+                f"data.test_share is {test_share}, which leaves no {'training' if 'train' in empty else 'test'} images "
+                f"of the {len(labelled.splits[train])} of {origin}; choose another share"
+            )
         notes.append(f"test images are {100 * test_share:g} % of each class, drawn from a fixed seed (data.test_share)")
     splits = {split: chosen[split] for split in ("train", "test") if split in chosen}
     unused = [name for name in available if name not in (train, test)]

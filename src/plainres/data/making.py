@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,8 +35,8 @@ def make_copy(
     skip: bool,
     limit: int | None,
     listing: Path,
-) -> Contents:
-    """Decode a data set into a folder and describe it.
+) -> tuple[Contents, list[str]]:
+    """Decode a data set into a folder, and return its description and sentences for the user.
 
     Args:
         folder: folder for the files.
@@ -49,7 +50,7 @@ def make_copy(
 
     Raises:
         InputError: an image is damaged or does not have the expected size, a class lost all its training images, the
-            copy exceeds the limit, or the disk is full.
+            test split all of its images, the copy exceeds the limit, or the disk is full.
     """
     damage, total = Damage(), sum(map(len, chosen.splits.values()))
     if shape is not None and stored is None:
@@ -76,7 +77,15 @@ def make_copy(
     if not skip:
         damage.refuse(origin, total, listing)
     listing.unlink(missing_ok=True)
-    check_classes({split: targets[split] for split in chosen.splits}, origin, chosen.classes, chosen.class_names)
+    left = {split: targets[split] for split in chosen.splits}
+    if not all(map(len, left.values())):
+        raise InputError(f"{origin}: all test images are damaged; the first: {damage.lines[0]}")
+    notes = check_classes(left, origin, chosen.classes, chosen.class_names)
+    notes = [note for note in notes if note not in chosen.notes]
+    if (shared := writers["test"].in_common_with(writers["train"])).any():
+        first = chosen.splits["test"].name(int(writers["test"].kept[shared][0]))
+        count = f"{int(shared.sum())} of {len(shared)} test images"
+        notes.append(f"{count} equal a training image in every pixel; the first: {first}")
     height, width, channels = geometry.size
     contents = Contents(
         source=origin,
@@ -92,7 +101,7 @@ def make_copy(
     )
     contents = _measured(Copy(folder), contents)
     Copy(folder).write(contents)
-    return contents
+    return contents, notes
 
 
 def _measured(copy: Copy, contents: Contents) -> Contents:
@@ -122,6 +131,12 @@ class SplitWriter:
         self.folder, self.split, self.geometry, self.needed = folder, split, geometry, needed
         self.files: dict[str, tuple[int, str]] = {}
         self.histograms = torch.zeros(geometry.size[2], 256, dtype=torch.int64)
+        self.kept = np.zeros(0, dtype=np.int64)  # indices of the images that were written
+        self.digests = array("Q")  # of the pixels of each of them, 64 bits: enough for a million images
+
+    def in_common_with(self, other: "SplitWriter") -> np.ndarray:
+        """Return which of the written images (N,), bool, have the pixels of one in another split."""
+        return np.isin(np.array(self.digests), np.array(other.digests))
 
     def write(self, images: Encoded, origin: str, damage: Damage, progress: Any) -> Tensor:
         """Decode and write images, and return their targets.
@@ -146,6 +161,7 @@ class SplitWriter:
                     else:
                         self._check_size(images, index, result, origin)
                         pixels.append(result)
+                        self.digests.frombytes(hashlib.blake2b(result.tobytes(), digest_size=8).digest())
                 if pixels:
                     chunk = np.stack(pixels)
                     digest.update(chunk.data)
@@ -155,6 +171,7 @@ class SplitWriter:
             file.truncate(size * int(kept.sum()))
             os.fsync(file.fileno())  # the space is reserved, so that a power loss would leave zeros
         self.files[name] = size * int(kept.sum()), digest.hexdigest()
+        self.kept = np.flatnonzero(kept)
         targets = images.targets[torch.from_numpy(kept)]
         self._write_targets(targets)
         return targets

@@ -23,7 +23,7 @@ from plainres.randomness import uniforms
 
 STATISTICS_SAMPLE = 2000  # training images, by class, from which channel statistics are computed
 DIGEST_SAMPLE = 1000  # images of each split, by class, whose files are part of the digest of the data
-EXIF = b"Exif\0\0"
+ORIENTED = b"Exif\0\0", b"tiff:Orientation"  # marks of EXIF and XMP, one of which a rotated JPEG file has
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,8 @@ def decoded(encoded: bytes | np.ndarray, channels: int) -> np.ndarray:
     Raises:
         DamagedImageError: the image cannot be decoded, or the rule refuses it.
     """
-    if isinstance(encoded, bytes) and encoded.startswith(b"\xff\xd8") and EXIF not in encoded[: 1 << 16]:
+    jpeg = isinstance(encoded, bytes) and encoded.startswith(b"\xff\xd8")
+    if jpeg and not any(mark in encoded for mark in ORIENTED):
         try:
             _, _, colours, _ = simplejpeg.decode_jpeg_header(encoded)
             if colours == "Gray" or (colours == "YCbCr" and channels == 3):

@@ -122,6 +122,7 @@ class Tables:
         parts = self.splits[split]
         counts = {part.total for part in parts}
         if counts == {None}:
+            self._check_numbers(split)
             return
         numbers = sorted(part.number for part in parts if part.number is not None)
         if len(counts) > 1 or len(numbers) != len(set(numbers)):
@@ -134,6 +135,18 @@ class Tables:
             raise InputError(
                 f"{self.folder} has {len(parts)} of the {count} files of split {split!r}; missing: "
                 f"{', '.join(f'{number:05}' for number in missing[:10])}; {parts[0].path} is one of them"
+            )
+
+    def _check_numbers(self, split: str) -> None:
+        """Check that none is missing between files that are numbered as in the Hub's conversions: 0000, 0001, ..."""
+        stems = sorted(PurePosixPath(part.path).stem for part in self.splits[split])
+        if not (stems[0].startswith("0") and all(stem.isdecimal() for stem in stems)):  # years are not numbers of files
+            return
+        numbers = [int(stem) for stem in stems]
+        if missing := sorted(set(range(numbers[0], numbers[-1])) - set(numbers)):
+            raise InputError(
+                f"{self.folder} has the files {stems[0]} to {stems[-1]} of split {split!r}; missing: "
+                f"{', '.join(str(number).zfill(len(stems[0])) for number in missing[:10])}"
             )
 
     def _schema(self, path: str) -> Any:
