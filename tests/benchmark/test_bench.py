@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from plainres.benchmark import ceiling, trials
-from plainres.benchmark.bench import announcement, speed_of
+from plainres.benchmark.bench import _estimate, announcement, speed_of
 from plainres.benchmark.loops import PARTS
 from plainres.benchmark.measurement import BARE, CONTENDERS, OURS, Measurement
 from plainres.benchmark.trials import compilation_s
@@ -91,6 +91,21 @@ def test_the_time_of_a_run_is_estimated(make_config: Make) -> None:
     assert seconds == pytest.approx(15 * 0.25 + (3 + 1 + 100 / 30) * 0.5)
     compiled = speed_of(measurement(compilation=7.0)).seconds(config, images)
     assert compiled == pytest.approx(seconds + 7)
+
+
+@pytest.mark.parametrize(
+    ("hours", "cores", "gain", "text"),
+    [
+        ([10], 2, 1.97, "the run: 10.0 h of training"),
+        ([10, 10], 2, 2.0, "2 runs: 20.0 h .* one after another, 10.0 h as a sweep"),
+        ([10, 10, 10], 2, 2.0, "3 runs: 30.0 h .* one after another, 20.0 h as a sweep"),  # the third run trains alone
+        ([1, 1, 8, 2, 2], 2, 2.0, "5 runs: 14.0 h .* one after another, 8.0 h as a sweep"),
+        ([10] * 4, 16, 8.0, "4 runs: 40.0 h .* one after another, at most 20.0 h as a sweep"),
+        ([10] * 4, 1, 1.0, "4 runs: 40.0 h of training and evaluation one after another$"),
+    ],
+)
+def test_the_time_of_a_sweep_depends_on_its_runs(hours: list[float], cores: int, gain: float, text: str) -> None:
+    assert re.match(text, _estimate([(3600 * each, gain / cores) for each in hours], {cores}))
 
 
 @needs_compiler

@@ -37,10 +37,10 @@ def test_each_run_is_listed_with_its_state(
     for run in (failed, running, missing):
         run.prepare()
     failed.fail("the loss is NaN")
-    (running.folder / "progress.json").write_text(json.dumps({"step": 5, "steps": 105, "steps_per_s": 2.0}))
     folder = finished.folder.parent
     capsys.readouterr()
     with running.lock():
+        running.progress_file.write_text(json.dumps({"step": 5, "steps": 105, "steps_per_s": 2.0}))
         assert main(["status", str(folder)]) == 0
     output = capsys.readouterr().out.splitlines()
     lines = {line.split()[0]: " ".join(line.split()) for line in output if line}
@@ -69,8 +69,8 @@ def test_damaged_files_are_reported_in_the_table(make_config: Make, capsys: pyte
     for run in (torn, headless):
         run.checkpoints.mkdir(exist_ok=True)
         (run.checkpoints / "step-000000023.ckpt").touch()
-    (running.folder / "progress.json").write_text('{"step": 3}')
     with running.lock():
+        running.progress_file.write_text('{"step": 3}')
         assert main(["status", str(torn.folder.parent)]) == 0
     output = capsys.readouterr().out.splitlines()
     lines = {line.split()[0]: " ".join(line.split()) for line in output if line}
@@ -134,10 +134,30 @@ def test_a_run_without_results_has_empty_cells(make_config: Make) -> None:
     run = Run.of(make_config())
     run.prepare()
     (run.folder / "metrics.csv").write_text("epoch,step,lr,train/loss,train/error,test/loss,test/error\n")
-    (run.folder / "progress.json").write_text(json.dumps({"step": 0, "steps": 105, "steps_per_s": 0.0}))
     with run.lock():
+        run.progress_file.write_text(json.dumps({"step": 0, "steps": 105, "steps_per_s": 0.0}))
         _, line, *_ = status(run.folder.parent).splitlines()
     assert line.split() == [run.name, "running", "0", "of", "105"]
+
+
+def test_what_a_killed_process_has_left_is_not_shown(make_config: Make) -> None:
+    run = Run.of(make_config())
+    run.prepare()
+    (run.checkpoints / "step-000000023.ckpt").touch()
+    rows = "1,23,14,15\n2,46,12,13\n"  # the second one after the checkpoint
+    (run.folder / "metrics.csv").write_text(f"epoch,step,train/error,test/error\n{rows}")
+    run.progress_file.write_text(json.dumps({"step": 50, "steps": 105, "steps_per_s": 2.0}))
+    assert status(run.folder.parent).splitlines()[1].split() == [
+        run.name,
+        "interrupted",
+        "23",
+        "14.00",
+        "%",
+        "15.00",
+        "%",
+    ]
+    with run.lock():
+        assert status(run.folder.parent).splitlines()[1].split()[:3] == [run.name, "running", "23"]
 
 
 def test_a_run_that_will_start_again_shows_no_errors(make_config: Make) -> None:
@@ -166,9 +186,9 @@ def test_the_table_drops_columns_to_fit_into_the_terminal(
     run = Run.of(make_config())
     run.prepare()
     (run.folder / "metrics.csv").write_text("epoch,step,train/error,test/error\n1,100,12.5,14.5\n")
-    (run.folder / "progress.json").write_text(json.dumps({"step": 32000, "steps": 64000, "steps_per_s": 2.0}))
     monkeypatch.setattr(plainres.launch.status, "terminal_columns", lambda _: width)
     with run.lock():
+        run.progress_file.write_text(json.dumps({"step": 32000, "steps": 64000, "steps_per_s": 2.0}))
         first, second, *_ = status(run.folder.parent).splitlines()
     assert " ".join(first.split()) == head
     assert width is None or max(len(first), len(second)) <= width

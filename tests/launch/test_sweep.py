@@ -274,6 +274,81 @@ def test_the_status_line_fits_into_the_terminal(
     assert pool._status() == line.format(*(run.name for run in runs))
 
 
+def pool_of(*runs: Run) -> Any:
+    """Return a pool without processes, of runs of equal cost."""
+    nobody: Any = None
+    return sweep_module._Pool(nobody, runs, [1.0] * len(runs), [None], StopSignals())
+
+
+def curve_of(run: Run, epochs: int, saved: int) -> None:
+    """Write rows of 10 steps each, and a checkpoint after `saved` epochs."""
+    run.prepare()
+    rows = "".join(f"{epoch},{10 * epoch},50,50\n" for epoch in range(1, epochs + 1))
+    (run.folder / "metrics.csv").write_text(f"epoch,step,train/error,test/error\n{rows}")
+    if saved:
+        (run.checkpoints / f"step-{10 * saved:09}.ckpt").touch()
+
+
+def test_the_time_left_follows_from_the_speed_of_this_command(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resumed, fresh, elsewhere = runs = [Run.of(make_config(seed=seed, optim={"epochs": 100})) for seed in range(3)]
+    curve_of(resumed, 92, saved=90)  # two rows will be written again
+    pool = pool_of(*runs)
+    assert pool.total == pytest.approx(0.1 + 1 + 1)
+    curve_of(resumed, 91, saved=90)
+    curve_of(fresh, 1, saved=0)
+    pool.running = [sweep_module._Training(run, 1.0, None, pool.context, None, 0.0) for run in (resumed, fresh)]
+    pool.started = time.monotonic() - 60  # in which two epochs were trained
+    assert pool._remaining()[-1] == "3 left"
+    assert pool._remaining()[1] == "3 left, about 1.7 h"  # for 208 epochs
+    monkeypatch.setattr(sweep_module, "print_outcome", lambda *_, **__: None)
+    pool._report(elsewhere, None, None)  # another command has trained it
+    assert pool._remaining()[1] == "2 left, about 54 min"
+
+
+def test_a_failure_that_another_command_meets_is_not_repeated(
+    make_config: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before, since = runs = [Run.of(make_config(seed=seed)) for seed in range(2)]
+    for run in runs:
+        run.prepare()
+    before.fail("the run has diverged")  # selected for sweep.retry_failed
+    pool = pool_of(*runs)
+    since.fail("the run has diverged at step 7")
+    pool.context = _NoProcesses()
+    pool.free = [None, None]
+    pool._start(2)
+    assert [training.run for training in pool.running] == [before]
+    assert pool.failed == [(since, "the run has diverged at step 7")]
+
+
+class _NoProcesses:
+    """Context whose processes do nothing."""
+
+    class Process:
+        def __init__(self, **_: Any) -> None:
+            pass
+
+        def start(self) -> None:
+            pass
+
+
+def test_a_command_trains_its_runs_as_it_describes_them(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although a later command of the same sweep has described them anew, with another number of threads."""
+    ours, theirs = (Run.of(make_config(trainer={"threads": threads})) for threads in (1, 2))
+    assert ours.folder == theirs.folder
+    ours.prepare()
+    theirs.prepare()
+    sent: list[Any] = []
+    monkeypatch.setattr(sweep_module, "attach_to_command", lambda: None)
+    sender: Any = type("Sender", (), {"send": sent.append})
+    sweep_module._work(ours, sender, None)
+    assert sent == [("finished", None)]
+    assert [attempt["threads"] for attempt in ours.result["attempts"]] == [1]
+    assert Run.read(ours.folder).config.trainer.threads == 1
+
+
 def test_cost_follows_multiply_adds_and_images(make_config: Make) -> None:
     (shallow, deep, longer), _ = preflight(
         [Run.of(make_config()), Run.of(make_config(depth=20)), Run.of(make_config(optim={"epochs": 4}))]

@@ -1,7 +1,7 @@
 """`plainres bench`: measures each network of a study, advises, and estimates the time of the study."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict
 from datetime import date
 from typing import Any
@@ -19,6 +19,7 @@ from plainres.config.schema import Config
 from plainres.console import bar, duration, say
 from plainres.data.streamed_split import StreamedSplit
 from plainres.errors import InputError
+from plainres.launch.estimate import EXACT, makespan
 from plainres.launch.preflight import slots
 from plainres.launch.speeds import Speed, keep, resolve_compile
 from plainres.processes.forkserver import call_in_processes, forkserver
@@ -71,7 +72,10 @@ def bench(configs: Sequence[Config], rounds: int, seconds: float) -> tuple[list[
             )
         networks.append(resolve_compile(members[0]))  # the measured training is endless, so it cannot decide this
     say(announcement(networks, rounds, seconds))
-    measurements, speeds, alone, together = [], [], 0.0, 0.0
+    measurements, speeds = [], []
+    times: list[
+        tuple[float, float]
+    ] = []  # of each run: seconds alone, and speed among concurrent ones relative to that
     with bar("measuring", "part", sum(map(len, _parts(networks))), leave=False) as progress:
         for config, members, parts in zip(networks, groups.values(), _parts(networks), strict=True):
             name = families[Run.of(config).name][0]
@@ -79,11 +83,10 @@ def bench(configs: Sequence[Config], rounds: int, seconds: float) -> tuple[list[
             measurements.append(measurement)
             images, speed = source_of(config).load(), speed_of(measurement)
             speeds.append((config, speed))
-            alone += len(members) * speed.seconds(config, images)
-            together += len(members) * speed.seconds(config, images) / speed.gain
+            times += [(speed.seconds(config, images), speed.gain / speed.at_a_time)] * len(members)
     for config, speed in speeds:  # not earlier, since it opens the GPU in this process
         keep(config, speed)
-    return measurements, _estimate(len(runs), alone, together)
+    return measurements, _estimate(times, {speed.at_a_time for _, speed in speeds})
 
 
 def _measure_network(
@@ -169,8 +172,21 @@ def speed_of(measurement: Measurement) -> Speed:
     )
 
 
-def _estimate(runs: int, alone: float, together: float) -> str:
-    if runs == 1:
+def _estimate(times: Sequence[tuple[float, float]], at_a_time: Set[int]) -> str:
+    """Describe the time of runs one after another and, where each has the same number of concurrent ones, as a sweep.
+
+    Args:
+        times: seconds that each run takes alone, and its speed among concurrent ones relative to that.
+        at_a_time: numbers of concurrent runs that were measured.
+    """
+    alone = sum(seconds for seconds, _ in times)
+    if len(times) == 1:
         return f"the run: {duration(alone)} of training and evaluation"
-    text = f"{runs} runs: {duration(alone)} of training and evaluation one after another"
-    return f"{text}, {duration(together)} as a sweep with concurrent runs" if together < alone else text
+    text = f"{len(times)} runs: {duration(alone)} of training and evaluation one after another"
+    if len(at_a_time) > 1:
+        return text
+    (count,) = at_a_time
+    seconds, rates = zip(*sorted(times, reverse=True), strict=True)  # a sweep starts the longest run first
+    together = makespan(seconds, rates, count)
+    most = "at most " if count > EXACT else ""
+    return f"{text}, {most}{duration(together)} as a sweep with concurrent runs" if together < alone else text

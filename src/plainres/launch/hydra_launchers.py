@@ -64,7 +64,8 @@ def sweep_with(jobs: Jobs) -> int:
     for run in missing:
         run.prepare()
         (run.folder / "failed.json").unlink(missing_ok=True)
-        run.warning_file.unlink(missing_ok=True)  # of an attempt that was killed
+        for file in (run.owner_file, run.warning_file):  # of an attempt that was killed
+            file.unlink(missing_ok=True)
     monitor = _Monitor([*missing, *elsewhere])
     with StopSignals(started=True), mark_active(missing), monitor.polling():
         if missing:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import platform
 import sys
 import time
@@ -252,7 +253,8 @@ def _of(run: Run, *, active: bool) -> RunStatus:
         errors = {"train_error": result["train_error"], "test_error": result["test_error"]}
         return RunStatus(name, state.value, step=steps, steps=steps, **errors)
     # a run that was killed before its first checkpoint starts again, so its curve does not count
-    errors, damage = _last_errors(run) if state is not State.MISSING else ({}, "")
+    until = run.step if state is State.INTERRUPTED else math.inf  # it will write later rows again
+    errors, damage = _last_errors(run, until) if state is not State.MISSING else ({}, "")
     if state is State.RUNNING:
         progress = {"step": run.step} | _progress(run)
         return RunStatus(name, state.value, damage, _other_host(run), **progress, **errors)
@@ -261,10 +263,10 @@ def _of(run: Run, *, active: bool) -> RunStatus:
     return RunStatus(name, shown, note, step=run.step, **errors)
 
 
-def _last_errors(run: Run) -> tuple[dict[str, Any], str]:
-    """Return the last errors of a run's curve, by field of its status, and a note if the curve is damaged."""
+def _last_errors(run: Run, until: float) -> tuple[dict[str, Any], str]:
+    """Return the last errors of a run's curve until a step, by field of its status, and a note if it is damaged."""
     try:
-        curve = run.curve()
+        curve = [row for row in run.curve() if row["step"] <= until]
         return {f"{split}_error": curve[-1][f"{split}/error"] for split in ("train", "test") if curve}, ""
     except (OSError, KeyError, TypeError, ValueError, csv.Error):
         return {}, "metrics.csv is damaged"
@@ -282,7 +284,7 @@ def _other_host(run: Run) -> str | None:
 def _progress(run: Run) -> dict[str, Any]:
     """Return the last progress that the training process has written, by field of the run's status; {} without any."""
     try:
-        progress = json.loads((run.folder / "progress.json").read_text())
+        progress = json.loads(run.progress_file.read_text())
         step, steps, rate = int(progress["step"]), int(progress["steps"]), float(progress["steps_per_s"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}

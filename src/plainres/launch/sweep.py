@@ -4,6 +4,7 @@ The processes are forked from a server that has done the imports. A run therefor
 state of the runs before it.
 """
 
+import math
 import multiprocessing.connection
 import os
 import signal
@@ -133,7 +134,10 @@ class _Pool:
         self.waiting = in_order(costs, runs)  # taken from the end
         self.elsewhere: list[tuple[float, Run]] = []
         self.free = list(free)
-        self.total, self.done, self.count = sum(costs), 0.0, len(runs)
+        # of the costs, what this command has to train
+        self.left = {run.folder: _left(run, cost) for run, cost in zip(runs, costs, strict=True)}
+        self.total, self.done, self.count = sum(self.left.values()), 0.0, len(runs)
+        self.failures = {run.folder: run.failure for run in runs}  # earlier ones, which sweep.retry_failed retries
         self.outcomes: Counter[bool] = Counter()
         self.running: list[_Training] = []
         self.failed: list[tuple[Run, str]] = []
@@ -189,13 +193,16 @@ class _Pool:
         while self.waiting and count:
             cost, run = self.waiting.pop()
             if run.finished:  # by another command, since this one began
-                self._report(run, cost, None, None)
+                self._report(run, None, None)
+                continue
+            if run.failure not in (None, self.failures[run.folder]):  # by another command as well
+                self._report(run, run.failure, None)
                 continue
             count -= 1
             slot = self.free.pop()
             run.warning_file.unlink(missing_ok=True)  # of an attempt that was killed
             receiver, sender = multiprocessing.connection.Pipe(duplex=False)
-            process = self.context.Process(target=_work, args=(run.folder, sender, slot))
+            process = self.context.Process(target=_work, args=(run, sender, slot))
             process.start()
             sender.close()
             self.running.append(_Training(run, cost, slot, process, receiver, time.monotonic()))
@@ -217,24 +224,33 @@ class _Pool:
             self.elsewhere.append((training.cost, training.run))
             say(f"waiting for {training.run.name}, which another process is training")
         elif kind != "stopped":
-            self._report(training.run, training.cost, reason, time.monotonic() - training.started)
+            self._report(training.run, reason, time.monotonic() - training.started)
 
     def _poll_elsewhere(self) -> None:
         """Report or take over the runs that other processes no longer train."""
         for cost, run in [pair for pair in self.elsewhere if not pair[1].locked]:
             self.elsewhere.remove((cost, run))
             if run.finished:
-                self._report(run, cost, None, None)
+                self._report(run, None, None)
             else:
+                self.total -= self.left[run.folder] - _left(run, cost)
+                self.left[run.folder] = _left(run, cost)
                 self.waiting.append((cost, run))
 
-    def _report(self, run: Run, cost: float, reason: str | None, seconds: float | None) -> None:
-        """Account for a run that finished or failed, and print its outcome."""
+    def _report(self, run: Run, reason: str | None, seconds: float | None) -> None:
+        """Account for a run that finished or failed, and print its outcome.
+
+        Args:
+            run: the run.
+            reason: why it failed; None if it finished.
+            seconds: the time that this command has trained it; None if another one has trained it.
+        """
         self.outcomes[reason is None] += 1
-        if reason is None:
-            self.done += cost
+        if reason is None and seconds is not None:
+            self.done += self.left[run.folder]
         else:
-            self.total -= cost
+            self.total -= self.left[run.folder]
+        if reason is not None:
             self.failed.append((run, reason))
             self.alerts.send(run, reason)
         report_upload_problem(run, self.not_uploaded)
@@ -251,16 +267,20 @@ class _Pool:
     def _remaining(self) -> list[str]:
         """Describe the rest of the sweep, in versions from the most to the least detailed.
 
-        The remaining time is extrapolated from the cost of the work done so far.
+        The remaining time is extrapolated from the cost of the work that this command has done so far.
         """
         left = self.count - self.outcomes.total()
         if not left:
             return ["done"]
-        done = self.done + sum(training.cost * _progress(training.run) for training in self.running)
+        done = self.done + sum(map(self._done, self.running))
         if not done:
             return [f"{left} left"]
         seconds = (time.monotonic() - self.started) * (self.total - done) / done
         return remaining_time(left, seconds, datetime.now())
+
+    def _done(self, training: _Training) -> float:
+        """Return the cost of what this command has done of a run in training."""
+        return max(0.0, self.left[training.run.folder] - training.cost * (1 - _progress(training.run)))
 
     def _status(self) -> str:
         """Return the line that shows the active runs, shortened to the width of the terminal."""
@@ -278,23 +298,28 @@ class _Pool:
         return first_that_fits(versions, terminal_columns())
 
 
-def _progress(run: Run) -> float:
-    """Return the completed share of a run's epochs or steps, according to its curve."""
+def _left(run: Run, cost: float) -> float:
+    """Return the part of a run's cost that is left at its newest checkpoint."""
+    return cost * (1 - _progress(run, run.step))
+
+
+def _progress(run: Run, until: float = math.inf) -> float:
+    """Return the completed share of a run's epochs or steps, according to the rows of its curve until a step."""
     recipe = run.config.optim
     try:
-        curve = run.curve()
-    except (OSError, ValueError, TypeError):  # the run itself reports a damaged file
+        curve = [row for row in run.curve() if row["step"] <= until]
+    except (OSError, ValueError, TypeError, KeyError):  # the run itself reports a damaged file
         return 0.0
     if not curve:
         return 0.0
     return curve[-1]["epoch"] / recipe.epochs if recipe.epochs else curve[-1]["step"] / (recipe.steps or 1)
 
 
-def _work(folder: Path, sender: "Connection[Any, Any]", gpus: str | None) -> None:
-    """Train the run in `folder` in this forked process; send its outcome and, if it failed, the reason.
+def _work(run: Run, sender: "Connection[Any, Any]", gpus: str | None) -> None:
+    """Train a run in this forked process; send its outcome and, if it failed, the reason.
 
     Args:
-        folder: the folder of the run.
+        run: the run as this command describes it; another command may have written another config.yaml since.
         sender: the connection to the pool.
         gpus: CUDA_VISIBLE_DEVICES, or None on the CPU.
     """
@@ -302,7 +327,7 @@ def _work(folder: Path, sender: "Connection[Any, Any]", gpus: str | None) -> Non
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus
     try:
-        reason = train_quietly(Run.read(folder))
+        reason = train_quietly(run)
     except LockedError:
         sender.send(("locked", None))
     except StoppedError:

@@ -18,7 +18,15 @@ from typing import Any
 
 from plainres.config.schema import Config
 
-TRAINING_CODE = ("config/instantiate.py", "config/schema.py", "data", "models", "training", "randomness.py")
+TRAINING_CODE = (
+    "arithmetic.py",
+    "config/instantiate.py",
+    "config/schema.py",
+    "data",
+    "models",
+    "training",
+    "randomness.py",
+)
 RECORDED = ("plainres", "torch")  # packages whose versions and digests are part of every result
 PACKAGE = Path(__file__).parent.parent
 

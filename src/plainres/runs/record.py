@@ -11,6 +11,7 @@ contains
     log.txt        the output of a run of a sweep
     lock           held by the process that trains the run, released by the operating system when that exits
     owner.json     host and number of that process
+    progress.json  its step and speed
     warning        of the process that trains the run, for the screen of its sweep
     failed.json    the reason of a failure; the run is trained again only on request
     result.json    written last and atomically; its presence marks a finished run
@@ -169,6 +170,11 @@ class Run:
         return self.folder / "owner.json"
 
     @property
+    def progress_file(self) -> Path:
+        """Path of the file with the step and speed of the process that trains the run, which exists while it does."""
+        return self.folder / "progress.json"
+
+    @property
     def warning_file(self) -> Path:
         """Path of a one-line file with the warning of the process that trains the run, which exists while it does."""
         return self.folder / "warning"
@@ -258,9 +264,10 @@ class Run:
                     f"cannot lock {self.folder}: {error.strerror}; set runs=FOLDER to a folder that is writable, on a "
                     "file system with locks"
                 ) from error
+            self.progress_file.unlink(missing_ok=True)  # of an attempt that was killed
             write_atomically(owner, json.dumps({"host": platform.node(), "process": os.getpid()}) + "\n")
-            stack.callback(owner.unlink, missing_ok=True)
-            stack.callback(self.warning_file.unlink, missing_ok=True)
+            for file in (owner, self.warning_file, self.progress_file):
+                stack.callback(file.unlink, missing_ok=True)
             for unfinished in unfinished_checkpoints_in(self.checkpoints):
                 unfinished.unlink(missing_ok=True)
             yield

@@ -133,7 +133,7 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
         checkpoints = Checkpoints(run, config.checkpoint, signals, saved, attempt)
         configured = probes_of(config)
         probes = [Probes(configured, run.folder / "probes", steps)] if configured else []
-        progress = Progress(run.name, steps, run.folder / "progress.json")
+        progress = Progress(run.name, steps, run.progress_file)
         with warnings.catch_warnings():
             # Lightning 2.6 uses a deprecated function of torch's pytrees
             warnings.filterwarnings("ignore", message=".*LeafSpec.*", module="lightning")
