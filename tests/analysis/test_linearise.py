@@ -157,6 +157,15 @@ def test_the_printed_table_fits_80_columns() -> None:
     assert line.split() == ["75.0", "109.00", "109", "100.00", "9.50"]
 
 
+class Sum(Identity):
+    """A shortcut of the user's own."""
+
+
+def test_the_effective_depth_is_unknown_with_a_shortcut_of_the_users_own() -> None:
+    net = network(Sum)
+    assert math.isnan(effective_depth(net, dict.fromkeys(activations_of(net), 1.0)))
+
+
 def test_the_effective_depth_is_unknown_where_blocks_hand_on_a_state() -> None:
     net = network(CONNECTIONS["mhc"], block=BlockSpec(order=STATEFUL_ORDER))
     assert math.isnan(effective_depth(net, dict.fromkeys(activations_of(net), 1.0)))

@@ -19,7 +19,7 @@ from plainres.analysis.landscape import measure_row as measure_point
 from plainres.analysis.lesion import measure_row as measure_lesion
 from plainres.analysis.lesion import plan_rows
 from plainres.analysis.linearise import measure_row as measure_linear
-from plainres.analysis.measurements import Finished, Plan, loss_and_error, measure, read_finished
+from plainres.analysis.measurements import Finished, Plan, labels, loss_and_error, measure, read_finished
 from plainres.cli.main import main
 from plainres.config.instantiate import source_of
 from plainres.data.batches import DeviceImages
@@ -234,6 +234,15 @@ def test_sharpness(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None
         expected = rf"{name}, 14 layers: {re.escape(value)} after 2 iterations, residual {re.escape(residual)}, .*"
         assert re.fullmatch(expected + "; 64 images", line)
         assert "NOT converged to 0.001; increase --iterations" in line
+        assert {row["converged"] for row in rows} == {"False"}
+        assert f"{name}, 14 layers, not converged: " in (run.parent / "sharpness.svg").read_text()
+
+
+def test_runs_of_one_name_are_labelled_by_their_folders(runs: list[Path]) -> None:
+    others = runs[0].parents[1] / "edited"
+    shutil.copytree(runs[0], others / runs[0].name)
+    read = [Run.read(folder) for folder in (*runs, others / runs[0].name)]
+    assert labels(read) == [str(runs[0]), "plain, 14 layers", str(others / runs[0].name)]
 
 
 def test_an_interrupted_sharpness_writes_nothing(

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import json
 import re
 import shutil
 import statistics
@@ -350,6 +351,30 @@ def test_a_damaged_curve_of_an_unfinished_run_is_reported(few: Path):
     assert "metrics.csv is damaged" in line(report_text(few), run.name)
 
 
+@pytest.mark.parametrize(
+    ("attempt", "unlike"), [({}, "result"), ({"classes": {"mine.Sum": "2"}}, "source of mine.Sum")]
+)
+def test_a_copy_with_another_result_is_reported(few: Path, attempt: dict[str, Any], unlike: str):
+    run = Run.read(next(few.glob("plain-8-w8-s0-*")))
+    shutil.copytree(run.folder, few / "a-copy")
+    for folder, changes in (
+        (run.folder, {"classes": {"mine.Sum": "1"}}),
+        (few / "a-copy", {"weights_sha256": "1", "classes": {"mine.Sum": "1"}, **attempt}),
+    ):
+        file = folder / "result.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    ((_, reason),) = report.read_study(few).unused
+    assert reason == f"the same run as {run.name}, with another {unlike}"
+
+
+def test_seeds_that_diverged_are_named_beside_the_comparisons(few: Path):
+    lost = a_run(few, "plain", 8, 7)
+    lost.fail("the run has diverged at step 5")
+    sentence = f"1 run diverged ({lost.name}): means and comparisons are of the other seeds."
+    assert sentence in report.read_study(few).fairness
+    assert sentence in " ".join(report_text(few).split())
+
+
 def test_unusable_folders_are_reported(few: Path):
     run = Run.read(next(few.glob("plain-8-w8-s0-*")))
     shutil.copytree(run.folder, few / "a-copy")
@@ -358,7 +383,7 @@ def test_unusable_folders_are_reported(few: Path):
     (few / "loose.txt").write_text("")
     text = report.write_report(few)
     page = (few / "report" / "index.html").read_text()
-    assert f"the same run as {run.name}" in line(text, "a-copy")
+    assert line(text, "a-copy").endswith(f"the same run as {run.name}")
     assert "not the folder of a run: it has no config.yaml" in line(text, "notes")
     assert "odd &amp; &lt;b&gt;" in page
     assert "<b>" not in page

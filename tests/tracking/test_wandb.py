@@ -280,6 +280,23 @@ def test_the_sync_command_uploads_what_is_missing(
     check_server(server, run)
 
 
+def test_an_older_copy_of_a_run_does_not_change_its_summary(
+    whole: Run, tmp_path: Path, server: WandbServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = logged(whole, tmp_path, 7)
+    kill_once(run, server, after(run, 1))
+    older = tmp_path / "older"
+    shutil.copytree(run.folder, older)
+    run = logged(whole, tmp_path, 7)
+    train(run)
+    assert [sent for _, sent in sync(run.folder, 60)] == [True]
+    check_server(server, run)
+    ((line, sent),) = sync(older, 60)
+    assert sent
+    assert re.search(r"not uploaded: http\S+ has \d rows? more than this folder, from another copy of the run", line)
+    check_server(server, run)
+
+
 def test_failed_and_stopped_runs_are_marked_as_such(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

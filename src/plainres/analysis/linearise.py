@@ -146,7 +146,8 @@ def effective_depth(network: nn.Module, nonlinear: Mapping[str, float]) -> float
     Where a shortcut joins a branch, a path takes either with probability 1/2, whatever the shortcut multiplies them
     by; in a plain block it takes the branch. A convolution connects each channel with every channel before it. So the
     depth of a plain network of n activations is n, and the padded channels of option A count as a shortcut. It is NaN
-    where blocks hand on a state, whose paths it does not define.
+    where blocks hand on a state, whose paths it does not define, or have a shortcut of the user's own, which may be
+    plain in some of them.
 
     Args:
         network: a stack of blocks.
@@ -154,7 +155,7 @@ def effective_depth(network: nn.Module, nonlinear: Mapping[str, float]) -> float
     """
 
     def join(block: nn.Module, branch: float, skipping: float) -> float:
-        if isinstance(block, StatefulBlock):
+        if isinstance(block, StatefulBlock) or not type(block.shortcut).__module__.startswith("plainres."):
             return math.nan
         return branch if isinstance(block.shortcut, Plain) else (branch + skipping) / 2
 

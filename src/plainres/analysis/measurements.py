@@ -116,11 +116,15 @@ def read_finished(folders: Sequence[Path], images: int | None = None, location: 
 
 
 def labels(runs: Iterable[Run]) -> list[str]:
-    """Return a label for each run in a figure: shortcut and depth, or the run's name if those are not unique."""
-    runs = list(runs)
-    short = [f"{run.config.shortcut}, {run.config.model['depth']} layers" for run in runs]
-    count = Counter(short)
-    return [text if count[text] == 1 else run.name for text, run in zip(short, runs, strict=True)]
+    """Return a label for each run in a figure: the first of these that no other run has.
+
+    They are shortcut and depth, the run's name, and its folder: runs of two studies may have one name.
+    """
+    versions = [
+        (f"{run.config.shortcut}, {run.config.model['depth']} layers", run.name, str(run.folder)) for run in runs
+    ]
+    count = Counter(text for texts in versions for text in texts)
+    return [next((text for text in texts if count[text] == 1), texts[-1]) for texts in versions]
 
 
 def loss_and_error(network: nn.Module, batches: Iterable[Batch]) -> tuple[float, float]:

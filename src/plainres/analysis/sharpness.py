@@ -69,7 +69,7 @@ def write(
     selected = read_finished(folders, images, location)
     runs = [finished.run for finished in selected]
     names = labels(runs)
-    curves, lines = [], []
+    shown, curves, lines = [], [], []
     for finished, name in zip(selected, names, strict=True):
         history = top_eigenvalue(
             finished.network,
@@ -84,12 +84,13 @@ def write(
         last = history[-1]
         outcome = "converged" if last.converged else f"NOT converged to {tolerance:g}; increase --iterations"
         count = f"{len(history)} iteration{'s' * (len(history) != 1)}"
+        shown.append(name if last.converged else f"{name}, not converged")
         lines.append(
             f"{name}: {last.eigenvalue:.6g} after {count}, residual {last.residual:.2g}, {outcome}; "
             f"{finished.training.image_count:,} images"
         )
     figure = draw_runs(
-        lambda indices: draw([names[i] for i in indices], [curves[i] for i in indices]), runs, "sharpness"
+        lambda indices: draw([shown[i] for i in indices], [curves[i] for i in indices]), runs, "sharpness"
     )
     return "\n".join(["top eigenvalue of the Hessian of the training loss", *lines, str(figure)])
 
@@ -99,7 +100,11 @@ def _save(finished: Finished, history: Sequence[Estimate], seed: int) -> None:
     rows = [
         finished.key
         | {"seed": str(seed), "iteration": str(number)}
-        | {"eigenvalue": repr(estimate.eigenvalue), "residual": repr(estimate.residual)}
+        | {
+            "eigenvalue": repr(estimate.eigenvalue),
+            "residual": repr(estimate.residual),
+            "converged": str(estimate.converged),
+        }
         for number, estimate in enumerate(history, 1)
     ]
     with writing(file):

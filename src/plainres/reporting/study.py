@@ -14,7 +14,7 @@ from plainres.console import quantity
 from plainres.errors import InputError
 from plainres.reporting import evidence
 from plainres.reporting.comparisons import Comparison, Trend, budgets, comparisons, trends
-from plainres.reporting.conditions import differing
+from plainres.reporting.conditions import differing, edited_classes
 from plainres.reporting.families import Family, families, labelled, references
 from plainres.reporting.table import ERRORS, VALIDATED
 from plainres.reporting.tuned import Tuned, read_tuned
@@ -125,6 +125,12 @@ class Study:
             sentences += (
                 f" Conditions of training differ ({conditions}). A comparison within which they differ for one seed "
                 "claims nothing, and means over them are marked 'mixed'."
+            )
+        chosen_among = {run.folder for _, run in self.tuned.candidates} if self.tuned else set[Path]()
+        if lost := [run.name for run in self.diverged if run.folder not in chosen_among]:
+            sentences += (
+                f" {quantity(len(lost), 'run')} diverged ({', '.join(lost)}): means and comparisons are of the other "
+                "seeds."
             )
         if len(self.references) > 1:
             named = "; ".join(" ".join(f"{key}={value}" for key, value in each.items()) for each in self.references)
@@ -240,11 +246,17 @@ def _unique_runs(
         for run in of_run:
             if run is used:
                 continue
-            reason = f"the same run as {_relative(home, used.folder)}"
-            if _is_usable(run) and run.result["weights_sha256"] != used.result["weights_sha256"]:
-                reason += ", with another result"
-            unused.append((_relative(home, run.folder), reason))
+            unused.append((_relative(home, run.folder), _copy_of(used, run, _relative(home, used.folder))))
     return runs, unused
+
+
+def _copy_of(used: Run, run: Run, where: str) -> str:
+    """Say that a run counts with its result in another folder, `where`, and whether the two are unlike."""
+    reason = f"the same run as {where}"
+    if _is_usable(run) and run.result["weights_sha256"] != used.result["weights_sha256"]:
+        edited = edited_classes([used, run])
+        reason += f", with another source of {', '.join(edited)}" if edited else ", with another result"
+    return reason
 
 
 def _is_usable(run: Run) -> bool:
@@ -291,7 +303,7 @@ def _runs_in(folder: Path) -> tuple[list[Run], list[tuple[Path, str]]]:
     for name, copies in by_name.items():
         run = max(copies, key=lambda copy: (_is_usable(copy), copy.folder.name == name))
         runs.append(run)
-        unused += [(copy.folder, f"the same run as {run.folder.name}") for copy in copies if copy is not run]
+        unused += [(copy.folder, _copy_of(run, copy, run.folder.name)) for copy in copies if copy is not run]
     return runs, unused
 
 

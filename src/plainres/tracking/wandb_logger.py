@@ -136,10 +136,10 @@ class WandbLogger(RunLogger):
         wandb_run, self.wandb_run = self.wandb_run, None
         if wandb_run is None:
             return
-        logged = self.rows[0] if self.rows else {}
-        for name in filter(
-            logged.__contains__, (*LOWEST, *VALIDATION)
-        ):  # the client itself summarises only the current attempt
+        # the client itself summarises only the current attempt; where W&B has later rows, those of another copy of the
+        # run, or before a rollback, their summary stays
+        logged = self.rows[0] if self.rows and len(self.rows) >= self.received else {}
+        for name in filter(logged.__contains__, (*LOWEST, *VALIDATION)):
             values = [row[name] for row in self.rows]
             wandb_run.summary[name] = {"min": min(values), "last": values[-1]}
         if self.run.finished:

@@ -140,11 +140,12 @@ def send_run(folder: Path, timeout: float, *, assigned: Assignment | None = None
         try:
             logger.connect("online")
             url, missing = str(logger.wandb_run.url), max(0, len(curve) - logger.received)
+            ahead = logger.received - len(curve)
             for row in curve:
                 logger.log({key: value for key, value in row.items() if key != "step"}, int(row["step"]))
             if alert:
                 logger.wandb_run.alert(f"{run.name} failed"[:ALERT_TITLE], alert, level="ERROR")
-            logger.finish(exit_code)
+            logger.finish(0 if ahead > 0 else exit_code)  # another copy of the run has come further
             run.trouble_file.unlink(missing_ok=True)
         except Exception as error:
             tear_down()
@@ -153,6 +154,8 @@ def send_run(folder: Path, timeout: float, *, assigned: Assignment | None = None
             if isinstance(error, CommError) and any(word in str(error) for word in ("timed out", "deadline exceeded")):
                 raise TimeoutError from error
             raise
+    if ahead > 0:
+        return f"not uploaded: {url} has {quantity(ahead, 'row')} more than this folder, from another copy of the run"
     uploaded = [*([quantity(missing, "row")] if missing else []), *artifacts]
     return f"uploaded {' and '.join(uploaded)} to {url}" if uploaded else f"{UP_TO_DATE}, all rows are at {url}"
 
