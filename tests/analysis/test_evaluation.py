@@ -1,6 +1,7 @@
 """The commands eval and export, from the command line, and the functions behind them."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -89,12 +90,53 @@ def test_a_run_on_other_data(run: Run, capsys: pytest.CaptureFixture[str]) -> No
     capsys.readouterr()
     assert main(["eval", str(run.folder), "data=digits"]) == 0
     assert "of 297 images" in capsys.readouterr().out
-    assert (run.folder / "predictions-digits.parquet").exists()
+    assert predictions_of(run, "digits").exists()
     assert main(["eval", str(run.folder), "data.test=50", "precision=64-true"]) == 0
     assert "of 50 images" in capsys.readouterr().out
     config = with_overrides(run.config, ["data.test=50"])
     assert config.data == {**run.config.data, "test": 50}
     assert config.model == run.config.model
+
+
+def predictions_of(run: Run, data: str) -> Path:
+    """Return the only file of predictions of a run on other images than its own."""
+    (file,) = run.folder.glob(f"predictions-{data}-*.parquet")
+    return file
+
+
+def test_predictions_of_one_kind_do_not_replace_others(run: Run) -> None:
+    files: dict[Path, list[str]] = {}
+    for overrides in (
+        [],
+        ["data.test=50"],
+        ["data.test=60"],
+        ["precision=64-true"],
+        ["data=digits"],
+        ["trainer.threads=1"],
+    ):
+        before = {file: file.read_bytes() for file in run.folder.glob("predictions-*")}
+        assert main(["eval", str(run.folder), *overrides]) == 0
+        assert {file: file.read_bytes() for file in before} == before  # the last one writes the same as the first
+        new = set(run.folder.glob("predictions-*")) - before.keys()
+        files |= dict.fromkeys(new, overrides)
+    assert len(files) == 5
+    for file, overrides in files.items():
+        origin = json.loads(pq.read_schema(file).metadata[b"plainres"])
+        assert (origin["network"], origin["step"]) == (run.name, run.result["steps"])
+        assert origin["own"] == (overrides == []) == (file.name == "predictions-synthetic.parquet")
+        assert origin["precision"] == ("64-true" if overrides == ["precision=64-true"] else "32-true")
+        assert (origin["data_sha256"] == run.result["data_sha256"]) == (not overrides or "precision" in overrides[0])
+
+
+def test_the_step_is_that_of_the_weights(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    (run.folder / "result.json").unlink()
+    (run.checkpoints / "step-000000999.ckpt").write_bytes(b"damaged")
+    capsys.readouterr()
+    assert main(["eval", str(run.folder), "--json"]) == 0
+    evaluation = json.loads(capsys.readouterr().out)
+    (file,) = run.folder.glob("step-*.parquet")
+    assert evaluation["step"] < 999
+    assert file.name == f"step-{evaluation['step']}-predictions-synthetic.parquet"
 
 
 def test_a_loaded_network_takes_raw_images(run: Run) -> None:
@@ -153,7 +195,8 @@ def test_images_of_any_data_set_are_normalised_as_in_training(run: Run) -> None:
     assert main(["export", str(run.folder), "mine.safetensors"]) == 0
     assert main(["eval", str(run.folder), "data=digits"]) == 0
     assert main(["eval", "mine.safetensors", *SMALL[:2], "data=digits"]) == 0
-    files = [run.folder / "predictions-digits.parquet", Path("mine-predictions-digits.parquet")]
+    files = [predictions_of(run, "digits"), *Path().glob("mine-predictions-digits-*.parquet")]
+    assert len(files) == 2
     for file in files:
         torch.testing.assert_close(logits_in(file), expected, rtol=1e-4, atol=1e-5)
     logits = logits_in(files[0])
@@ -162,7 +205,8 @@ def test_images_of_any_data_set_are_normalised_as_in_training(run: Run) -> None:
     assert torch.equal(logits_in(files[0]), logits)
     (run.folder / "result.json").unlink()  # the same must hold for an unfinished run
     assert main(["eval", str(run.folder), "data=digits"]) == 0
-    assert torch.equal(logits_in(files[0]), logits)
+    (unfinished,) = run.folder.glob("step-*-predictions-digits-*.parquet")
+    assert torch.equal(logits_in(unfinished), logits)
     assert main(["export", str(run.folder), "again.safetensors"]) == 0
     for file in (Path("mine.safetensors"), Path("again.safetensors")):
         statistics = statistics_in(file)
@@ -175,7 +219,7 @@ def test_a_subset_of_the_runs_own_data_is_normalised_as_the_whole(run: Run) -> N
     assert main(["eval", str(run.folder), "data.train=9"]) == 0  # changes the test images, too
     images = Synthetic([1, 8, 8], 10, 9, 256, 0, False).load().test.images
     expected = expected_logits(run, images, synthetic.channel_statistics)
-    logits = logits_in(run.folder / "predictions-synthetic.parquet")
+    logits = logits_in(predictions_of(run, "synthetic"))
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -214,7 +258,7 @@ def test_an_older_run_whose_images_are_missing_is_rejected(
         train(run)
         assert main(["eval", str(run.folder), "data.mean=[0.5]", "data.std=[0.25]"]) == 0  # replaces the statistics
         expected = expected_logits(run, images.test.images, (torch.tensor([127.5]), torch.tensor([63.75])))
-        logits = logits_in(run.folder / "predictions-cifar10.parquet")
+        logits = logits_in(predictions_of(run, "cifar10"))
         torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
         forget_statistics(run)
         run = Run.read(run.folder)
@@ -280,7 +324,8 @@ def test_exported_weights_can_be_evaluated_and_initialise_another_run(
         assert main(["eval", "mine.safetensors", *overrides]) == 0
         captured = capsys.readouterr()
         assert f"error {run.result['test_error']:.2f} % of 256 images" in captured.out
-        assert captured.out.splitlines()[-1] == "predictions of each image: mine-predictions-synthetic.parquet"
+        name = r"mine-predictions-synthetic\.parquet" if not overrides else r"mine-predictions-synthetic-\w{8}\.parquet"
+        assert re.fullmatch(f"predictions of each image: {name}", captured.out.splitlines()[-1])
         assert captured.err == ""
     assert main(["eval", "mine.safetensors", "data.test=50"]) == 0
     assert "of 50 images" in capsys.readouterr().out
@@ -390,7 +435,8 @@ def test_torchvisions_file_on_a_folder_of_images(tmp_path: Path, monkeypatch: py
     torch.save(scrambled(ImageNetResNet((2, 2, 2, 2), bottleneck=False), 64).state_dict(), "resnet18.pth")
     data = ["data=synthetic", "data.shape=[3,64,64]", "data.classes=1000", "data.test=3"]
     assert main(["eval", "resnet18.pth", "model=imagenet", *data]) == 0
-    assert len(pq.read_table("resnet18-predictions-synthetic.parquet")) == 3
+    (file,) = Path().glob("resnet18-predictions-synthetic-*.parquet")
+    assert len(pq.read_table(file)) == 3
 
 
 @pytest.mark.skipif(not CIFAR10.exists(), reason=f"no CIFAR-10 at {CIFAR10}; PLAINRES_CIFAR10 names a folder")

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from plainres.analysis.evaluation import compose_one, evaluate
-from plainres.analysis.exchange import RECORDED, TRUSTED, config_of_file, predict_with_file
+from plainres.analysis.exchange import RECORDED, TRUSTED, config_of_file, predict_with_file, training_images
+from plainres.analysis.training_images import TrainingImages
 from plainres.config.instantiate import build_network, check
 from plainres.config.schema import Config
 from plainres.errors import InputError
@@ -60,6 +61,13 @@ def test_an_exported_file_describes_its_network_and_its_data(config: Config, tmp
 @pytest.mark.parametrize("file", sorted((CONF / "model").rglob("*.yaml")), ids=lambda file: str(file.relative_to(CONF)))
 def test_every_option_of_the_network_is_read_from_an_exported_file(file: Path) -> None:
     assert set(re.findall(r"_target_: (\S+)", file.read_text())) <= TRUSTED
+
+
+@pytest.mark.parametrize("images", [3, {"data_sha256": 5, "class_names": "abc"}, {}])
+def test_a_damaged_record_of_the_images_counts_as_none(images: Any, config: Config, tmp_path: Path) -> None:
+    file = tmp_path / "mine.safetensors"
+    exported(config, file, images=images)
+    assert training_images(file, config, []) == TrainingImages(file, "as it records", config.data, config, None, None)
 
 
 def test_an_exported_file_finds_the_images_of_this_machine(tmp_path: Path) -> None:
@@ -129,7 +137,7 @@ def test_another_normalisation_is_noticed(
     theirs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     published(theirs, monkeypatch)
-    monkeypatch.setattr("plainres.analysis.exchange.evaluate", lambda network, config: None)  # reads no images
+    monkeypatch.setattr("plainres.analysis.exchange.evaluate", lambda *_, **__: None)  # reads no images
     chosen = ["model.depth=8", "data=cifar10", "data.std=[0.229,0.224,0.225]"]
     predict_with_file(theirs, [*chosen, "data.mean=[0.485,0.456,0.406]"])
     assert capsys.readouterr().err == ""

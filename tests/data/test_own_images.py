@@ -300,6 +300,60 @@ def test_training_images_are_not_evaluated_as_test_images(
     assert main(["eval", str(run), "data=images", f"data.path={flowers}"]) == 0
 
 
+def test_a_drawn_test_split_is_that_of_the_training_or_refused(
+    tmp_path: Path, flowers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One image more draws other test images, most of which the network has seen."""
+    training = {name.removeprefix("train/"): pixels for name, pixels in FLOWERS.items() if name.startswith("train/")}
+    undivided = write_folders(tmp_path / "undivided", training)
+    assert main(["train", "data=images", f"data.path={undivided}", "data.test_share=0.25", *SHORT]) == 0
+    (run,) = Path("runs").glob("*/*/")
+    assert main(["export", str(run), "mine.safetensors"]) == 0
+    path = f"data.path={undivided}"
+    commands = [
+        ["eval", str(run)],
+        ["eval", str(run), "data.test_per_class=2"],
+        ["eval", str(run), "data.mean=[0.5,0.5,0.5]", "data.std=[0.2,0.2,0.2]"],
+        ["eval", str(run), "data=images", path, "data.test_share=0.25", "data.damaged=skip"],
+        ["eval", "mine.safetensors", path],
+        ["eval", "mine.safetensors", path, "data.test_per_class=2"],
+    ]
+    for command in commands:
+        assert main(command) == 0
+    write_folders(undivided, {"daisy/another.png": FLOWERS["test/daisy/test0.png"]})
+    for command in commands:
+        capsys.readouterr()
+        assert main(command) == 2
+        assert "was trained on other images (" in capsys.readouterr().err
+    assert main(["eval", str(run), "data=images", f"data.path={flowers}"]) == 0  # test images of another data set
+
+
+def test_classes_are_numbered_as_in_the_training(
+    tmp_path: Path, flowers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "data=images", f"data.path={flowers}", *SHORT]) == 0
+    (run,) = Path("runs").glob("*/*/")
+    assert main(["export", str(run), "mine.safetensors"]) == 0
+    tested = {name: pixels for name, pixels in FLOWERS.items() if name.startswith("test/")}
+    others = {"rose": "a rose", "daisy": "daisy"}, {"rose": "tulip", "daisy": "lily"}
+    for number, names in enumerate(others):
+        renamed = {
+            "/".join([*name.split("/")[:1], names[name.split("/")[1]], name.split("/")[2]]): pixels
+            for name, pixels in tested.items()
+        }
+        folder = write_folders(tmp_path / str(number), renamed)
+        for network in (str(run), "mine.safetensors"):
+            capsys.readouterr()
+            code = main(["eval", network, "data=images", f"data.path={folder}"])
+            printed = capsys.readouterr().err
+            if number == 0:  # "a rose" comes before "daisy"
+                assert code == 2
+                assert "class daisy has the number 1 in these images, but 0 in the training of" in printed
+            else:
+                assert code == 0, printed
+                assert "was trained without classes 0 (lily), 1 (tulip); predictions are compared by number" in printed
+
+
 def test_files_that_number_their_classes_differently_are_refused(tmp_path: Path) -> None:
     images = rows_of([encode(np.zeros((8, 8, 3), np.uint8))] * 2)
     for split, names in (("train", ["dark", "light"]), ("test", ["light", "dark"])):

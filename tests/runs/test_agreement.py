@@ -17,8 +17,9 @@ def test_the_digest_of_the_images_is_recorded_from_the_start_and_checked(make_co
     assert run.data_sha256 is None
     check_data(run, "a" * 64)
     run.prepare()
-    run.begin("a" * 64)
-    assert run.data_sha256 == "a" * 64
+    assert run.class_names is None
+    run.begin("a" * 64, ["cat", "dog"])
+    assert (run.data_sha256, run.class_names) == ("a" * 64, ["cat", "dog"])
     check_data(run, "a" * 64)
     check_data(run, "b" * 64)  # nothing is trained yet, and the run begins anew
     (run.checkpoints / "step-000000005.ckpt").touch()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from plainres.analysis.predictions import Predictions
+from plainres.analysis.training_images import TrainingImages, have_one_place
 from plainres.arithmetic import set_arithmetic
 from plainres.config.compose import compose
 from plainres.config.instantiate import build_network, check_devices, source_of
@@ -23,8 +24,7 @@ from plainres.errors import InputError, first_line
 from plainres.models.networks import over_crops
 from plainres.models.weights import load_weights
 from plainres.processes.memory import keep_freed_memory
-from plainres.runs.agreement import check_code, check_data
-from plainres.runs.identity import identity
+from plainres.runs.agreement import check_code, check_data, data_of
 from plainres.runs.location import located, location_in, location_of
 from plainres.runs.provenance import weights_sha256
 from plainres.runs.record import Run
@@ -52,7 +52,7 @@ def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
             )
     config = located(config)
     changes = [f"precision={config.precision}", *overrides]
-    other_data = any(override.startswith("data=") for override in overrides)
+    other_data = any(override.lstrip("+").startswith("data=") for override in overrides)
     composed = compose_one([*changes, *([] if other_data else [f"data={config.options['data']}"])])
     data = composed.data
     if not other_data:  # keep the run's data options, except those that are overridden
@@ -70,8 +70,7 @@ def _check_division(training: Mapping[str, Any], data: Mapping[str, Any]) -> Non
         InputError: they are not, so that test images would be among those that the network was trained on.
     """
     shares = [each.get("test_share") for each in (training, data)]
-    names = {Path(str(each.get("name"))).resolve() for each in (training, data)}  # a path, or a name on the Hub
-    if shares[0] is not None and shares[0] != shares[1] and len(names) == 1:
+    if shares[0] is not None and shares[0] != shares[1] and have_one_place(training, data):
         raise InputError(
             f"data.test_share is {shares[1]}, but {shares[0]} in the training of this network, which has seen some of "
             f"those test images; set data.test_share={shares[0]}, or give images of its own test set"
@@ -159,7 +158,11 @@ def load_network(run: Run | Path | str, data: Mapping[str, Any] | None = None) -
         InputError: the run has no checkpoint, or it is finished and its checkpoint does not match its result; or one
             of the user's own classes has changed since its training.
     """
-    run = run if isinstance(run, Run) else Run.read(Path(run))
+    return _loaded(run if isinstance(run, Run) else Run.read(Path(run)), data)[0]
+
+
+def _loaded(run: Run, data: Mapping[str, Any] | None) -> tuple[nn.Module, int]:
+    """Return the network of `load_network`, and the step of its weights."""
     check_code(run)
     saved = newest(run)
     if saved.path is None:
@@ -182,7 +185,7 @@ def load_network(run: Run | Path | str, data: Mapping[str, Any] | None = None) -
             f"the newest readable checkpoint in {run.folder} does not match its result.json; delete its result.json "
             "and train it again"
         )
-    return network
+    return network, saved.step
 
 
 def training_statistics(run: Run, config: Config) -> tuple[Tensor, Tensor]:
@@ -229,35 +232,32 @@ def predict(run: Run | Path | str, overrides: Sequence[str] = ()) -> Predictions
             set. data.mean and data.std replace the channel statistics of training.
 
     Raises:
-        InputError: see `load_network`, `with_overrides` and `evaluate`; or the run's own images have changed since its
-            training.
+        InputError: see `load_network`, `with_overrides`, `evaluate` and `TrainingImages.check`.
     """
     run = run if isinstance(run, Run) else Run.read(Path(run))
     config = with_overrides(run.config, overrides)
     check_devices(config)
+    own = _with_location(run, config)
     # the network may need the images for their shape and classes; those at hand need not be divided as in training
-    own_data = _with_location(run, config).data
-    network = load_network(
-        run, own_data | {key: config.data[key] for key in DIVISION if key in own_data.keys() & config.data}
+    network, step = _loaded(
+        run, own.data | {key: config.data[key] for key in DIVISION if key in own.data.keys() & config.data}
     )
     source = source_of(config)
     images = source.load()
-    own = identity(config)["data"] == identity(run.config)["data"]  # the run's own images, wherever they lie
-    if own:
-        check_data(Run(config, run.folder), images.sha256())
+    trained = TrainingImages(run.folder, data_of(run.config), run.config.data, own, run.data_sha256, run.class_names)
     statistics = _recorded_statistics(run)
     if sets_statistics(overrides):
         if statistics is not None:
             compare_statistics(run.name, statistics, config)
         statistics = None
-    elif statistics is None and not own:
+    elif statistics is None and not trained.are_those_of(config):
         statistics = training_statistics(run, config)
-    return _evaluate(network, config, source, images, statistics)
+    return _evaluate(network, config, source, images, statistics=statistics, trained=trained, step=step)
 
 
 def sets_statistics(overrides: Sequence[str]) -> bool:
     """Whether overrides set the channel statistics."""
-    return any(override.startswith(("data.mean=", "data.std=")) for override in overrides)
+    return any(override.lstrip("+").startswith(("data.mean=", "data.std=")) for override in overrides)
 
 
 def compare_statistics(name: str, training: tuple[Tensor, Tensor], config: Config) -> None:
@@ -284,7 +284,12 @@ def compare_statistics(name: str, training: tuple[Tensor, Tensor], config: Confi
         )
 
 
-def evaluate(network: nn.Module, config: Config, statistics: tuple[Tensor, Tensor] | None = None) -> Predictions:
+def evaluate(
+    network: nn.Module,
+    config: Config,
+    statistics: tuple[Tensor, Tensor] | None = None,
+    trained: TrainingImages | None = None,
+) -> Predictions:
     """Predict the test set of `config` on its device and in its precision.
 
     Args:
@@ -292,18 +297,29 @@ def evaluate(network: nn.Module, config: Config, statistics: tuple[Tensor, Tenso
         config: the data set, the device and the precision.
         statistics: mean and standard deviation (C,) of each channel in the network's training, in units of pixel
             values. None uses those of the data set.
+        trained: what is known of the images of the network's training; None if nothing is.
 
     Raises:
-        InputError: the images cannot be read, or the network does not fit their shape or number of classes.
+        InputError: the images cannot be read, the network does not fit their shape or number of classes, or as
+            `TrainingImages.check`.
     """
     check_devices(config)
     source = source_of(config)
-    return _evaluate(network, config, source, source.load(), statistics)
+    return _evaluate(network, config, source, source.load(), statistics=statistics, trained=trained)
 
 
 def _evaluate(
-    network: nn.Module, config: Config, source: Source, images: Images, statistics: tuple[Tensor, Tensor] | None
+    network: nn.Module,
+    config: Config,
+    source: Source,
+    images: Images,
+    *,
+    statistics: tuple[Tensor, Tensor] | None,
+    trained: TrainingImages | None,
+    step: int | None = None,
 ) -> Predictions:
+    if trained is not None:
+        trained.check(config, images)
     device = torch.device(config.trainer.device_type)
     set_arithmetic(config.trainer.threads)
     keep_freed_memory()
@@ -342,4 +358,5 @@ def _evaluate(
             f"the network has {all_logits.shape[1]} output classes, but the data set has {source.classes}; choose a "
             "data set with as many classes"
         )
-    return Predictions(all_logits, images.test.targets, images.classes)
+    origin = None if trained is None else trained.origin(config, images, step)
+    return Predictions(all_logits, images.test.targets, images.classes, origin)

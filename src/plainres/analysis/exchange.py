@@ -20,6 +20,7 @@ from plainres.analysis.evaluation import (
     with_overrides,
 )
 from plainres.analysis.predictions import Predictions
+from plainres.analysis.training_images import TrainingImages
 from plainres.config.instantiate import build_network, check
 from plainres.config.schema import Config
 from plainres.errors import InputError, first_line
@@ -28,6 +29,7 @@ from plainres.runs.identity import NOT_IDENTITY, TARGET
 from plainres.runs.location import located, location_of
 from plainres.runs.record import Run
 
+IMAGES = "images"  # key of what an exported file records of the images of its training
 RECORDED = ("model", "data", "options", "precision")  # parts of a run's configuration in an exported file
 TRUSTED = {
     *(f"plainres.models.{name}" for name in plainres.models.__all__),
@@ -58,6 +60,7 @@ def predict_with_file(file: Path, overrides: Sequence[str] = ()) -> tuple[Config
     config = config_of_file(file, overrides)
     check(config)
     network = build_network(config)
+    trained = training_images(file, config, overrides)
     statistics, published = statistics_in(file), published_statistics(file)
     if statistics is None and published is not None:
         author, statistics = published
@@ -66,7 +69,7 @@ def predict_with_file(file: Path, overrides: Sequence[str] = ()) -> tuple[Config
     if sets_statistics(overrides):
         if statistics is not None:
             compare_statistics(str(file), statistics, config)
-        return config, evaluate(network, config)
+        return config, evaluate(network, config, trained=trained)
     if statistics is None and config.data.get("mean") is None:
         hint = "; data.mean and data.std set others" if "mean" in config.data else ""
         print(
@@ -74,7 +77,7 @@ def predict_with_file(file: Path, overrides: Sequence[str] = ()) -> tuple[Config
             f"images of {config.options['data']} normalise images{hint}",
             file=sys.stderr,
         )
-    return config, evaluate(network, config, statistics)
+    return config, evaluate(network, config, statistics, trained)
 
 
 def config_of_file(file: Path, overrides: Sequence[str]) -> Config:
@@ -86,13 +89,43 @@ def config_of_file(file: Path, overrides: Sequence[str]) -> Config:
     Raises:
         InputError: the overrides are invalid, or the recorded configuration is damaged or names another class.
     """
+    recorded = _record_used(file, overrides)
+    config = compose_one(overrides) if recorded is None else _recorded_config(file, recorded, overrides)
+    return replace(config, model={**config.model, "weights": str(file), "head": None})
+
+
+def training_images(file: Path, config: Config, overrides: Sequence[str]) -> TrainingImages:
+    """Return what a file of weights records of the images of its training.
+
+    Args:
+        file: the file.
+        config: its configuration of `config_of_file`.
+        overrides: the overrides in it.
+
+    Raises:
+        InputError: the record is damaged.
+    """
+    images = (config_in(file) or {}).get(IMAGES)
+    sha256, names = (images.get("data_sha256"), images.get("class_names")) if isinstance(images, dict) else (None, None)
+    own = None
+    if (recorded := _record_used(file, overrides)) is not None:  # of classes that `config_of_file` trusts
+        location = {key: config.data[key] for key in NOT_IDENTITY["data"] if key in config.data}
+        own = replace(config, data={**location, **recorded["data"]}, options=recorded["options"])
+    return TrainingImages(
+        file,
+        "as it records",
+        None if recorded is None else recorded["data"],
+        own,
+        sha256 if isinstance(sha256, str) else None,
+        list(map(str, names)) if isinstance(names, list) else None,
+    )
+
+
+def _record_used(file: Path, overrides: Sequence[str]) -> dict[str, Any] | None:
+    """Return the configuration that a file records, None if it records none, or the overrides describe the network."""
     recorded = config_in(file)
     describes = [word for word in overrides if not word.lstrip("+").startswith((*EVALUATION, "--config-dir"))]
-    if describes or recorded is None or not recorded.keys() >= set(RECORDED):
-        config = compose_one(overrides)
-    else:
-        config = _recorded_config(file, recorded, overrides)
-    return replace(config, model={**config.model, "weights": str(file), "head": None})
+    return recorded if not describes and recorded is not None and recorded.keys() >= set(RECORDED) else None
 
 
 def _recorded_config(file: Path, recorded: dict[str, Any], overrides: Sequence[str]) -> Config:
@@ -115,7 +148,7 @@ def _recorded_config(file: Path, recorded: dict[str, Any], overrides: Sequence[s
 
 
 def export(run: Run, file: Path, overrides: Sequence[str] = ()) -> str:
-    """Write the weights of a run as safetensors, with its configuration and channel statistics.
+    """Write the weights of a run as safetensors, with its configuration, channel statistics and digest of its images.
 
     The configuration does not contain the locations of files.
 
@@ -130,7 +163,8 @@ def export(run: Run, file: Path, overrides: Sequence[str] = ()) -> str:
     Raises:
         InputError: as `load_network` and `training_statistics`; or the file cannot be written.
     """
-    recorded = {key: getattr(run.config, key) for key in RECORDED}
+    recorded: dict[str, Any] = {key: getattr(run.config, key) for key in RECORDED}
+    recorded[IMAGES] = {"data_sha256": run.data_sha256, "class_names": run.class_names}
     for group, keys in NOT_IDENTITY.items():
         recorded[group] = {key: value for key, value in recorded[group].items() if key not in keys}
     config = located(run.config, location_of(overrides))

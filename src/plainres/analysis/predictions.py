@@ -1,8 +1,11 @@
 """Predictions on a test set: losses, errors, and their file."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -48,12 +51,49 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What predictions are of.
+
+    Args:
+        network: name of the run, or of the file of weights.
+        step: step of a run after which the network had its weights; None if they are those of a file.
+        data: the part of the images in a run's identity (see `plainres.runs.identity`).
+        data_sha256: digest of all images and targets of the data set.
+        precision: precision of the evaluation.
+        own: whether images, normalisation and precision are those of the network's training.
+    """
+
+    network: str
+    step: int | None
+    data: Mapping[str, Any]
+    data_sha256: str
+    precision: str
+    own: bool
+
+    @property
+    def suffix(self) -> str:
+        """End of the name of a file, by which other predictions of the same network do not replace it."""
+        if self.own:
+            return ""
+        distinct = json.dumps([self.data, self.data_sha256, self.precision], sort_keys=True)
+        return f"-{hashlib.sha256(distinct.encode()).hexdigest()[:8]}"
+
+
+@dataclass(frozen=True)
 class Predictions:
-    """A network's logits (N, classes) float32 on a test set, its targets (N,) int64, and the names of the classes."""
+    """Predictions of a network on a test set.
+
+    Args:
+        logits: its logits (N, classes), float32.
+        targets: the targets (N,), int64.
+        classes: the names of the classes.
+        origin: what the predictions are of, if that is known.
+    """
 
     logits: Tensor
     targets: Tensor
     classes: Sequence[str] | None = None
+    origin: Origin | None = None
 
     @property
     def losses(self) -> Tensor:
@@ -88,6 +128,8 @@ class Predictions:
     def save(self, file: Path) -> None:
         """Write a Parquet file with one row per image: its index in the test set, target, prediction, loss and logits.
 
+        Its metadata `plainres` is the origin as JSON.
+
         Raises:
             InputError: the file cannot be written.
         """
@@ -99,7 +141,7 @@ class Predictions:
                 "loss": self.losses.numpy(),
                 "logits": pa.FixedSizeListArray.from_arrays(self.logits.flatten().numpy(), self.logits.shape[1]),
             }
-        )
+        ).replace_schema_metadata({"plainres": json.dumps(None if self.origin is None else asdict(self.origin))})
         try:
             with atomically(file) as out:
                 pq.write_table(table, out)

@@ -217,18 +217,21 @@ def eval_(arguments: list[str]) -> int:
     with standard_output_free(options.json):
         if target.is_dir():
             run = Run.read(target)
-            config, name = with_overrides(run.config, overrides), run.name
-            prefix = f"{target}/" if run.finished else f"{target}/step-{run.step}-"
+            finished, config, name = run.finished, with_overrides(run.config, overrides), run.name
             predictions = predict(run, overrides)
+            assert predictions.origin is not None
+            prefix = f"{target}/" if finished else f"{target}/step-{predictions.origin.step}-"
         else:
             config, predictions = predict_with_file(target, overrides)
+            assert predictions.origin is not None
             name, prefix = target.stem, f"{target.stem}-"
         data = config.options["data"]
-        file = Path(f"{prefix}predictions-{data}.parquet")
+        file = Path(f"{prefix}predictions-{data}{predictions.origin.suffix}.parquet")
         predictions.save(file)
     evaluation = predictions.evaluation
     if options.json:
-        print_json({"network": name, "data": data, **asdict(evaluation), "predictions": str(file)})
+        step = predictions.origin.step
+        print_json({"network": name, "step": step, "data": data, **asdict(evaluation), "predictions": str(file)})
     else:
         print(f"{name} on the test set of data={data}")
         print(evaluation)

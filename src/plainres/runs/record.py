@@ -4,7 +4,7 @@ The folder of a run depends only on its configuration: `<runs>/<study>/<name>` (
 contains
 
     config.yaml    the resolved configuration
-    data.json      digest of the images and targets, from the first step
+    data.json      digest of the images and targets, and names of the classes, from the first step
     code.json      version of plainres and digests of the user's own classes, from the first step
     metrics.csv    the curves, one row per epoch
     checkpoints/   step-<number>.ckpt, with nine digits
@@ -22,7 +22,7 @@ Files with other names, such as copies, are not read, changed or deleted.
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -281,6 +281,15 @@ class Run:
             return self.result.get("data_sha256") if self.finished else None
 
     @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes in the order of the targets, None if they have numbers only, or are not known."""
+        try:
+            names = json.loads((self.folder / DATA).read_text())["class_names"]
+        except (OSError, ValueError, KeyError, TypeError):  # an older version did not record them
+            return None
+        return [str(name) for name in names] if isinstance(names, list) else None
+
+    @property
     def code(self) -> dict[str, Any]:
         """Code that the run began with (see `plainres.runs.code.code_of`), empty before its first step."""
         try:
@@ -313,18 +322,20 @@ class Run:
             if not self.locked:
                 self._write(self.config)
 
-    def begin(self, data_sha256: str) -> None:
+    def begin(self, data_sha256: str, class_names: Sequence[str] | None = None) -> None:
         """Write config.yaml, data.json and code.json, and forget a failure. The caller holds the lock.
 
         Args:
             data_sha256: the digest of the images and targets.
+            class_names: the names of the classes, if they have any.
 
         Raises:
             InputError: the folder cannot be written.
         """
+        data = {"sha256": data_sha256, "class_names": None if class_names is None else list(class_names)}
         with self._writing():
             self._write(self.config)
-            write_atomically(self.folder / DATA, json.dumps({"sha256": data_sha256}) + "\n")
+            write_atomically(self.folder / DATA, json.dumps(data) + "\n")
             if not (self.code and self.step):
                 write_atomically(self.folder / CODE, json.dumps(code_of(self.config), indent=2) + "\n")
             (self.folder / "failed.json").unlink(missing_ok=True)

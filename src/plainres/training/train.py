@@ -126,7 +126,7 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
             return
         saved = newest(run)
         if world.rank == 0:
-            run.begin(data_sha256)
+            run.begin(data_sha256, data.images.classes)
         loggers: list[RunLogger] = []
         if world.rank == 0:
             loggers = stack.enter_context(open_loggers(run, saved.rows, list(data.images.evaluated)))
