@@ -3,12 +3,14 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from plainres.analysis.evaluation import load_network
 from plainres.config.schema import Config
+from plainres.data.sources import Images, Synthetic
 from plainres.errors import InputError
 from plainres.launch.hints import hints
 from plainres.launch.preflight import check_unchanged
@@ -44,6 +46,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("reporting/table.py", "x = 1\n", True),
         ("randomness.py", "x = 1\n", False),
         ("config/schema.py", "x = 1\n", False),
+        ("arithmetic.py", "x = 1\n", False),
         ("config/options.py", "x = 1\n", True),
     ],
 )
@@ -127,6 +130,41 @@ def test_an_edited_class_is_neither_trained_nor_evaluated_under_the_same_name(ow
             refused()
     file.write_text(OWN)
     check_unchanged([run])
+
+
+def test_a_class_that_is_edited_after_its_import_is_not_trained(own: tuple[Path, Config]) -> None:
+    """Else the imported one would train under the digest of the edited one, as in a notebook."""
+    folder, config = own
+    train(Run.of(config))
+    file = folder / "own_shortcut.py"
+    file.write_text(OWN.replace("fx + SCALE", "fx - SCALE"))
+    edited = Run.of(replace(config, study="edited"))
+    with pytest.raises(
+        InputError, match=r"own_shortcut.Own has changed since this process imported it .*; start Python"
+    ):
+        train(edited)
+    assert not edited.finished
+    del sys.modules["own_shortcut"]  # as if Python had been started again
+    train(edited)
+    first, second = (run.result["weights_sha256"] for run in (Run.of(config), edited))
+    assert first != second
+
+
+def test_a_class_that_is_edited_while_a_run_reads_its_images_is_not_trained(
+    own: tuple[Path, Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, config = own
+    load = Synthetic.load
+
+    def slowly(source: Synthetic) -> Images:
+        assert "own_shortcut" in sys.modules
+        (folder / "own_shortcut.py").write_text(OWN.replace("fx + SCALE", "fx - SCALE"))
+        return load(source)
+
+    monkeypatch.setattr(Synthetic, "load", slowly)
+    with pytest.raises(InputError, match=r"own_shortcut.Own has changed since this process imported it"):
+        train(Run.of(config))
+    assert Run.of(config).step == 0
 
 
 def test_a_run_that_resumes_with_other_code_of_plainres_says_so(

@@ -25,6 +25,7 @@ from plainres.models.networks import over_crops
 from plainres.models.weights import load_weights
 from plainres.processes.memory import keep_freed_memory
 from plainres.runs.agreement import check_code, check_data, data_of
+from plainres.runs.code import check_imported
 from plainres.runs.location import located, location_in, location_of
 from plainres.runs.provenance import weights_sha256
 from plainres.runs.record import Run
@@ -164,6 +165,7 @@ def load_network(run: Run | Path | str, data: Mapping[str, Any] | None = None) -
 def _loaded(run: Run, data: Mapping[str, Any] | None) -> tuple[nn.Module, int]:
     """Return the network of `load_network`, and the step of its weights."""
     check_code(run)
+    check_imported(run.config)
     saved = newest(run)
     if saved.path is None:
         if run.finished:

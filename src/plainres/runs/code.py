@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from plainres.config.schema import Config
+from plainres.errors import InputError
 
 TRAINING_CODE = (
     "arithmetic.py",
@@ -81,6 +82,45 @@ def own_classes(config: Config) -> dict[str, str]:
     return digests
 
 
+_imported_with: dict[
+    str, tuple[Any, str]
+] = {}  # each class of the user's that this process has met, and its digest then
+
+
+def remember_imported(config: Config) -> None:
+    """Remember with which digests this process has imported the user's own classes, or is about to."""
+    for target, digest in own_classes(config).items():
+        imported = _imported_class(target)
+        before, earlier = _imported_with.get(target, (None, digest))
+        if before is None and imported is not None:  # imported since
+            _imported_with[target] = imported, earlier
+        elif before is not imported or imported is None:
+            _imported_with[target] = imported, digest
+
+
+def check_imported(config: Config) -> None:
+    """Check that no class of the user's own was edited after this process had imported it, as in a notebook.
+
+    The code that was imported would train, while its record had the digest of the other one.
+
+    Raises:
+        InputError: the source of a class is not as it was when `remember_imported` met it.
+    """
+    remember_imported(config)
+    for target, digest in own_classes(config).items():
+        if (before := _imported_with[target][1]) != digest:
+            raise InputError(
+                f"the source of {target} has changed since this process imported it (digest {before[:8]}, now "
+                f"{digest[:8]}); start Python again"
+            )
+
+
+def _imported_class(target: str) -> Any:
+    """Return the class or function at an import path, None if this process has not imported it."""
+    module, _, name = target.rpartition(".")
+    return getattr(sys.modules.get(module), name, None)
+
+
 def _targets(node: Any) -> Iterator[str]:
     """Yield every `_target_` in a node of the configuration."""
     if isinstance(node, Mapping):
@@ -105,7 +145,7 @@ def _modules(target: str) -> dict[str, Path]:
         if file is None or name in found or (found and _installed(file)):
             continue
         found[name] = file
-        waiting += _imported(name, file)
+        waiting += _imports_of(name, file)
     return found
 
 
@@ -125,7 +165,7 @@ def _installed(file: Path) -> bool:
     return any(file.is_relative_to(folder) for folder in folders)
 
 
-def _imported(module: str, file: Path) -> Iterator[str]:
+def _imports_of(module: str, file: Path) -> Iterator[str]:
     """Yield the names of the modules that a module imports, of their packages, and of what may be modules."""
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(file.read_bytes())):

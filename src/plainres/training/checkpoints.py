@@ -21,13 +21,14 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from plainres.config.schema import CheckpointTimes
-from plainres.errors import InputError, RunFailedError, StoppedError
+from plainres.errors import RunFailedError, StoppedError
 from plainres.files import atomically, checkpoint_name, checkpoints_in
 from plainres.processes.signals import StopSignals
 from plainres.runs.provenance import peak_memory_mib
 from plainres.runs.record import DIVERGED, Run
 from plainres.runs.saved import Saved
 from plainres.training.classifier import Classifier
+from plainres.training.ranks import check_alike
 
 KEPT = 2  # checkpoints that stay on disk, the newest ones
 # Steps between two checks of the loss on a GPU: the copy started by one check has arrived by the next.
@@ -81,12 +82,20 @@ class Checkpoints(Checkpoint):
         signals: the signals that this process receives.
         saved: the checkpoint from which the run resumes.
         attempt: the conditions of this attempt (see `plainres.runs.provenance.conditions`).
+        data_sha256: the digest of this rank's images and targets.
     """
 
     def __init__(
-        self, run: Run, times: CheckpointTimes, signals: StopSignals, saved: Saved, attempt: dict[str, Any]
+        self,
+        run: Run,
+        times: CheckpointTimes,
+        signals: StopSignals,
+        saved: Saved,
+        attempt: dict[str, Any],
+        *,
+        data_sha256: str,
     ) -> None:
-        self.run, self.times, self.signals = run, times, signals
+        self.run, self.times, self.signals, self.data_sha256 = run, times, signals, data_sha256
         self.resumed, self.attempt = saved, attempt
         self.saved_step = saved.step
         self.started = self.saved_at = time.monotonic()
@@ -107,20 +116,23 @@ class Checkpoints(Checkpoint):
         return [*self.resumed.attempts, {"from_step": self.resumed.step, **self.attempt, "peak_memory_mib": peak}]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Defer signals to the end of a step, and check that all ranks resume from the same checkpoint.
+        """Defer signals to the end of a step, and check that all ranks have the same checkpoint, images and code.
 
         Raises:
-            InputError: the ranks have read different checkpoints.
+            InputError: they differ.
         """
         if trainer.world_size > 1:
             self.group = dist.new_group(backend="gloo")  # on the CPU, so that agreeing does not wait for a GPU
-            steps = torch.tensor([self.saved_step, -self.saved_step])
-            dist.all_reduce(steps, dist.ReduceOp.MAX, self.group)
-            if steps[0] != -steps[1]:  # the previous attempt was still writing one
-                raise InputError(
-                    f"the ranks of {self.run.name} have read different checkpoints, of steps {-steps[1]} and "
-                    f"{steps[0]}; run the same command again to resume"
-                )
+            mine = {
+                "checkpoints": f"of step {self.saved_step}",  # the previous attempt may still be writing one
+                "images": f"with the digest {self.data_sha256[:8]}",
+                "code of plainres": f"with the digest {self.attempt['source_sha256'][:8]}",
+                "classes of your own": ", ".join(
+                    f"{name} with the digest {digest[:8]}" for name, digest in self.attempt["classes"].items()
+                ),
+                "versions": ", ".join(f"{name} {version}" for name, version in self.attempt["versions"].items()),
+            }
+            check_alike(self.run.name, mine, self.group)
         self.signals.deferring = True
         self.signals.listen()
 

@@ -29,6 +29,7 @@ from plainres.processes.memory import keep_freed_memory
 from plainres.processes.signals import StopSignals
 from plainres.processes.world import World
 from plainres.runs.agreement import check_code, check_data
+from plainres.runs.code import check_imported, remember_imported
 from plainres.runs.provenance import conditions, peak_memory_of, reset_peak_memory, weights_sha256
 from plainres.runs.record import DIVERGED, Run
 from plainres.runs.saved import newest
@@ -38,6 +39,7 @@ from plainres.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from plainres.training.classifier import Classifier
 from plainres.training.compilation import Compilation, pays
 from plainres.training.epoch_loop import EpochLoop, cuda_graph
+from plainres.training.global_randomness import NoGlobalRandomness
 from plainres.training.slow_steps import SlowSteps
 from plainres.training.strategy import OneStreamDDP
 
@@ -64,6 +66,7 @@ def train(run: Run, observers: Sequence[pl.Callback] = ()) -> None:
         StoppedError: a signal arrived; the run is saved and can resume.
     """
     keep_freed_memory()
+    remember_imported(run.config)  # now, because to read the images may take long
     try:
         with StopSignals(early=World.current().size == 1) as signals:
             _train(run, signals, observers)
@@ -130,7 +133,7 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
         loggers: list[RunLogger] = []
         if world.rank == 0:
             loggers = stack.enter_context(open_loggers(run, saved.rows, list(data.images.evaluated)))
-        checkpoints = Checkpoints(run, config.checkpoint, signals, saved, attempt)
+        checkpoints = Checkpoints(run, config.checkpoint, signals, saved, attempt, data_sha256=data_sha256)
         configured = probes_of(config)
         probes = [Probes(configured, run.folder / "probes", steps)] if configured else []
         progress = Progress(run.name, steps, run.progress_file)
@@ -182,6 +185,7 @@ def _reserved(run: Run, data_sha256: str) -> Iterator[None]:
     with run.lock():
         check_data(run, data_sha256)
         check_code(run)
+        check_imported(run.config)
         yield
 
 
@@ -199,6 +203,7 @@ def _checked(result: dict[str, Any]) -> dict[str, Any]:
 def _epoch_loop(trainer: pl.Trainer, run: Run) -> EpochLoop:
     """Return the loop of a run over the batches of an epoch."""
     loop = EpochLoop(trainer, cuda_graph if run.config.trainer.cuda_graph else None)
+    loop.step = NoGlobalRandomness(loop.step, run.config.trainer.device_type)
     if trainer.is_global_zero and run.config.trainer.accelerator == "cpu":
         loop.step = SlowSteps(loop.step, run.config.trainer.threads, run.warn)
     return loop
