@@ -52,7 +52,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Origin:
-    """What predictions are of.
+    """Network and images that predictions are of.
 
     Args:
         network: name of the run, or of the file of weights.

@@ -19,7 +19,7 @@ LISTED = 3  # classes that a message names
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """What is known of the images that a network was trained on.
+    """Record of the images that a network was trained on, as far as it is known.
 
     Args:
         network: folder of its run, or its file, for messages.
