@@ -370,7 +370,7 @@ def test_a_copy_with_another_result_is_reported(few: Path, attempt: dict[str, An
 def test_seeds_that_diverged_are_named_beside_the_comparisons(few: Path):
     lost = a_run(few, "plain", 8, 7)
     lost.fail("the run has diverged at step 5")
-    sentence = f"1 run diverged ({lost.name}): means and comparisons are of the other seeds."
+    sentence = "1 run diverged (plain, depth 8, seed 7): means and comparisons are of the other seeds."
     assert sentence in report.read_study(few).fairness
     assert sentence in " ".join(report_text(few).split())
 

@@ -127,10 +127,10 @@ class Study:
                 "claims nothing, and means over them are marked 'mixed'."
             )
         chosen_among = {run.folder for _, run in self.tuned.candidates} if self.tuned else set[Path]()
-        if lost := [run.name for run in self.diverged if run.folder not in chosen_among]:
+        if lost := [run.config for run in self.diverged if run.folder not in chosen_among]:
+            listed = "; ".join(f"{each.shortcut}, depth {each.model['depth']}, seed {each.seed}" for each in lost)
             sentences += (
-                f" {quantity(len(lost), 'run')} diverged ({', '.join(lost)}): means and comparisons are of the other "
-                "seeds."
+                f" {quantity(len(lost), 'run')} diverged ({listed}): means and comparisons are of the other seeds."
             )
         if len(self.references) > 1:
             named = "; ".join(" ".join(f"{key}={value}" for key, value in each.items()) for each in self.references)

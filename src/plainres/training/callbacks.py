@@ -25,7 +25,7 @@ class Progress(Callback):
     """Progress bar over all steps of a run, with the time left and the latest test error.
 
     It also writes progress.json, from which other processes read the current step, the number of steps and the steps
-    per second.
+    per second. The run's lock removes it.
     """
 
     def __init__(self, name: str, steps: int, file: Path) -> None:
@@ -57,11 +57,9 @@ class Progress(Callback):
             self.bar.set_postfix_str(f"test error {evaluated['test/error']:.2f} %", refresh=False)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Close the bar, leave its line on the screen and remove progress.json."""
+        """Close the bar and leave its line on the screen."""
         if stage == "fit" and hasattr(self, "bar"):
             self.bar.close()
-            if trainer.is_global_zero:
-                self.file.unlink(missing_ok=True)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Close the bar before the exception's message is printed."""
