@@ -329,6 +329,9 @@ def test_exported_weights_can_be_evaluated_and_initialise_another_run(
         assert captured.err == ""
     assert main(["eval", "mine.safetensors", "data.test=50"]) == 0
     assert "of 50 images" in capsys.readouterr().out
+    own = Path("mine-predictions-synthetic.parquet").read_bytes()
+    assert main(["eval", "mine.safetensors", "precision=64-true"]) == 0
+    assert Path("mine-predictions-synthetic.parquet").read_bytes() == own
     assert main(["train", *SMALL, "model.weights=mine.safetensors", "optim.lr=1e-9", "study=more"]) == 0
     (folder,) = Path("runs/more").iterdir()
     assert Run.read(folder).result["test_error"] == pytest.approx(run.result["test_error"], abs=3)

@@ -214,6 +214,7 @@ def test_stored_images_are_centre_squares(photographs: Path, tmp_path: Path) -> 
         ),
         ({"mean": [0.5] * 3, "std": [0.2, 0.0, 0.2]}, "data.std has the value 0.0; .* must be above 0 and at most 1"),
         ({"mean": [0.5] * 3, "std": [0.2, float("nan"), 0.2]}, "data.std has the value nan"),
+        ({"mean": ["a"] * 3, "std": [0.2] * 3}, "data.mean has the value a; as a share of 255 it must be at least 0"),
         ({"mean": [0.5, 0.5, 0.5]}, "only one of data.mean and data.std is set; set both or neither"),
     ],
 )

@@ -583,7 +583,13 @@ NAMES = [
         "only-damaged-test-images",
         two("train/") | {"test/a/0.png": b""},
         options={"damaged": "skip"},
-        message="all test images are damaged; the first: test/a/0.png is empty",
+        message="none of the 1 test images can be used; the last: test/a/0.png is empty; mend them",
+    ),
+    folders(
+        "only-damaged-training-images",
+        two("test/") | {"train/a/0.png": b"", "train/b/0.png": b""},
+        options={"damaged": "skip"},
+        message="classes 0 .a., 1 .b. of 2 have no training images",
     ),
     folders("no-splits", two(), message="is not divided into train and test; set data.test_share=0.2"),
     folders(
@@ -728,7 +734,7 @@ TABLES = [
     tables(
         "parquet-numbered-files-with-a-gap",
         [*(f"default/train/{number}.parquet" for number in ("0000", "0001", "0004")), "default/test/0000.parquet"],
-        message="has the files 0000 to 0004 of split 'train'; missing: 0002, 0003",
+        message="has files of split 'train' up to 0004; missing: 0002, 0003; download them",
     ),
     tables(
         "parquet-files-of-years", ["train/2012.parquet", "train/2014.parquet", "test/2015.parquet"], labels=[0, 1] * 2

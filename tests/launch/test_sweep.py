@@ -265,7 +265,7 @@ def test_the_status_line_fits_into_the_terminal(
     nobody: Any = None
     runs = [Run.of(make_config(seed=seed)) for seed in range(4)]
     pool = sweep_module._Pool(nobody, runs, [1.0] * 4, [None], StopSignals())
-    pool.running = [sweep_module._Training(run, 1.0, None, nobody, None, 0.0) for run in runs[:3]]
+    pool.running = [sweep_module._Training(run, 1.0, None, nobody, None, 0.0, 0.0) for run in runs[:3]]
     monkeypatch.setattr(sweep_module, "terminal_columns", lambda: columns)
     monkeypatch.setattr(sweep_module, "_progress", lambda run: 0.5 if run is runs[0] else 0.0)
     monkeypatch.setattr(
@@ -296,10 +296,14 @@ def test_the_time_left_follows_from_the_speed_of_this_command(
     curve_of(resumed, 92, saved=90)  # two rows will be written again
     pool = pool_of(*runs)
     assert pool.total == pytest.approx(0.1 + 1 + 1)
+    pool.running = [
+        sweep_module._Training(run, 1.0, None, pool.context, None, 0.0, progress)
+        for run, progress in ((resumed, 0.92), (fresh, 0.0))
+    ]
+    pool.started = time.monotonic() - 60
+    assert pool._remaining() == ["3 left"]  # the rows of the killed process are no work of this command
     curve_of(resumed, 91, saved=90)
-    curve_of(fresh, 1, saved=0)
-    pool.running = [sweep_module._Training(run, 1.0, None, pool.context, None, 0.0) for run in (resumed, fresh)]
-    pool.started = time.monotonic() - 60  # in which two epochs were trained
+    curve_of(fresh, 1, saved=0)  # two epochs in these 60 seconds
     assert pool._remaining()[-1] == "3 left"
     assert pool._remaining()[1] == "3 left, about 1.7 h"  # for 208 epochs
     monkeypatch.setattr(sweep_module, "print_outcome", lambda *_, **__: None)
@@ -310,17 +314,23 @@ def test_the_time_left_follows_from_the_speed_of_this_command(
 def test_a_failure_that_another_command_meets_is_not_repeated(
     make_config: Make, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    before, since = runs = [Run.of(make_config(seed=seed)) for seed in range(2)]
+    retried = SweepOptions(retry_failed=True)
+    before, since, early = runs = [
+        Run.of(make_config(seed=0, sweep=retried)),
+        Run.of(make_config(seed=1, sweep=retried)),
+        Run.of(make_config(seed=2)),
+    ]
     for run in runs:
         run.prepare()
-    before.fail("the run has diverged")  # selected for sweep.retry_failed
+    before.fail("the run has diverged")
+    early.fail("the run has diverged at step 5")  # in another command, while this one prepared itself
     pool = pool_of(*runs)
     since.fail("the run has diverged at step 7")
     pool.context = _NoProcesses()
-    pool.free = [None, None]
-    pool._start(2)
+    pool.free = [None] * 3
+    pool._start(3)
     assert [training.run for training in pool.running] == [before]
-    assert pool.failed == [(since, "the run has diverged at step 7")]
+    assert sorted(reason for _, reason in pool.failed) == [f"the run has diverged at step {step}" for step in (5, 7)]
 
 
 class _NoProcesses:

@@ -1,5 +1,6 @@
 """Digests of the code that trains a run: that of plainres, and the user's own classes."""
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -140,7 +141,7 @@ def test_a_class_that_is_edited_after_its_import_is_not_trained(own: tuple[Path,
     file.write_text(OWN.replace("fx + SCALE", "fx - SCALE"))
     edited = Run.of(replace(config, study="edited"))
     with pytest.raises(
-        InputError, match=r"own_shortcut.Own has changed since this process imported it .*; start Python"
+        InputError, match=r"of own_shortcut has changed since this process imported it .*; start Python"
     ):
         train(edited)
     assert not edited.finished
@@ -148,6 +149,29 @@ def test_a_class_that_is_edited_after_its_import_is_not_trained(own: tuple[Path,
     train(edited)
     first, second = (run.result["weights_sha256"] for run in (Run.of(config), edited))
     assert first != second
+
+
+def test_a_helper_that_is_edited_must_be_imported_again_too(own: tuple[Path, Config]) -> None:
+    folder, config = own
+    train(Run.of(config))
+    (folder / "helpers" / "scales.py").write_text("SCALE = 0.25\n")
+    importlib.reload(sys.modules["own_shortcut"])
+    with pytest.raises(InputError, match=r"the source of helpers\.scales has changed since this process imported it"):
+        train(Run.of(replace(config, study="edited")))
+    importlib.reload(sys.modules["helpers.scales"])
+    importlib.reload(sys.modules["own_shortcut"])
+    train(Run.of(replace(config, study="edited")))
+
+
+def test_a_module_that_is_found_only_after_the_import_is_no_edit(own: tuple[Path, Config]) -> None:
+    """Such as one in a folder that the class's module adds to the path."""
+    folder, config = own
+    (folder / "more").mkdir()
+    (folder / "more" / "parts.py").write_text("PART = 1\n")
+    file = folder / "own_shortcut.py"
+    file.write_text(f"import sys\nsys.path.append({str(folder / 'more')!r})\nfrom parts import PART\n{OWN}")
+    train(Run.of(config))
+    assert Run.of(config).finished
 
 
 def test_a_class_that_is_edited_while_a_run_reads_its_images_is_not_trained(
@@ -162,7 +186,7 @@ def test_a_class_that_is_edited_while_a_run_reads_its_images_is_not_trained(
         return load(source)
 
     monkeypatch.setattr(Synthetic, "load", slowly)
-    with pytest.raises(InputError, match=r"own_shortcut.Own has changed since this process imported it"):
+    with pytest.raises(InputError, match=r"of own_shortcut has changed since this process imported it"):
         train(Run.of(config))
     assert Run.of(config).step == 0
 

@@ -293,7 +293,7 @@ def test_an_older_copy_of_a_run_does_not_change_its_summary(
     check_server(server, run)
     ((line, sent),) = sync(older, 60)
     assert sent
-    assert re.search(r"not uploaded: http\S+ has \d rows? more than this folder, from another copy of the run", line)
+    assert re.search(r"nothing to upload: http\S+ has \d rows? more, from another copy of the run", line)
     check_server(server, run)
 
 

@@ -110,7 +110,8 @@ def training_images(file: Path, config: Config, overrides: Sequence[str]) -> Tra
     own = None
     if (recorded := _record_used(file, overrides)) is not None:  # of classes that `config_of_file` trusts
         location = {key: config.data[key] for key in NOT_IDENTITY["data"] if key in config.data}
-        own = replace(config, data={**location, **recorded["data"]}, options=recorded["options"])
+        data = {**location, **recorded["data"]}
+        own = replace(config, data=data, options=recorded["options"], precision=recorded["precision"])
     return TrainingImages(
         file,
         "as it records",

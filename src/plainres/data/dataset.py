@@ -10,7 +10,7 @@ from typing import Any
 from plainres.data.copies import is_clutter
 from plainres.data.download import NAME, find_on_hub
 from plainres.data.encoded import Layout
-from plainres.data.folders import empty_folders, walk
+from plainres.data.folders import empty_folders, is_image, walk
 from plainres.data.layouts import Chosen, choose, find_layout
 from plainres.errors import InputError
 
@@ -80,8 +80,9 @@ class Dataset:
     def fingerprint(self) -> list[Any]:
         """Return the path of a local data set, what tells whether its files have changed, and its empty folders.
 
-        The time of the last change of status (ctime) is part of it, because archives and tools that copy files set the
-        time of modification to that of other content.
+        Of files with many images, the time of the last change of status (ctime) is part of it, because archives and
+        tools that copy files set the time of modification to that of other content, and arrays keep their size. It is
+        not of single images, whose size tells, since links and permissions change it as well.
 
         Raises:
             InputError: as `local`, or a link in the folder leads nowhere or to its own parent.
@@ -90,8 +91,10 @@ class Dataset:
         if local is None:
             return []
         if not local.is_dir():
-            return [str(local.resolve()), *_version(local.stat())]
-        files = [[entry.path, *_version(entry.stat())] for entry in walk(local) if not is_clutter(entry.name)]
+            return [str(local.resolve()), *_version(local.name, local.stat())]
+        files = [
+            [entry.path, *_version(entry.name, entry.stat())] for entry in walk(local) if not is_clutter(entry.name)
+        ]
         return [str(local.resolve()), *files, *empty_folders(local)]
 
     def _layout(self) -> Layout:
@@ -106,6 +109,7 @@ class Dataset:
             raise InputError(f"data.path={self.path}: there is no such folder; {error}") from error
 
 
-def _version(status: os.stat_result) -> tuple[int, int, int]:
-    """Return what tells two versions of a file apart without reading it: size, and times of modification and change."""
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+def _version(name: str, status: os.stat_result) -> list[int]:
+    """Return what tells two versions of a file apart without reading it."""
+    version = [status.st_size, status.st_mtime_ns]
+    return version if is_image(name) else [*version, status.st_ctime_ns]

@@ -1,5 +1,6 @@
 """Image classification data sets from a folder, a file or the Hugging Face Hub, decoded once into arrays on disk."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -103,6 +104,7 @@ class HubImages:
             raise InputError(f"data.damaged is {self.damaged!r}; it must be {' or '.join(DAMAGED)}")
         if self.test_share is not None and not 0 < self.test_share < 1:
             raise InputError(f"data.test_share is {self.test_share}; it must be between 0 and 1")
+        self._check_statistics()
         if self.stream:
             self._check_streaming()
         dataset = Dataset(
@@ -126,7 +128,11 @@ class HubImages:
             test_per_class=self.test_per_class,
             validation_per_class=self.validation_per_class,
         )
-        self._check_statistics()
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) != self.shape[0]:
+                raise InputError(
+                    f"data.{name} has length {len(values)}; it must have length {self.shape[0]}, one value per channel"
+                )
         if self.shape[0] not in (1, 3):
             raise InputError(f"data.shape is {list(self.shape)}; images have 1 channel (grey) or 3 (RGB)")
         if self.views != Views(self.shape, self.flip) and not self.stream:
@@ -218,17 +224,13 @@ class HubImages:
         return chosen
 
     def _check_statistics(self) -> None:
-        """Check that `mean` and `std` have a value for each channel, as fractions of 255."""
+        """Check that both or neither of `mean` and `std` are set, and that their values are fractions of 255."""
         if (self.mean is None) != (self.std is None):
             raise InputError("only one of data.mean and data.std is set; set both or neither")
-        assert self.shape is not None
         for name, values, low in (("mean", self.mean, "at least"), ("std", self.std, "above")):
-            if values is not None and len(values) != self.shape[0]:
-                raise InputError(
-                    f"data.{name} has length {len(values)}; it must have length {self.shape[0]}, one value per channel"
-                )
             for value in values or ():
-                if not 0 <= value <= 1 or (name == "std" and value == 0):
+                number = value if isinstance(value, int | float) else math.nan
+                if not 0 <= number <= 1 or (name == "std" and number == 0):
                     raise InputError(
                         f"data.{name} has the value {value}; as a share of 255 it must be {low} 0 and at most 1"
                     )

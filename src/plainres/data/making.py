@@ -78,8 +78,11 @@ def make_copy(
         damage.refuse(origin, total, listing)
     listing.unlink(missing_ok=True)
     left = {split: targets[split] for split in chosen.splits}
-    if not all(map(len, left.values())):
-        raise InputError(f"{origin}: all test images are damaged; the first: {damage.lines[0]}")
+    if not len(left["test"]):
+        raise InputError(
+            f"{origin}: none of the {len(chosen.splits['test'])} test images can be used; the last: {damage.lines[-1]}"
+            "; mend them, or set data.test_split to the name of another split"
+        )
     notes = check_classes(left, origin, chosen.classes, chosen.class_names)
     notes = [note for note in notes if note not in chosen.notes]
     if (shared := writers["test"].in_common_with(writers["train"])).any():

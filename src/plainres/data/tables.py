@@ -139,14 +139,14 @@ class Tables:
 
     def _check_numbers(self, split: str) -> None:
         """Check that none is missing between files that are numbered as in the Hub's conversions: 0000, 0001, ..."""
-        stems = sorted(PurePosixPath(part.path).stem for part in self.splits[split])
-        if not (stems[0].startswith("0") and all(stem.isdecimal() for stem in stems)):  # years are not numbers of files
+        stems = [PurePosixPath(part.path).stem for part in self.splits[split]]
+        if not all(re.fullmatch(r"\d{4}", stem) for stem in stems) or "0000" not in stems:  # years, for example
             return
-        numbers = [int(stem) for stem in stems]
-        if missing := sorted(set(range(numbers[0], numbers[-1])) - set(numbers)):
+        numbers = sorted(map(int, stems))
+        if missing := sorted(set(range(numbers[-1])) - set(numbers)):
             raise InputError(
-                f"{self.folder} has the files {stems[0]} to {stems[-1]} of split {split!r}; missing: "
-                f"{', '.join(str(number).zfill(len(stems[0])) for number in missing[:10])}"
+                f"{self.folder} has files of split {split!r} up to {numbers[-1]:04}; missing: "
+                f"{', '.join(f'{number:04}' for number in missing[:10])}; download them, or rename the files if none is"
             )
 
     def _schema(self, path: str) -> Any:

@@ -63,9 +63,9 @@ def sweep_with(jobs: Jobs) -> int:
     adopt_report_options(selection.finished)
     for run in missing:
         run.prepare()
-        (run.folder / "failed.json").unlink(missing_ok=True)
-        for file in (run.owner_file, run.warning_file):  # of an attempt that was killed
-            file.unlink(missing_ok=True)
+        if not run.locked:  # by another command, since this one began
+            for file in (run.folder / "failed.json", run.owner_file, run.warning_file):  # of earlier attempts
+                file.unlink(missing_ok=True)
     monitor = _Monitor([*missing, *elsewhere])
     with StopSignals(started=True), mark_active(missing), monitor.polling():
         if missing:

@@ -106,6 +106,7 @@ class _Training:
     process: ForkServerProcess
     outcome: Any  # a Connection, whose type differs between Unix and Windows
     started: float
+    progress: float  # share according to the curve when it started, with rows that it may discard
 
 
 class _Pool:
@@ -137,7 +138,8 @@ class _Pool:
         # of the costs, what this command has to train
         self.left = {run.folder: _left(run, cost) for run, cost in zip(runs, costs, strict=True)}
         self.total, self.done, self.count = sum(self.left.values()), 0.0, len(runs)
-        self.failures = {run.folder: run.failure for run in runs}  # earlier ones, which sweep.retry_failed retries
+        # earlier ones; those of others than sweep.retry_failed selects are of other commands, since this one began
+        self.failures = {run.folder: run.failure if run.config.sweep.retry_failed else None for run in runs}
         self.outcomes: Counter[bool] = Counter()
         self.running: list[_Training] = []
         self.failed: list[tuple[Run, str]] = []
@@ -205,7 +207,7 @@ class _Pool:
             process = self.context.Process(target=_work, args=(run, sender, slot))
             process.start()
             sender.close()
-            self.running.append(_Training(run, cost, slot, process, receiver, time.monotonic()))
+            self.running.append(_Training(run, cost, slot, process, receiver, time.monotonic(), _progress(run)))
 
     def _collect(self, training: _Training) -> None:
         """Handle the outcome of a process that has exited, and free its slot."""
@@ -279,8 +281,11 @@ class _Pool:
         return remaining_time(left, seconds, datetime.now())
 
     def _done(self, training: _Training) -> float:
-        """Return the cost of what this command has done of a run in training."""
-        return max(0.0, self.left[training.run.folder] - training.cost * (1 - _progress(training.run)))
+        """Return the cost of what this command has done of a run in training; 0 until that has written a row."""
+        progress = _progress(training.run)
+        if progress == training.progress:
+            return 0.0
+        return max(0.0, self.left[training.run.folder] - training.cost * (1 - progress))
 
     def _status(self) -> str:
         """Return the line that shows the active runs, shortened to the width of the terminal."""

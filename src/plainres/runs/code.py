@@ -82,43 +82,47 @@ def own_classes(config: Config) -> dict[str, str]:
     return digests
 
 
-_imported_with: dict[
+_imported_as: dict[
     str, tuple[Any, str]
-] = {}  # each class of the user's that this process has met, and its digest then
+] = {}  # each module of the user's that this process has met, and its digest then
 
 
 def remember_imported(config: Config) -> None:
-    """Remember with which digests this process has imported the user's own classes, or is about to."""
-    for target, digest in own_classes(config).items():
-        imported = _imported_class(target)
-        before, earlier = _imported_with.get(target, (None, digest))
-        if before is None and imported is not None:  # imported since
-            _imported_with[target] = imported, earlier
-        elif before is not imported or imported is None:
-            _imported_with[target] = imported, digest
+    """Remember with which digests this process has imported the modules of the user's own classes, or is about to."""
+    for module, digest in _modules_of(config).items():
+        # a module that is imported again, or reloaded, has another spec
+        spec = getattr(sys.modules.get(module), "__spec__", None)
+        before, earlier = _imported_as.get(module, (None, digest))
+        if before is None and spec is not None:  # imported since
+            _imported_as[module] = spec, earlier
+        elif before is not spec or spec is None:
+            _imported_as[module] = spec, digest
 
 
 def check_imported(config: Config) -> None:
-    """Check that no class of the user's own was edited after this process had imported it, as in a notebook.
+    """Check that no module of the user's own was edited after this process had imported it, as in a notebook.
 
     The code that was imported would train, while its record had the digest of the other one.
 
     Raises:
-        InputError: the source of a class is not as it was when `remember_imported` met it.
+        InputError: the source of a module is not as it was when `remember_imported` met it.
     """
     remember_imported(config)
-    for target, digest in own_classes(config).items():
-        if (before := _imported_with[target][1]) != digest:
+    for module, digest in _modules_of(config).items():
+        if (before := _imported_as[module][1]) != digest:
             raise InputError(
-                f"the source of {target} has changed since this process imported it (digest {before[:8]}, now "
+                f"the source of {module} has changed since this process imported it (digest {before[:8]}, now "
                 f"{digest[:8]}); start Python again"
             )
 
 
-def _imported_class(target: str) -> Any:
-    """Return the class or function at an import path, None if this process has not imported it."""
-    module, _, name = target.rpartition(".")
-    return getattr(sys.modules.get(module), name, None)
+def _modules_of(config: Config) -> dict[str, str]:
+    """Return a digest of the source of each module of `own_classes`."""
+    files: dict[str, Path] = {}
+    for target in set(_targets([config.model, config.data, config.probes])):
+        if target.partition(".")[0] not in RECORDED:
+            files |= _modules(target)
+    return {module: _digest({module: file}) for module, file in files.items()}
 
 
 def _targets(node: Any) -> Iterator[str]:

@@ -140,12 +140,12 @@ def send_run(folder: Path, timeout: float, *, assigned: Assignment | None = None
         try:
             logger.connect("online")
             url, missing = str(logger.wandb_run.url), max(0, len(curve) - logger.received)
-            ahead = logger.received - len(curve)
+            ahead = logger.received - len(logged_steps.union(int(row["step"]) for row in curve))  # of another copy
             for row in curve:
                 logger.log({key: value for key, value in row.items() if key != "step"}, int(row["step"]))
             if alert:
                 logger.wandb_run.alert(f"{run.name} failed"[:ALERT_TITLE], alert, level="ERROR")
-            logger.finish(0 if ahead > 0 else exit_code)  # another copy of the run has come further
+            logger.finish(0 if ahead > 0 else exit_code)  # the outcome of the copy that has come further is not known
             run.trouble_file.unlink(missing_ok=True)
         except Exception as error:
             tear_down()
@@ -155,7 +155,7 @@ def send_run(folder: Path, timeout: float, *, assigned: Assignment | None = None
                 raise TimeoutError from error
             raise
     if ahead > 0:
-        return f"not uploaded: {url} has {quantity(ahead, 'row')} more than this folder, from another copy of the run"
+        return f"nothing to upload: {url} has {quantity(ahead, 'row')} more, from another copy of the run"
     uploaded = [*([quantity(missing, "row")] if missing else []), *artifacts]
     return f"uploaded {' and '.join(uploaded)} to {url}" if uploaded else f"{UP_TO_DATE}, all rows are at {url}"
 

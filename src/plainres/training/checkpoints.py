@@ -28,7 +28,7 @@ from plainres.runs.provenance import peak_memory_mib
 from plainres.runs.record import DIVERGED, Run
 from plainres.runs.saved import Saved
 from plainres.training.classifier import Classifier
-from plainres.training.ranks import check_alike
+from plainres.training.ranks import ALIKE, RESUME, check_alike
 
 KEPT = 2  # checkpoints that stay on disk, the newest ones
 # Steps between two checks of the loss on a GPU: the copy started by one check has arrived by the next.
@@ -123,14 +123,14 @@ class Checkpoints(Checkpoint):
         """
         if trainer.world_size > 1:
             self.group = dist.new_group(backend="gloo")  # on the CPU, so that agreeing does not wait for a GPU
+            classes = [f"{name} with the digest {digest[:8]}" for name, digest in self.attempt["classes"].items()]
+            versions = [f"{name} {version}" for name, version in self.attempt["versions"].items()]
             mine = {
-                "checkpoints": f"of step {self.saved_step}",  # the previous attempt may still be writing one
-                "images": f"with the digest {self.data_sha256[:8]}",
-                "code of plainres": f"with the digest {self.attempt['source_sha256'][:8]}",
-                "classes of your own": ", ".join(
-                    f"{name} with the digest {digest[:8]}" for name, digest in self.attempt["classes"].items()
-                ),
-                "versions": ", ".join(f"{name} {version}" for name, version in self.attempt["versions"].items()),
+                "checkpoints": (f"of step {self.saved_step}", RESUME),
+                "images": (f"with the digest {self.data_sha256[:8]}", ALIKE),
+                "code of plainres": (f"with the digest {self.attempt['source_sha256'][:8]}", ALIKE),
+                "classes of your own": (", ".join(classes) or "none", ALIKE),
+                "versions": (", ".join(versions), ALIKE),
             }
             check_alike(self.run.name, mine, self.group)
         self.signals.deferring = True
