@@ -164,7 +164,7 @@ def test_a_helper_that_is_edited_must_be_imported_again_too(own: tuple[Path, Con
 
 
 def test_a_module_that_is_found_only_after_the_import_is_no_edit(own: tuple[Path, Config]) -> None:
-    """Such as one in a folder that the class's module adds to the path."""
+    """Found in a folder that the class's module adds to the path."""
     folder, config = own
     (folder / "more").mkdir()
     (folder / "more" / "parts.py").write_text("PART = 1\n")
