@@ -128,6 +128,18 @@ def test_predictions_of_one_kind_do_not_replace_others(run: Run) -> None:
         assert (origin["data_sha256"] == run.result["data_sha256"]) == (not overrides or "precision" in overrides[0])
 
 
+def test_settings_of_torch_that_would_change_a_number_are_named(run: Run) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        for refused in (lambda: load(run), lambda: predict(run)):
+            with pytest.raises(InputError, match=r"undo this first: torch\.set_default_dtype\(torch\.float32\)"):
+                refused()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.inference_mode():
+        assert predict(run).evaluation.error == run.result["test_error"]
+
+
 def test_the_step_is_that_of_the_weights(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     (run.folder / "result.json").unlink()
     (run.checkpoints / "step-000000999.ckpt").write_bytes(b"damaged")

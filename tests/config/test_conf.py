@@ -175,6 +175,19 @@ def test_a_different_length_or_augmentation_is_named_beside_the_published_error(
     assert (result.test_error, result.unlike) == ("8.75", unlike)
 
 
+def test_an_equal_network_has_the_published_error_whatever_option_it_is_of() -> None:
+    deep = ["data=cifar10", "optim=he2015", "optim.warmup_lr=0.01", "model=preactivation"]
+    wide = [*deep, "model.depth=164", "model/block=bottleneck", "model/shortcut=wide"]
+    for overrides, error in (
+        ([*deep, "model.depth=110"], "6.37"),
+        ([*wide, "model.block.stride_in=1"], "5.46"),
+        (wide, None),  # the stride is in the 3x3 convolution, unlike in the paper
+    ):
+        (config,) = compose(overrides)
+        result = published(config)
+        assert (result.test_error if result else None) == error
+
+
 def test_published_errors_are_looked_up_by_the_settings_of_a_run() -> None:
     table = ["experiment=cifar10_identity_mappings", "seed=0", "model/shortcut=shortcut_gating"]
     for changed in ("model.width=8", "data=digits", "model/block/order=fixup", "model/shortcut=highway"):

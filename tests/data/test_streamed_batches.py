@@ -44,6 +44,26 @@ def stream(workers: int, steps: int, start: int = 0, batch_size: int = 40, **wor
     return batches
 
 
+def test_memory_is_pinned_until_the_copies_from_it_have_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if an epoch is left in the middle, as at the end of a run or at a signal."""
+    calls: list[str] = []
+    driver: Any = type("Driver", (), {})
+    driver.cudaHostRegister = lambda *_: calls.append("register")
+    driver.cudaHostUnregister = lambda *_: calls.append("unregister")
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: driver)
+    monkeypatch.setattr(torch.cuda, "check_error", lambda _: calls.append("check"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: calls.append("wait"))
+
+    def leave() -> None:
+        with streamed_batches._pinned(torch.zeros(3), torch.device("cuda")):
+            calls.append("use")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        leave()
+    assert calls == ["register", "check", "use", "wait", "unregister"]
+
+
 def equal(a: list[StreamedBatch], b: list[StreamedBatch]) -> bool:
     return len(a) == len(b) and all(map(torch.equal, chain(*a), chain(*b)))
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,11 @@ def test_each_call_runs_in_its_own_process_and_results_keep_their_order() -> Non
 def test_an_exception_in_a_call_is_raised_in_the_caller(kind: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call_in_processes(forkserver([]), [(identify, 1), (fail, kind)])
+
+
+def test_it_is_started_from_the_main_thread() -> None:
+    with ThreadPoolExecutor(1) as pool, pytest.raises(InputError, match="from the main thread"):
+        pool.submit(forkserver, []).result()
 
 
 def test_a_long_temporary_folder_is_not_used_for_sockets(tmp_path: Path) -> None:

@@ -174,6 +174,18 @@ def test_the_exponent_of_an_exact_power_is_found_without_an_interval() -> None:
     assert fitted.interval is None
 
 
+def test_choices_in_unequal_conditions_have_no_part_in_the_exponent(study: Path) -> None:
+    tuned = read_study(study).tuned
+    assert tuned is not None
+    choices = {"plain": {depth: choice_of(3 * depth**-1.5) for depth in (8, 20, 56)} | {110: choice_of(7.0)}}
+    unequal = {"plain": {8: [], 20: [], 56: [], 110: ["device"]}}
+    fitted = replace(tuned, choices=choices, unequal=unequal).fitted("plain")
+    assert fitted is not None
+    assert fitted.slope == pytest.approx(-1.5)
+    two = {"plain": {depth: ["device"] for depth in (8, 20)}}
+    assert replace(tuned, choices=choices, unequal=two).fitted("plain") is None
+
+
 def test_the_exponents_interval_is_students() -> None:
     """Against the formula of a textbook: slope -+ t(0.975, n - 2) s / sqrt(sum (x - mean)^2)."""
     values = {8: 0.4, 20: 0.1, 32: 0.1, 56: 0.05}

@@ -171,6 +171,20 @@ def test_compilation_does_not_change_the_result(
     assert run.curve() == alone.curve()
 
 
+def test_networks_of_earlier_runs_do_not_keep_one_from_being_compiled(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one function, torch keeps 8 compiled variants; further ones would run uncompiled, with a warning only."""
+    calls: list[str] = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: calls.append("reset"))
+    monkeypatch.setattr(
+        torch, "compile", lambda *each, **options: calls.append("compile") or no_op_compiler(*each, **options)
+    )
+    for seed in range(2):
+        train(Run.of(make_config(seed=seed, trainer={"compile": True})))
+    assert calls == ["reset", "compile"] * 2
+
+
 def test_a_failed_compilation_that_was_requested_is_an_error(
     make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,11 +1,12 @@
 """Training of a run from its configuration to its result: in this process, in other processes, on two devices."""
 
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from multiprocessing import get_context
@@ -14,15 +15,18 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
 import plainres.training.train
 from plainres.analysis.evaluation import evaluate
 from plainres.analysis.evaluation import load_network as trained_network
-from plainres.config.instantiate import check, network_of, source_of
+from plainres.config.instantiate import build_network, check, network_of, source_of
 from plainres.config.schema import Config, Devices
+from plainres.data.sources import Images, Synthetic
 from plainres.errors import InputError, RunFailedError
 from plainres.launch.devices import launch
 from plainres.launch.sweep import train_quietly
+from plainres.runs.provenance import weights_sha256
 from plainres.runs.record import Run
 from plainres.training.checkpoints import AtomicCheckpointIO
 from plainres.training.classifier import full_precision
@@ -43,6 +47,48 @@ def trained(config: Config) -> Run:
 
 def weights(run: Run) -> str:
     return Run(run.config, run.folder).result["weights_sha256"]
+
+
+def test_a_process_trains_one_run_at_a_time(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner: list[str] = []
+    load = Synthetic.load
+
+    def load_and_train(source: Synthetic) -> Images:
+        try:
+            train(Run.of(make_config(seed=1)))
+        except InputError as error:
+            inner.append(str(error))
+        return load(source)
+
+    monkeypatch.setattr(Synthetic, "load", load_and_train)
+    run = trained(make_config())
+    assert set(inner) == {"this process is training another run; train several at a time with plainres.sweep"}
+    assert run.finished
+
+
+def test_networks_that_threads_build_have_the_weights_of_their_seeds(make_config: Make) -> None:
+    configs = [make_config(seed=seed, shortcut="projection", depth=20) for seed in range(8)]
+    alone = [weights_sha256(build_network(config)) for config in configs]
+    with ThreadPoolExecutor(8) as pool:
+        assert [*pool.map(lambda config: weights_sha256(build_network(config)), configs)] == alone
+
+
+def test_weights_in_float64_initialise_a_network_in_float64(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(precision="64-true")
+    network = build_network(config).double()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(1e-10)
+    file = tmp_path / "weights.safetensors"
+    save_file(network.state_dict(), file)
+    again = build_network(replace(config, model={**config.model, "weights": str(file)}))
+    assert weights_sha256(again) == weights_sha256(network)
+
+
+def test_a_deterministic_run_leaves_no_variable_behind(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    trained(make_config(trainer={"deterministic": True}))
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
 
 
 def test_the_result(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ from plainres.data.workers import worker_count
 from plainres.errors import InputError, first_line
 from plainres.models.networks import over_crops
 from plainres.models.weights import load_weights
+from plainres.processes.environment import check_torch
 from plainres.processes.memory import keep_freed_memory
 from plainres.runs.agreement import check_code, check_data, data_of
 from plainres.runs.code import check_imported
@@ -164,6 +165,7 @@ def load_network(run: Run | Path | str, data: Mapping[str, Any] | None = None) -
 
 def _loaded(run: Run, data: Mapping[str, Any] | None) -> tuple[nn.Module, int]:
     """Return the network of `load_network`, and the step of its weights."""
+    check_torch(inference=True)
     check_code(run)
     check_imported(run.config)
     saved = newest(run)
@@ -320,6 +322,7 @@ def _evaluate(
     trained: TrainingImages | None,
     step: int | None = None,
 ) -> Predictions:
+    check_torch(inference=True)
     if trained is not None:
         trained.check(config, images)
     device = torch.device(config.trainer.device_type)

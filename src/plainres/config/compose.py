@@ -5,6 +5,7 @@ import copy
 import os
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -122,6 +123,9 @@ def compose(arguments: Sequence[str]) -> list[Config]:
     return compose_jobs(arguments).configs
 
 
+_HYDRA = threading.RLock()  # held while Hydra composes, which it does with settings of the whole process
+
+
 def compose_jobs(arguments: Sequence[str]) -> Jobs:
     """Compose the configurations of a command line without launching anything.
 
@@ -131,6 +135,11 @@ def compose_jobs(arguments: Sequence[str]) -> Jobs:
     Raises:
         InputError: an override, an option or a YAML file is invalid.
     """
+    with _HYDRA:
+        return _composed_jobs(arguments)
+
+
+def _composed_jobs(arguments: Sequence[str]) -> Jobs:
     flags = _parse_flags(arguments)
     jobs = Jobs()
     composing = bar("composing the runs", "run", leave=False, delay=1, disable=None)

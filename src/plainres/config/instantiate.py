@@ -4,6 +4,7 @@ import inspect
 import os
 import pkgutil
 import shutil
+import threading
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from plainres.models.probes import Probe, check_probes
 from plainres.models.summary import Description, describe
 from plainres.models.weights import load_weights, weights_for
 from plainres.randomness import mix, seed_noise
+
+_GLOBAL_STREAM = threading.Lock()  # held while a network draws from torch's global stream of random numbers
 
 
 def source_of(config: Config) -> Source:
@@ -152,17 +155,19 @@ def network_of(config: Config, source: Source) -> nn.Module:
     """Return the network with its initial weights, drawn from the seed or read from the file model.weights.
 
     The shortcuts and the backbone draw from separate streams of random numbers, so that all shortcuts start from the
-    same backbone. The global stream is restored.
+    same backbone. The global stream, from which layers of torch draw, is restored.
 
     Raises:
         InputError: as `architecture_of`; or the network does not match the initialisation or the file.
     """
-    with torch.random.fork_rng(devices=[]):
+    with _GLOBAL_STREAM, torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix("shortcut", config.seed))
         network = architecture_of(config, source)
     _scheme(config)(network, Generator().manual_seed(mix("backbone", config.seed)))
     seed_noise(network, config.seed)
     if file := _initial_weights(config):
+        if config.precision == "64-true":
+            network.double()  # before reading weights, which may be in float64
         load_weights(network, file, new_head=config.model.get("head") is not None, sha256=config.weights_sha256)
     return network
 

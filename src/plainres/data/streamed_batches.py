@@ -148,10 +148,13 @@ def _pinned(tensor: Tensor, device: torch.device) -> Iterator[None]:
     """Pin a tensor's memory if the device is a GPU, so that copies to it need not wait."""
     cuda: Any = torch.cuda.cudart() if device.type == "cuda" else None
     if cuda:
-        cuda.cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)
-    yield
-    if cuda:
-        cuda.cudaHostUnregister(tensor.data_ptr())
+        torch.cuda.check_error(cuda.cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0))
+    try:
+        yield
+    finally:
+        if cuda:
+            torch.cuda.synchronize(device)  # copies from it may not have finished
+            cuda.cudaHostUnregister(tensor.data_ptr())
 
 
 def _wanted(sampled: SampledBatch) -> Wanted:

@@ -63,7 +63,7 @@ def train(run: Run | Config) -> Run:
         for hint in hints([run]):
             say(hint)
     launch(run)
-    return Run.of(run.config)
+    return Run(run.config, run.folder)
 
 
 def launch(run: Run) -> None:

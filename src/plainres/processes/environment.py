@@ -9,7 +9,8 @@ torch, such as another default dtype in a notebook, are refused.
 import os
 import socket
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ HARMLESS = (
 GROUP = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
 GROUP_PREFIXES = ("TORCHELASTIC_", "MASTER_PORT", "SLURM_", "JSM_NAMESPACE_")
 
+INFERENCE = "leave torch.inference_mode()"
 IEEE = ("none", "ieee")  # settings that compute in float32, not in bfloat16 or TF32
 # what undoes a setting of torch, and whether there is nothing to undo. Not here: gradients and deterministic
 # algorithms, which Lightning sets itself.
@@ -54,7 +56,7 @@ TORCH_DEFAULTS: Mapping[str, Callable[[Any], bool]] = {
     "torch.backends.mkldnn.enabled = True": lambda torch: torch.backends.mkldnn.enabled,
     "torch.set_autocast_enabled('cpu', False)": lambda torch: not torch.is_autocast_enabled("cpu"),
     "torch.set_autocast_enabled('cuda', False)": lambda torch: not torch.is_autocast_enabled("cuda"),
-    "leave torch.inference_mode()": lambda torch: not torch.is_inference_mode_enabled(),
+    INFERENCE: lambda torch: not torch.is_inference_mode_enabled(),
     "torch.set_flush_denormal(False)": lambda torch: bool(
         torch.tensor(1e-40, dtype=torch.float32, device="cpu").mul(0.5)
     ),
@@ -79,11 +81,8 @@ def isolate() -> None:
             f"the environment has {', '.join(early)}, which torch may have read when it was imported, but a run must "
             f"depend on its configuration only; start Python with `env -u {' -u '.join(early)}`"
         )
-    if altered := [undo for undo, default in TORCH_DEFAULTS.items() if torch is not None and not default(torch)]:
-        raise InputError(
-            "torch's global settings have been changed, but a run must depend on its configuration only; undo "
-            f"this first: {'; '.join(altered)}"
-        )
+    if torch is not None:
+        check_torch()
     for name in influences:
         del os.environ[name]
     if World.current().launcher is None:
@@ -91,6 +90,38 @@ def isolate() -> None:
             del os.environ[name]
     if influences:
         say(f"ignored in the environment: {', '.join(influences)}; a run depends on its configuration only")
+
+
+def check_torch(*, inference: bool = False) -> None:
+    """Check that torch, which has been imported, has its default settings.
+
+    Args:
+        inference: accept torch.inference_mode(), in which predictions are the same.
+
+    Raises:
+        InputError: it has been set otherwise.
+    """
+    torch: Any = sys.modules["torch"]
+    altered = [undo for undo, default in TORCH_DEFAULTS.items() if not default(torch)]
+    if altered := [undo for undo in altered if not (inference and undo == INFERENCE)]:
+        raise InputError(
+            "torch's global settings have been changed, but a run must depend on its configuration only; undo "
+            f"this first: {'; '.join(altered)}"
+        )
+
+
+@contextmanager
+def unchanged(*names: str) -> Iterator[None]:
+    """Restore environment variables at the end, which libraries set, such as Lightning for deterministic runs."""
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def influencing(names: Collection[str]) -> list[str]:

@@ -30,7 +30,12 @@ def forkserver(preloaded: Sequence[str]) -> ForkServerContext:
 
     Returns:
         The multiprocessing context whose processes are forked from this server.
+
+    Raises:
+        InputError: this is not the main thread, which alone can set what signals do.
     """
+    if threading.current_thread() is not threading.main_thread():
+        raise InputError("runs in processes of their own are started from the main thread of a program; call it there")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preloaded))
     # BLAS libraries read these at import; each run sets its number of torch threads itself

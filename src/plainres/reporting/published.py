@@ -38,7 +38,8 @@ def published(config: Config) -> Published | None:
     augmentation may differ; `unlike` then contains the published ones.
     """
     for result in table():
-        if matches(config, result.settings):
+        # the same network may be of another option of model, such as preactivation
+        if matches(config, {key: value for key, value in result.settings.items() if key != "model"}):
             optim = f"optim={result.recipe}"
             (described,) = compose([optim, *(f"{key}={json.dumps(value)}" for key, value in result.settings.items())])
             described = replace(described, seed=config.seed, precision=config.precision)

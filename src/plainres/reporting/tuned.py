@@ -11,7 +11,7 @@ from typing import Any
 
 from plainres.config.schema import Tuning
 from plainres.errors import InputError
-from plainres.reporting.choices import exponent, interval
+from plainres.reporting.choices import Exponent, exponent, interval
 from plainres.reporting.conditions import differing, edited_classes
 from plainres.reporting.families import Family, families, labelled
 from plainres.reporting.statistics import CONFIDENCE, INTERVAL_FROM
@@ -94,12 +94,17 @@ class Tuned:
                 rows.append((label, str(depth), f"{chosen.best:g}", span, error, "; ".join(notes)))
         return rows
 
+    def fitted(self, label: str) -> Exponent | None:
+        """Fit a power of depth to the best values of a network, as far as conditions of the choice were equal."""
+        unequal = self.unequal[label]
+        return exponent({depth: chosen for depth, chosen in self.choices[label].items() if not unequal.get(depth)})
+
     @property
     def exponents(self) -> list[str]:
         """Sentence for each network on the exponent of the best value as a power of depth."""
         sentences = []
-        for label, by_depth in self.choices.items():
-            fitted = exponent(by_depth)
+        for label in self.choices:
+            fitted = self.fitted(label)
             if fitted is None:
                 sentences.append(f"{label}: no exponent, which needs {INTERVAL_FROM} depths with a finished choice.")
                 continue

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
-from plainres.reporting.choices import exponent, interval
+from plainres.reporting.choices import interval
 from plainres.reporting.figures import (
     PANEL,
     columns_in,
@@ -29,7 +29,7 @@ def tuned_figure(tuned: Tuned, title: str = "", width: float | None = None) -> F
 
     Lines are means over the seeds of the choice, bars their sample s.d., rings the best values, and crosses at the top
     values at which a run diverged. In the last panel, bars are the ranges of `interval`, solid lines the fits of
-    `exponent`, and the dotted line has the expected exponent.
+    `Tuned.fitted`, and the dotted line has the expected exponent.
 
     Args:
         tuned: the choices.
@@ -98,7 +98,7 @@ def _draw_best(axes: Axes, tuned: Tuned, depths: list[int]) -> list[Line2D]:
             bars: dict[str, Any] = {"capsize": 3, "linestyle": "", "fillstyle": inside}
             axes.errorbar([shifted], [best], yerr=[[best - low], [high - best]], **style, **bars)
             highest = max(highest, best)
-        if fitted := exponent(by_depth):
+        if fitted := tuned.fitted(label):
             ys = [math.exp(fitted.intercept) * depth**fitted.slope for depth in fitted.depths]
             axes.plot(fitted.depths, ys, color=style["color"], linewidth=1)
         handles.append(Line2D([], [], linestyle="", label=f"best, {label}", **style))

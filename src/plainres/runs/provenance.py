@@ -1,5 +1,6 @@
 """Provenance of a result: versions, code, device and weights."""
 
+import gc
 import hashlib
 import platform
 import resource
@@ -91,6 +92,7 @@ def cpu_name() -> str:
 
 def reset_peak_memory() -> None:
     """Forget the peak memory of this process before a run, such as that of an earlier run in the same process."""
+    gc.collect()  # of an earlier run in reference cycles
     return_freed_memory()  # which an earlier run keeps
     with suppress(OSError):  # a system may lack the file, or forbid to write it; a fresh process has no earlier peak
         Path("/proc/self/clear_refs").write_text("5")

@@ -96,6 +96,8 @@ class Compilation(Callback):
             self._stop_on_signal()
         reason = "trainer.compile=true" if self.mode is True else "a long run"
         _say(trainer, f"compiling the network with torch.compile ({reason}), which may take a minute")
+        # networks of earlier runs in this process, of which torch keeps 8, would make it run the next one uncompiled
+        torch.compiler.reset()
         eager, started = (pl_module.logits_of, pl_module.loss_of), time.monotonic()
         if pl_module.device.type in WHOLE:
             pl_module.loss_of = torch.compile(_loss_of(trainer, pl_module), dynamic=False)

@@ -3,6 +3,7 @@
 import logging
 import math
 import socket
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,6 +26,7 @@ from plainres.data.workers import worker_count
 from plainres.errors import InputError, RunFailedError, StoppedError, first_line
 from plainres.models.normalisation import convert_sync_batch_norm
 from plainres.models.summary import Description, describe
+from plainres.processes.environment import unchanged
 from plainres.processes.memory import keep_freed_memory
 from plainres.processes.signals import StopSignals
 from plainres.processes.world import World
@@ -43,6 +45,7 @@ from plainres.training.global_randomness import NoGlobalRandomness
 from plainres.training.slow_steps import SlowSteps
 from plainres.training.strategy import OneStreamDDP
 
+_TRAINING = threading.Lock()  # held by the thread that trains a run
 MEETING = timedelta(minutes=10)  # longest wait of a process for the others
 
 
@@ -67,8 +70,9 @@ def train(run: Run, observers: Sequence[pl.Callback] = ()) -> None:
     """
     keep_freed_memory()
     remember_imported(run.config)  # now, because to read the images may take long
+    early = World.current().size == 1
     try:
-        with StopSignals(early=World.current().size == 1) as signals:
+        with _alone(), unchanged("CUBLAS_WORKSPACE_CONFIG"), StopSignals(early=early) as signals:
             _train(run, signals, observers)
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         raise InputError(
@@ -88,6 +92,21 @@ def train(run: Run, observers: Sequence[pl.Callback] = ()) -> None:
         if World.current().size == 1 and run.folder.exists():  # with several ranks, another one may be the cause
             run.fail(f"{type(error).__name__}: {first_line(error)}")
         raise
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Reserve this process, since threads, precision, signals and the peak of memory are settings of all of it.
+
+    Raises:
+        InputError: another thread trains a run.
+    """
+    if not _TRAINING.acquire(blocking=False):
+        raise InputError("this process is training another run; train several at a time with plainres.sweep")
+    try:
+        yield
+    finally:
+        _TRAINING.release()
 
 
 def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> None:
