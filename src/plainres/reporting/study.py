@@ -1,8 +1,5 @@
 """Reading of a study: its finished runs by family, their comparisons, and its unusable folders."""
 
-import csv
-import math
-import os
 import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
@@ -14,17 +11,15 @@ from plainres.console import quantity
 from plainres.errors import InputError
 from plainres.reporting import evidence
 from plainres.reporting.comparisons import Comparison, Trend, budgets, comparisons, trends
-from plainres.reporting.conditions import differing, edited_classes
+from plainres.reporting.conditions import differing
 from plainres.reporting.families import Family, families, labelled, references
-from plainres.reporting.table import ERRORS, VALIDATED
+from plainres.reporting.run_folders import check_record, progress_of, relative_to, runs_in, unique_runs
 from plainres.reporting.tuned import Tuned, read_tuned
 from plainres.runs.identity import identity, settings
-from plainres.runs.record import Run, State, folders_of
+from plainres.runs.record import Run
 
 if TYPE_CHECKING:
     import pandas
-
-SIZES = ("steps", "batch_size", "parameters", "multiply_adds")
 
 
 @dataclass(frozen=True)
@@ -166,18 +161,18 @@ def read_study(*names: Path | str) -> Study:
     """
     folders = [Path(name) for name in names]
     home = folders[0] if len(folders) == 1 else folders[0].parent / "+".join(each.resolve().name for each in folders)
-    runs, unused = _unique_runs([_runs_in(folder) for folder in folders], home)
+    runs, unused = unique_runs([runs_in(folder) for folder in folders], home)
     finished: list[Run] = []
     unfinished: list[tuple[str, str]] = []
     for run in runs:
         if not run.finished:
-            unfinished.append((_relative(home, run.folder), _progress(run)))
+            unfinished.append((relative_to(home, run.folder), progress_of(run)))
             continue
         try:
-            _check(run)
+            check_record(run)
             finished.append(run)
         except InputError as error:
-            unused.append((_relative(home, run.folder), str(error).removeprefix(f"{run.folder}/")))
+            unused.append((relative_to(home, run.folder), str(error).removeprefix(f"{run.folder}/")))
     location = " and ".join(map(str, folders))
     if not finished:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in [*unfinished, *unused])
@@ -203,10 +198,10 @@ def read_study(*names: Path | str) -> Study:
             "those that are compared"
         )
     if tuned:
-        settled = {_relative(home, run.folder) for _, run in tuned.candidates if run.diverged}
+        settled = {relative_to(home, run.folder) for _, run in tuned.candidates if run.diverged}
         unfinished = [each for each in unfinished if each[0] not in settled]
         unused += [
-            (_relative(home, run.folder), f"not at a compared {tuned.option}") for run in tuned.unused if run.finished
+            (relative_to(home, run.folder), f"not at a compared {tuned.option}") for run in tuned.unused if run.finished
         ]
     ordered = sorted(found, key=lambda family: (not family.is_like(baseline), family.label))
     absent = _absent([run for run in runs if not run.config.tuning], labels)
@@ -222,154 +217,6 @@ def read_study(*names: Path | str) -> Study:
         tuned,
         named,
     )
-
-
-def _relative(home: Path, folder: Path) -> str:
-    return os.path.relpath(folder, home)
-
-
-def _unique_runs(
-    read: Sequence[tuple[list[Run], list[tuple[Path, str]]]], home: Path
-) -> tuple[list[Run], list[tuple[str, str]]]:
-    """Return the distinct runs of several folders, and the unusable folders with their reasons.
-
-    Of a run in several folders, the first that is finished counts, or else the first.
-    """
-    copies: defaultdict[str, list[Run]] = defaultdict(list)
-    unused = [(_relative(home, path), reason) for _, unusable in read for path, reason in unusable]
-    for run in [run for of_folder, _ in read for run in of_folder]:
-        copies[run.name].append(run)
-    runs = []
-    for of_run in copies.values():
-        used = next((run for run in of_run if _is_usable(run)), of_run[0])
-        runs.append(used)
-        for run in of_run:
-            if run is used:
-                continue
-            unused.append((_relative(home, run.folder), _copy_of(used, run, _relative(home, used.folder))))
-    return runs, unused
-
-
-def _copy_of(used: Run, run: Run, where: str) -> str:
-    """Say that a run counts with its result in another folder, `where`, and whether the two are unlike."""
-    reason = f"the same run as {where}"
-    if _is_usable(run) and run.result["weights_sha256"] != used.result["weights_sha256"]:
-        edited = edited_classes([used, run])
-        reason += f", with another source of {', '.join(edited)}" if edited else ", with another result"
-    return reason
-
-
-def _is_usable(run: Run) -> bool:
-    """Whether a run is finished and its record intact."""
-    try:
-        if run.finished:
-            _check(run)
-    except InputError:
-        return False
-    return run.finished
-
-
-def _runs_in(folder: Path) -> tuple[list[Run], list[tuple[Path, str]]]:
-    """Return the distinct runs in a folder, and the subfolders that are not runs, or are duplicates of one."""
-    if evidence.is_evidence(folder):
-        return evidence.read(folder), []
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; give the folder of a study, such as runs/digits")
-    if (folder / "config.yaml").exists():
-        raise InputError(f"{folder} is a single run; give the folder of its study, {folder.resolve().parent}")
-    by_name: dict[str, list[Run]] = {}
-    unused: list[tuple[Path, str]] = []
-    try:
-        paths = list(folders_of(folder))
-    except OSError as error:
-        raise InputError(f"{folder} cannot be read: {error.strerror}") from error
-    for path in paths:
-        try:
-            run = Run.read(path)
-            by_name.setdefault(run.name, []).append(run)
-        except InputError as error:
-            unused.append((path, str(error).removeprefix(f"{path} is ").removeprefix(f"{path}/")))
-    if not by_name:
-        studies = [path.name for path, _ in unused if any(path.glob("*/config.yaml"))]
-        if studies:
-            raise InputError(
-                f"{folder} holds the studies {', '.join(studies)}; give one, such as {folder / studies[0]}"
-            )
-        reasons = f" ({'; '.join(f'{path.name}: {reason}' for path, reason in unused)})" if unused else ""
-        raise InputError(
-            f"{folder} holds no runs{reasons}; give the folder of a study, runs/<study>, which `plainres train` creates"
-        )
-    runs = []
-    for name, copies in by_name.items():
-        run = max(copies, key=lambda copy: (_is_usable(copy), copy.folder.name == name))
-        runs.append(run)
-        unused += [(copy.folder, _copy_of(run, copy, run.folder.name)) for copy in copies if copy is not run]
-    return runs, unused
-
-
-def _check(run: Run) -> None:
-    """Check that the result of a finished run is complete and matches its configuration and curves.
-
-    Raises:
-        InputError: it does not.
-    """
-    result = run.result
-    try:
-        *recorded, _ = [result[key] for key in ("shortcut", "depth", "seed", "data_sha256")]
-        expected = [key for key in (*ERRORS, *SIZES) if key not in VALIDATED or result.get(key) is not None]
-        non_finite = [key for key in expected if not math.isfinite(result[key])]
-    except (KeyError, TypeError) as error:
-        raise InputError(f"result.json is damaged ({error!r}); delete it and train the run again") from error
-    if non_finite:
-        raise InputError(
-            f"result.json is damaged ({', '.join(non_finite)} not finite); delete it and train the run again"
-        )
-    configured = [run.config.shortcut, run.config.model["depth"], run.config.seed]
-    # an older version did not record the name, or named the run, and so its folder, otherwise
-    if result.get("name", run.name) not in (run.name, run.folder.name):
-        recorded, configured = result["name"], run.name
-    if recorded != configured:
-        raise InputError(
-            f"result.json is of the run {recorded}, but config.yaml of {configured}; delete result.json and train the "
-            "run again"
-        )
-    steps = _last_step(run)
-    if steps != result["steps"]:
-        raise InputError(
-            f"metrics.csv ends at step {steps:g}, but result.json at {result['steps']}; delete result.json and train "
-            "the run again"
-        )
-
-
-def _last_step(run: Run) -> float:
-    """Return the last step in metrics.csv, or 0 if it is empty.
-
-    Raises:
-        InputError: metrics.csv is damaged, or cannot be read.
-    """
-    try:
-        rows = [(row["step"], row["train/error"], row["test/error"]) for row in run.curve()]
-    except OSError as error:
-        raise InputError(f"metrics.csv cannot be read: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise InputError(f"metrics.csv is damaged ({error!r}); train the run again") from error
-    return rows[-1][0] if rows else 0
-
-
-def _progress(run: Run) -> str:
-    """Return the state of a run without a result, in the words of `plainres status`, and the reason or its step."""
-    try:
-        state = run.state
-        step = run.step
-    except OSError as error:
-        return f"{Path(error.filename or run.folder).name} cannot be read: {error.strerror}"
-    if state is State.FAILED:
-        return f"{state.value}: {run.failure}"
-    try:
-        _last_step(run)
-    except InputError as error:
-        return f"{state.value}: {error}"
-    return f"{state.value} at step {step}" if step else state.value
 
 
 def _absent(runs: Sequence[Run], labels: Mapping[str, tuple[str, dict[str, str]]]) -> list[tuple[str, str]]:
