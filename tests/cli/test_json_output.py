@@ -115,6 +115,7 @@ def test_a_report_has_its_table_its_comparisons_and_its_files(place: Path, execu
     assert {row["family"]: row["train_error_eval_mean"] for row in report["table"]} == errors
     (comparison,) = report["comparisons"]
     assert comparison["by_seed"] == {"0": errors["plain"] - errors["identity"]}
+    assert comparison["unequal_conditions"] == {}
     assert comparison["verdict"].startswith("1 seed: too few for a claim")
     assert all((place / path).exists() for path in report["files"].values())
 

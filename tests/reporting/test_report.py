@@ -643,7 +643,9 @@ def test_no_claim_under_different_conditions(folder: Path, changes: dict[str, An
         finish(a_run(folder, "plain", 20, seed), 40 + seed)
         finish(a_run(folder, "identity", 20, seed), 2 * seed, **(changes if seed == 2 else {}))
     text = report_text(folder)
-    assert f"unequal conditions ({name}): no claim" in line(text, "  depth 20 ")
+    depth_20 = line(text, "  depth 20 ")
+    assert "2 seeds: too few for a claim" in depth_20
+    assert f"Seeds of unequal conditions, not used: 2 ({name})." in depth_20
     assert f"Conditions of training differ ({name}: {values})" in " ".join(text.split())
     assert line(text, "   20 ", "3 mixed").split()[3] == "2.00"
     report.write_report(folder)
@@ -661,18 +663,54 @@ def test_conditions_may_differ_between_seeds(folder: Path) -> None:
     assert "degrades: deeper is worse by 21.00 points" in line(text, "  plain: 56 minus 20 ")
     assert "training error grows with depth, from 41.00 to 62.00 %" in text
     said = " ".join(text.split())
-    assert "differ (device: cpu 0 or cpu 1 or cpu 2). A comparison within which they differ for one seed" in said
+    assert "differ (device: cpu 0 or cpu 1 or cpu 2). Comparisons leave out the seeds within which they" in said
     assert line(text, "   20 ", "3 mixed")
 
     shutil.rmtree(folder)
-    for seed in range(3):
+    for seed in range(4):
         for depth, error in {20: 40, 32: 50, 56: 60}.items():
             device = "cpu B" if (depth, seed) == (32, 0) else "cpu"
             finish(a_run(folder, "plain", depth, seed), error + seed * (depth // 20), device=device)
             finish(a_run(folder, "identity", depth, seed), 2 * seed)
     text = report_text(folder)
-    assert "unequal conditions (device): no claim" in line(text, "  depth 32 ")
-    assert "plain is worse by 39.00 points" in line(text, "  depth 20 ")
+    depth_32 = line(text, "  depth 32 ")
+    assert "plain is worse by 48.00 points. By seed: +49.00 (s1), +48.00 (s2), +47.00 (s3)." in depth_32
+    assert depth_32.endswith("Seeds of unequal conditions, not used: 0 (device).")
+    assert "plain is worse by 38.50 points" in line(text, "  depth 20 ")
+    assert "grows with depth, from 42.00 to 64.00 %; seeds of unequal conditions, not used: 0" in " ".join(text.split())
+
+
+def test_seeds_of_unequal_conditions_are_left_out(folder: Path) -> None:
+    for seed in range(4):
+        for depth, error in {20: 40, 32: 50, 56: 60}.items():
+            device = "cpu B" if (depth, seed) == (56, 3) else "cpu"
+            finish(a_run(folder, "plain", depth, seed), error + seed * (depth // 20), device=device)
+            finish(a_run(folder, "identity", depth, seed), 2 * seed)
+    with_them = report.read_study(folder)
+    for path in folder.glob("*-s3-*"):
+        shutil.rmtree(path)
+    without = report.read_study(folder)
+
+    ends, by_depth = with_them.comparisons.values()
+    assert [each.unequal for each in (*ends, *by_depth)] == [{3: ["device"]}, {}, {}, {}, {3: ["device"]}]
+    assert ends[0].cells["seeds"] == "3 seeds (unequal conditions: 3)"
+    assert "Seeds of unequal conditions, not used: 3 (device)." in ends[0].seeds
+    same_ends, same_by_depth = without.comparisons.values()
+    assert ends[0].verdict.startswith("degrades: deeper is worse")
+    assert (ends[0].difference, ends[0].verdict) == (same_ends[0].difference, same_ends[0].verdict)
+    assert (by_depth[2].difference, by_depth[2].verdict) == (same_by_depth[2].difference, same_by_depth[2].verdict)
+    assert with_them.trends[0].test == without.trends[0].test
+    assert with_them.trends[0].verdict.endswith("; seeds of unequal conditions, not used: 3 (device)")
+
+
+def test_no_claim_if_the_conditions_of_every_seed_are_unequal(folder: Path) -> None:
+    for seed in range(3):
+        for depth, error in {20: 40, 32: 50, 56: 60}.items():
+            finish(a_run(folder, "plain", depth, seed), error + seed * (depth // 20), device=f"cpu {depth}")
+    text = report_text(folder)
+    ends = line(text, "  plain: 56 minus 20 ")
+    assert "unequal conditions (device): no claim. By seed: +20.00 (s0), +21.00 (s1), +22.00 (s2)." in ends
+    assert "+21.00" in ends
     assert "training error grows with depth" not in text
 
 

@@ -1,13 +1,13 @@
 """Comparisons of families: whether depth hurts, whether the shortcut helps, and whether the runs support a claim.
 
-A comparison makes a claim only if its runs have equal training budgets and data, the runs of each seed have equal
-training conditions (see `plainres.reporting.conditions`), and they differ in no other setting. Conditions may differ
-between seeds, because only runs of one seed are subtracted or ranked: each seed is a block. The sources of the user's
-own classes may not, because these are what is compared. A comparison is of the training errors of the final weights in
-evaluation mode.
+A comparison makes a claim only if its runs have equal training budgets and data, and differ in no other setting. It
+uses only the seeds whose runs have equal training conditions (see `plainres.reporting.conditions`). Conditions may
+differ between seeds, because only runs of one seed are subtracted or ranked: each seed is a block. The sources of the
+user's own classes may not, because these are what is compared. A comparison is of the training errors of the final
+weights in evaluation mode.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ class Comparison:
         p_holm: the p-value of the difference, corrected for the other comparisons under the same heading.
         verdict: the supported claim, or the reason for making none.
         pairs: by seed, the two runs whose errors are subtracted.
+        unequal: by seed, the training conditions in which its two runs differ; their difference is not used.
     """
 
     what: str
@@ -39,40 +40,53 @@ class Comparison:
     p_holm: float | None
     verdict: str
     pairs: Mapping[int, tuple[Run, Run]]
+    unequal: Mapping[int, Sequence[str]]
 
     @property
     def cells(self) -> dict[str, str]:
         """Cells of its row in a table, by `COLUMNS`."""
         difference = self.difference
-        unpaired = _listed(difference.unpaired)
+        unused = {"unpaired": difference.unpaired, "unequal conditions": self.unequal}
+        notes = "; ".join(f"{reason}: {_listed(seeds)}" for reason, seeds in unused.items() if seeds)
         cells = (
             self.what,
             "" if difference.mean is None else f"{difference.mean:+z.2f}",
             "[{:+.2f}, {:+.2f}]".format(*difference.interval) if difference.interval else "",
             *(_p(value) for value in (difference.p, self.p_holm, difference.p_signs)),
-            quantity(len(difference.by_seed), "seed") + (f" (unpaired: {unpaired})" if unpaired else ""),
+            quantity(len(difference.by_seed), "seed") + (f" ({notes})" if notes else ""),
             self.verdict,
         )
         return dict(zip(COLUMNS, cells, strict=True))
 
     @property
     def seeds(self) -> str:
-        """Sentences with the difference of each seed, and the seeds that only one side has."""
+        """Sentences with the difference of each seed, and the seeds that are not used."""
         each = ", ".join(f"{difference:+z.2f} (s{seed})" for seed, difference in self.difference.by_seed.items())
         sentences = [f"By seed: {each}."] if each else []
         if unpaired := self.difference.unpaired:
             sentences.append(f"Unpaired seeds, not used: {_listed(unpaired)}.")
+        if self.unequal:
+            sentences.append(f"Seeds of unequal conditions, not used: {_with_conditions(self.unequal)}.")
         return " ".join(sentences)
 
 
 @dataclass(frozen=True)
 class Trend:
-    """Test of whether a family's training error grows over all of its depths."""
+    """Test of whether a family's training error grows over all of its depths.
+
+    Args:
+        label: the label of the family.
+        test: the test, or None if there are too few seeds or depths.
+        p_holm: the p-value, corrected for the other families.
+        verdict: the supported claim, or the reason for making none.
+        unequal: by seed, the training conditions in which its runs differ; the test does not use them.
+    """
 
     label: str
     test: PageTest | None
     p_holm: float | None
     verdict: str
+    unequal: Mapping[int, Sequence[str]]
 
     @property
     def text(self) -> str:
@@ -143,25 +157,25 @@ def nothing_to_compare(families: Sequence[Family], reference: Mapping[str, Any],
 def trends(families: Iterable[Family]) -> list[Trend]:
     """Test whether the training error grows with depth, for each family with at least three depths.
 
-    The test uses the seeds that have a run at every depth.
+    The test uses the seeds that have a run at every depth, all in equal training conditions.
     """
     tested = []
     for family in families:
         if len(family.runs) >= 3:
-            errors = [_errors(by_seed) for by_seed in family.runs.values()]
-            test = page_test(errors)
+            unequal = _unequal([*family.runs.values()])
+            test = page_test([_errors(by_seed, unequal) for by_seed in family.runs.values()])
             seeds = test.seeds if test else ()
             blocks = [[by_seed[seed] for by_seed in family.runs.values()] for seed in seeds]
-            tested.append((family, test, _objection(blocks)))
-    corrected = holm([test.p if test and not objection else None for _, test, objection in tested])
+            tested.append((family, test, _objection(blocks), unequal))
+    corrected = holm([test.p if test and not objection else None for _, test, objection, _ in tested])
     results = []
-    for (family, test, objection), p in zip(tested, corrected, strict=True):
+    for (family, test, objection, unequal), p in zip(tested, corrected, strict=True):
         if test is None:
             verdict = "fewer than two seeds have every depth: no test; add seeds"
         elif objection or p is None:
             verdict = objection
         elif p < LEVEL:
-            ends = [summarize([_errors(runs)[s] for s in test.seeds]).mean for runs in family.runs.values()]
+            ends = [summarize([runs[s].result[ERROR] for s in test.seeds]).mean for runs in family.runs.values()]
             verdict = f"training error grows with depth, from {ends[0]:.2f} to {ends[-1]:.2f} %"
             if ends[0] >= ends[-1]:  # the test is of ranks, which a single large error hardly changes
                 verdict = (
@@ -170,7 +184,9 @@ def trends(families: Iterable[Family]) -> list[Trend]:
                 )
         else:
             verdict = "not shown to grow with depth"
-        results.append(Trend(family.label, test, p, verdict))
+        if unequal:
+            verdict += f"; seeds of unequal conditions, not used: {_with_conditions(unequal)}"
+        results.append(Trend(family.label, test, p, verdict, unequal))
     return results
 
 
@@ -188,19 +204,37 @@ def _compared(table: Sequence[Sides]) -> list[Comparison]:
 
     A row's claims are those for a positive and for a negative difference.
     """
-    differences = [paired_difference(_errors(a), _errors(b)) for _, a, b, *_ in table]
+    unused = [_unequal([a, b]) for _, a, b, *_ in table]
+    differences = [
+        paired_difference(_errors(a, unequal), _errors(b, unequal))
+        for (_, a, b, *_), unequal in zip(table, unused, strict=True)
+    ]
     objections = [
         _objection([[a[seed], b[seed]] for seed in difference.by_seed], unlike)
         for (_, a, b, _, unlike), difference in zip(table, differences, strict=True)
     ]
     corrected = holm([None if objection else d.p for d, objection in zip(differences, objections, strict=True)])
     compared = []
-    for (what, a, b, claims, _), difference, objection, p in zip(
-        table, differences, objections, corrected, strict=True
+    for (what, a, b, claims, _), difference, objection, p, unequal in zip(
+        table, differences, objections, corrected, unused, strict=True
     ):
         pairs = {seed: (a[seed], b[seed]) for seed in difference.by_seed}
-        compared.append(Comparison(what, difference, p, objection or difference.verdict(*claims, p), pairs))
+        verdict = objection or difference.verdict(*claims, p)
+        compared.append(Comparison(what, difference, p, verdict, pairs, unequal))
     return compared
+
+
+def _unequal(sides: Sequence[Mapping[int, Run]]) -> dict[int, list[str]]:
+    """Return the seeds not to be used because their runs differ in training conditions, with these conditions.
+
+    If that is so for all seeds, all are used, so that a reader sees the differences; `_objection` then forbids a claim.
+
+    Args:
+        sides: the runs by seed of each side, or of each depth.
+    """
+    common = sorted(set.intersection(*(set(side) for side in sides)))
+    unequal = {seed: names for seed in common if (names := [*differing(side[seed] for side in sides)])}
+    return unequal if len(unequal) < len(common) else {}
 
 
 def _objection(blocks: Sequence[Sequence[Run]], unlike: Iterable[str] = ()) -> str:
@@ -224,8 +258,8 @@ def _objection(blocks: Sequence[Sequence[Run]], unlike: Iterable[str] = ()) -> s
     return ""
 
 
-def _errors(runs: Mapping[int, Run]) -> dict[int, float]:
-    return {seed: run.result[ERROR] for seed, run in runs.items()}
+def _errors(runs: Mapping[int, Run], unused: Container[int]) -> dict[int, float]:
+    return {seed: run.result[ERROR] for seed, run in runs.items() if seed not in unused}
 
 
 def _unlike(a: Mapping[str, str], b: Mapping[str, str], reference: Iterable[str]) -> set[str]:
@@ -241,6 +275,10 @@ def _unlike(a: Mapping[str, str], b: Mapping[str, str], reference: Iterable[str]
 
 def _listed(seeds: Iterable[int]) -> str:
     return ", ".join(map(str, seeds))
+
+
+def _with_conditions(unequal: Mapping[int, Sequence[str]]) -> str:
+    return ", ".join(f"{seed} ({', '.join(names)})" for seed, names in unequal.items())
 
 
 def _p(value: float | None) -> str:

@@ -118,8 +118,8 @@ class Study:
         if unequal := differing(recorded):
             conditions = "; ".join(f"{name}: {' or '.join(values)}" for name, values in unequal.items())
             sentences += (
-                f" Conditions of training differ ({conditions}). A comparison within which they differ for one seed "
-                "claims nothing, and means over them are marked 'mixed'."
+                f" Conditions of training differ ({conditions}). Comparisons leave out the seeds within which they "
+                "differ, or claim nothing if no other seed is left. Means over such runs are marked 'mixed'."
             )
         chosen_among = {run.folder for _, run in self.tuned.candidates} if self.tuned else set[Path]()
         if lost := [run.config for run in self.diverged if run.folder not in chosen_among]:

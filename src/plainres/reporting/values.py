@@ -34,6 +34,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         "comparison": comparison.what,
         **asdict(difference),
         "by_seed": {str(seed): points for seed, points in difference.by_seed.items()},
+        "unequal_conditions": _unequal(comparison),
         "p_holm": comparison.p_holm,
         "verdict": comparison.verdict,
     }
@@ -41,4 +42,14 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
 
 def _trend(trend: Trend) -> dict[str, Any]:
     test = asdict(trend.test) if trend.test else {"seeds": (), "statistic": None, "p": None}
-    return {"family": trend.label, **test, "p_holm": trend.p_holm, "verdict": trend.verdict}
+    return {
+        "family": trend.label,
+        **test,
+        "unequal_conditions": _unequal(trend),
+        "p_holm": trend.p_holm,
+        "verdict": trend.verdict,
+    }
+
+
+def _unequal(compared: Comparison | Trend) -> dict[str, list[str]]:
+    return {str(seed): [*names] for seed, names in compared.unequal.items()}
