@@ -370,7 +370,7 @@ def test_a_copy_with_another_result_is_reported(few: Path, attempt: dict[str, An
 def test_seeds_that_diverged_are_named_beside_the_comparisons(few: Path):
     lost = a_run(few, "plain", 8, 7)
     lost.fail("the run has diverged at step 5")
-    sentence = "1 run diverged (plain, depth 8, seed 7): means and comparisons are of the other seeds."
+    sentence = f"1 run diverged ({lost.name}): means and comparisons are of the other seeds."
     assert sentence in report.read_study(few).fairness
     assert sentence in " ".join(report_text(few).split())
 
@@ -506,6 +506,53 @@ def test_runs_that_name_different_references_are_compared_with_the_first_and_the
         "Training error, identity minus plain",
     ]
     assert "Runs name different baselines (model/shortcut=identity; model/shortcut=plain). The first" in study.fairness
+
+
+def test_a_report_on_evidence_has_the_baseline_of_the_report_on_the_runs(folder: Path):
+    finish(a_run(folder, "identity", 20, 0), 5)
+    finish(a_run(folder, "plain", 20, 0, reference={"model/shortcut": "identity"}), 5)
+    study = report.write_files(folder)
+    kept = report.read_study(folder / "report")
+    assert study.reference == kept.reference == {"model/shortcut": "plain"}
+    assert list(kept.comparisons) == list(study.comparisons) == ["Training error, plain minus identity"]
+
+
+def test_parameters_of_one_shortcut_are_not_compared_across_another_setting(folder: Path):
+    reference = {"model/norm": "batch"}
+    for seed in range(3):
+        for norm in ("batch", "group"):
+            for rate in (0.2, 0.8):
+                finish(a_run(folder, "dropout", 20, seed, norm=norm, rate=rate, reference=reference), 10 * rate + seed)
+    study = report.read_study(folder)
+    assert list(study.comparisons) == [
+        f"Training error, dropout (norm batch, rate {rate}) minus dropout (norm group, rate {rate})"
+        for rate in (0.2, 0.8)
+    ]
+
+
+def test_the_interval_of_a_comparison_without_a_claim_is_not_drawn_as_one(folder: Path):
+    for seed in range(3):
+        finish(a_run(folder, "plain", 20, seed), 40 + seed)
+        finish(a_run(folder, "identity", 20, seed), 2 * seed)
+    report.write_report(folder)
+    assert '<path class="clear"' in (folder / "report" / "index.html").read_text()
+    for seed in range(3):
+        finish(a_run(folder, "identity", 20, seed), 2 * seed, device="cpu B")
+    report.write_report(folder)
+    page = (folder / "report" / "index.html").read_text()
+    assert "unequal conditions (device): no claim" in page
+    assert '<path class="clear"' not in page
+
+
+def test_a_report_on_evidence_of_runs_without_a_number_of_devices(folder: Path):
+    for shortcut in ("plain", "identity"):
+        finish(run := a_run(folder, shortcut, 20, 0), 5)
+        file = run.folder / "result.json"
+        result = json.loads(file.read_text())
+        del result["devices"]
+        file.write_text(json.dumps(result))
+    report.write_files(folder)
+    assert "5.00" in report_text(folder / "report")
 
 
 def test_networks_with_several_sources_of_a_class_are_not_compared(folder: Path):
@@ -644,7 +691,7 @@ def test_no_claim_under_different_conditions(folder: Path, changes: dict[str, An
         finish(a_run(folder, "identity", 20, seed), 2 * seed, **(changes if seed == 2 else {}))
     text = report_text(folder)
     depth_20 = line(text, "  depth 20 ")
-    assert "2 seeds: too few for a claim" in depth_20
+    assert "2 seeds: too few for a claim; add seeds, each with equal conditions for all its runs." in depth_20
     assert f"Seeds of unequal conditions, not used: 2 ({name})." in depth_20
     assert f"Conditions of training differ ({name}: {values})" in " ".join(text.split())
     assert line(text, "   20 ", "3 mixed").split()[3] == "2.00"
@@ -701,6 +748,18 @@ def test_seeds_of_unequal_conditions_are_left_out(folder: Path) -> None:
     assert (by_depth[2].difference, by_depth[2].verdict) == (same_by_depth[2].difference, same_by_depth[2].verdict)
     assert with_them.trends[0].test == without.trends[0].test
     assert with_them.trends[0].verdict.endswith("; seeds of unequal conditions, not used: 3 (device)")
+
+
+def test_too_few_seeds_of_equal_conditions_for_a_trend(folder: Path) -> None:
+    for seed in range(3):
+        for depth, error in {20: 40, 32: 50, 56: 60}.items():
+            device = "cpu B" if depth == 56 and seed else "cpu"
+            finish(a_run(folder, "plain", depth, seed), error + seed, device=device)
+    (trend,) = report.read_study(folder).trends
+    assert trend.verdict == (
+        "fewer than two seeds have every depth in equal conditions: no test; add seeds; seeds of unequal conditions, "
+        "not used: 1 (device), 2 (device)"
+    )
 
 
 def test_no_claim_if_the_conditions_of_every_seed_are_unequal(folder: Path) -> None:

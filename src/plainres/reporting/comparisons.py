@@ -14,11 +14,21 @@ from typing import Any
 from plainres.console import quantity
 from plainres.reporting.conditions import differing, edited_classes
 from plainres.reporting.families import OF_SHORTCUT, SHORTCUT, Family
-from plainres.reporting.statistics import LEVEL, Difference, PageTest, holm, page_test, paired_difference, summarize
+from plainres.reporting.statistics import (
+    LEVEL,
+    MORE,
+    Difference,
+    PageTest,
+    holm,
+    page_test,
+    paired_difference,
+    summarize,
+)
 from plainres.runs.record import Run
 
 ERROR = "train_error_eval"
 DEEPER = "Training error, deepest minus shallowest"  # heading of the comparisons across depths
+MORE_ALIKE = "add seeds, each with equal conditions for all its runs"
 COLUMNS = ("comparison", "points", "95 % interval", "p", "Holm", "sign-flip", "seeds", "what the runs support")
 
 
@@ -41,6 +51,11 @@ class Comparison:
     verdict: str
     pairs: Mapping[int, tuple[Run, Run]]
     unequal: Mapping[int, Sequence[str]]
+
+    @property
+    def claimed(self) -> bool:
+        """Whether the runs support a claim."""
+        return self.p_holm is not None and self.p_holm < LEVEL
 
     @property
     def cells(self) -> dict[str, str]:
@@ -171,7 +186,8 @@ def trends(families: Iterable[Family]) -> list[Trend]:
     results = []
     for (family, test, objection, unequal), p in zip(tested, corrected, strict=True):
         if test is None:
-            verdict = "fewer than two seeds have every depth: no test; add seeds"
+            alike = " in equal conditions" if unequal else ""
+            verdict = f"fewer than two seeds have every depth{alike}: no test; add seeds"
         elif objection or p is None:
             verdict = objection
         elif p < LEVEL:
@@ -219,7 +235,7 @@ def _compared(table: Sequence[Sides]) -> list[Comparison]:
         table, differences, objections, corrected, unused, strict=True
     ):
         pairs = {seed: (a[seed], b[seed]) for seed in difference.by_seed}
-        verdict = objection or difference.verdict(*claims, p)
+        verdict = objection or difference.verdict(*claims, p, MORE_ALIKE if unequal else MORE)
         compared.append(Comparison(what, difference, p, verdict, pairs, unequal))
     return compared
 
@@ -263,14 +279,11 @@ def _errors(runs: Mapping[int, Run], unused: Container[int]) -> dict[int, float]
 
 
 def _unlike(a: Mapping[str, str], b: Mapping[str, str], reference: Iterable[str]) -> set[str]:
-    """Return the settings in which two families differ, except those that define the reference or a shortcut."""
+    """Return the settings in which two families differ, except those of the reference, or of different shortcuts."""
     different = {key for key in a.keys() | b.keys() if a.get(key) != b.get(key)} - set(reference)
-    return {
-        setting[key]
-        for setting in (a, b)
-        for key in different & setting.keys()
-        if not key.startswith(OF_SHORTCUT)  # another shortcut has others
-    }
+    if a[SHORTCUT] != b[SHORTCUT]:  # another shortcut has other settings
+        different = {key for key in different if not key.startswith(OF_SHORTCUT)}
+    return {setting[key] for setting in (a, b) for key in different & setting.keys()}
 
 
 def _listed(seeds: Iterable[int]) -> str:

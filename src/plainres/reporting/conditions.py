@@ -42,7 +42,7 @@ def edited_classes(runs: Iterable[Run]) -> list[str]:
 
 
 def _of_attempt(run: Run, record: Mapping[str, Any]) -> dict[str, str]:
-    device, devices = str(record["device"]), record.get("devices", 1)
+    device, devices = str(record["device"]), record.get("devices") or 1
     on_cpu = not device or device.startswith("cpu")
     synchronised = " with synchronised batch normalisation" if devices > 1 and record.get("sync_batch_norm") else ""
     return {

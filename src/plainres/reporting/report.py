@@ -119,6 +119,9 @@ def write_files(*folders: Path | str, title: str | None = None, width: float | N
         )
         if study.tuned:
             save(partial(tuned_figure, study.tuned, title, width), report / "tuned", width)
+        else:
+            for kind in ("svg", "png"):  # of an earlier report
+                (report / f"tuned.{kind}").unlink(missing_ok=True)
         named = {folder for folder, _ in unusable}  # whose measurements are not in the evidence, nor in the figures
         unusable += [(folder, reason) for folder, reason in more if folder not in named]
         study = replace(study, unused=study.unused + unusable)

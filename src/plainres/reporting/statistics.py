@@ -16,7 +16,7 @@ CONFIDENCE = 0.95
 LEVEL = 0.05  # significance level of tests; 1 - CONFIDENCE would be rounded
 RESOLUTION = 1e-4  # percentage points, one image in a million; smaller differences are rounding errors
 INTERVAL_FROM, SIGNS_FROM = 3, 5  # seeds
-ENOUGH = ",".join(map(str, range(INTERVAL_FROM)))  # seeds that suffice for an interval, as an override
+MORE = f"add seeds, e.g. seed={','.join(map(str, range(INTERVAL_FROM)))}"  # advice that leads to an interval
 # Simulated coverage of the interval for the true mean difference: (probability of failure, seeds, coverage). A run's
 # difference is drawn from N(5, 2) points, or from N(70, 5) if the run fails. A test repeats the simulation.
 COVERAGE = ((0.1, 3, 0.42), (0.3, 3, 0.63), (0.3, 5, 0.83))
@@ -60,13 +60,14 @@ class Difference:
     p: float | None
     p_signs: float | None
 
-    def verdict(self, higher: str, lower: str, p_holm: float | None) -> str:
+    def verdict(self, higher: str, lower: str, p_holm: float | None, more: str = MORE) -> str:
         """Return the claim that the differences support, with its size, or the reason why they are inconclusive.
 
         Args:
             higher: the claim for a > b.
             lower: the claim for a < b.
             p_holm: `p`, corrected for the other comparisons under the same heading.
+            more: the advice if there are too few seeds.
         """
         n = len(self.by_seed)
         if self.mean is None:
@@ -75,7 +76,7 @@ class Difference:
             equal = abs(self.mean) < RESOLUTION
             return "equal in every seed" if equal else "the same difference in every seed: no interval, no claim"
         if self.interval is None or p_holm is None:
-            return f"{quantity(n, 'seed')}: too few for a claim; add seeds, e.g. seed={ENOUGH}"
+            return f"{quantity(n, 'seed')}: too few for a claim; {more}"
         low, high = self.interval
         claim = f"{higher if low > 0 else lower} by {abs(self.mean):.2f} points"
         if low <= 0 <= high:

@@ -12,7 +12,7 @@ from plainres.errors import InputError
 from plainres.reporting import evidence
 from plainres.reporting.comparisons import Comparison, Trend, budgets, comparisons, trends
 from plainres.reporting.conditions import differing
-from plainres.reporting.families import Family, families, labelled, references
+from plainres.reporting.families import Family, families, labelled, reference, references
 from plainres.reporting.run_folders import check_record, progress_of, relative_to, runs_in, unique_runs
 from plainres.reporting.tuned import Tuned, read_tuned
 from plainres.runs.identity import identity, settings
@@ -49,14 +49,18 @@ class Study:
 
     @property
     def recorded(self) -> list[tuple[str, Run]]:
-        """Finished runs, each once, with the labels of its families, and those among which values were chosen."""
+        """Finished runs, each once, with the labels of its families, and those among which values were chosen.
+
+        A run that names the reference comes first, so that a report on the evidence of these runs has the same one.
+        """
         labels: dict[str, list[str]] = {}
         runs = {}
         candidates = [each for each in (self.tuned.candidates if self.tuned else ()) if each[1].finished]
         for label, run in [*((family.label, run) for family, run in self.runs), *candidates]:
             runs[run.name] = run
             labels.setdefault(run.name, []).append(label)
-        return [("; ".join(labels[name]), run) for name, run in runs.items()]
+        ordered = sorted(runs.values(), key=lambda run: reference(run.config) != self.reference)
+        return [("; ".join(labels[run.name]), run) for run in ordered]
 
     @property
     def results(self) -> "pandas.DataFrame":
@@ -121,12 +125,11 @@ class Study:
                 f" Conditions of training differ ({conditions}). Comparisons leave out the seeds within which they "
                 "differ, or claim nothing if no other seed is left. Means over such runs are marked 'mixed'."
             )
-        chosen_among = {run.folder for _, run in self.tuned.candidates} if self.tuned else set[Path]()
-        if lost := [run.config for run in self.diverged if run.folder not in chosen_among]:
-            listed = "; ".join(f"{each.shortcut}, depth {each.model['depth']}, seed {each.seed}" for each in lost)
-            sentences += (
-                f" {quantity(len(lost), 'run')} diverged ({listed}): means and comparisons are of the other seeds."
-            )
+        aside = [*(run for _, run in self.tuned.candidates), *self.tuned.unused] if self.tuned else []
+        not_compared = {run.folder for run in aside}
+        if lost := [run.name for run in self.diverged if run.folder not in not_compared]:
+            runs_lost = f"{quantity(len(lost), 'run')} diverged ({', '.join(lost)})"
+            sentences += f" {runs_lost}: means and comparisons are of the other seeds."
         if len(self.references) > 1:
             named = "; ".join(" ".join(f"{key}={value}" for key, value in each.items()) for each in self.references)
             sentences += (

@@ -7,6 +7,9 @@ from plainres.reporting.comparisons import Comparison, Trend
 from plainres.reporting.report import page_of
 from plainres.reporting.study import Study
 from plainres.reporting.table import records
+from plainres.reporting.tuned import Tuned
+
+TUNED_KEYS = ("network", "depth", "best", "range", "validation_error", "note")  # of the cells of a row, as in the text
 
 
 def values(study: Study) -> dict[str, Any]:
@@ -21,6 +24,7 @@ def values(study: Study) -> dict[str, Any]:
             {"heading": heading, **_comparison(each)} for heading, group in study.comparisons.items() for each in group
         ],
         "trends": [_trend(trend) for trend in study.trends],
+        "tuned": _tuned(study.tuned) if study.tuned else None,
         "unfinished": [{"folder": folder, "state": state} for folder, state in study.unfinished],
         "absent": [{"runs": runs, "reason": reason} for runs, reason in study.absent],
         "unused": [{"folder": folder, "reason": reason} for folder, reason in study.unused],
@@ -48,6 +52,15 @@ def _trend(trend: Trend) -> dict[str, Any]:
         "unequal_conditions": _unequal(trend),
         "p_holm": trend.p_holm,
         "verdict": trend.verdict,
+    }
+
+
+def _tuned(tuned: Tuned) -> dict[str, Any]:
+    return {
+        "option": tuned.option,
+        "seeds": tuned.seeds,
+        "choices": [dict(zip(TUNED_KEYS, row, strict=True)) for row in tuned.rows],
+        "exponents": tuned.exponents,
     }
 
 

@@ -37,8 +37,9 @@ def show(study: Study, report: Path, mode: str) -> str:
         )
         run.log(panels(study, report))
         compared = [(heading, each) for heading, group in study.comparisons.items() for each in group]
-        verdicts = [f"{heading}: {each.what}: {each.verdict}" for heading, each in compared]
+        verdicts = [f"{heading}: {each.what}: {each.verdict}. {each.seeds}" for heading, each in compared]
         run.summary["verdict"] = verdicts + [f"{trend.label}: {trend.verdict}" for trend in study.trends]
+        run.summary["fairness"] = study.fairness
         run.summary["finished_runs"] = len(study.recorded)
         if mode == "offline":
             run.finish()

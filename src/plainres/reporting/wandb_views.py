@@ -3,6 +3,7 @@
 Both show what `plainres.reporting.wandb_report` has logged to the study's own W&B run, beside the runs themselves.
 """
 
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from plainres.reporting.comparisons import COLUMNS
 from plainres.reporting.families import SHORTCUT, labelled
 from plainres.reporting.study import Study
 from plainres.reporting.table import markdown
+from plainres.reporting.tuned import HEAD, Tuned
 from plainres.reporting.wandb_panels import CURVES, FIGURES, curves_key, curves_title, halves, run_title
 from plainres.tracking.wandb_files import STEP
 
@@ -83,6 +85,8 @@ def written_report(study: Study, entity: str, project: str) -> Any:
     blocks: list[Any] = [
         wr.H2(text="Verdicts"),
         *(_verdicts(study) or [wr.P(text="No comparison is possible yet.")]),
+        wr.P(text=study.fairness),
+        *(_choices(study.tuned) if study.tuned else []),
         wr.H2(text="Errors"),
         wr.MarkdownBlock(text=markdown(study.families)),
         wr.H2(text="Figures"),
@@ -99,11 +103,24 @@ def _verdicts(study: Study) -> list[Any]:
     """Return a heading and a table for each group of comparisons, then the trends."""
     blocks: list[Any] = []
     for heading, comparisons in study.comparisons.items():
-        rows = [list(COLUMNS), ["---"] * len(COLUMNS), *([*each.cells.values()] for each in comparisons)]
-        table = "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
-        blocks += [wr.H3(text=heading), wr.MarkdownBlock(text=table)]
+        blocks += [wr.H3(text=heading), _table(COLUMNS, [[*each.cells.values()] for each in comparisons])]
     trends = [f"{trend.label}: {trend.verdict}" for trend in study.trends]
     return [*blocks, *([wr.UnorderedList(items=trends)] if trends else [])]
+
+
+def _choices(tuned: Tuned) -> list[Any]:
+    """Return the chosen values of a tuned option, and how they depend on depth."""
+    return [
+        wr.H2(text="Choice"),
+        wr.P(text=tuned.caption),
+        _table([*HEAD[:-1], "note"], tuned.rows),
+        wr.UnorderedList(items=tuned.exponents),
+    ]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Any:
+    lines = [head, ["---"] * len(head), *rows]
+    return wr.MarkdownBlock(text="\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 
 def _mean_curves(study: Study) -> list[Any]:
