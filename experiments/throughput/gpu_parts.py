@@ -107,7 +107,7 @@ class Loop(BareLoop):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
             logits = full_precision(self.logits_of(images))
         loss = F.cross_entropy(logits, targets)
-        self.counted[3] += count(self.counted, loss.detach(), logits.detach(), targets)
+        self.counted[3] += count(self.counted, loss.detach(), logits.detach().argmax(1) != targets)
         return loss
 
     def _step(self, batch: AnyBatch, done: Callable[[str], None] = lambda part: None) -> None:

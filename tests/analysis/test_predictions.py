@@ -20,5 +20,7 @@ def test_summary_of_predictions() -> None:
         "    0       2       50.00",
         "    1       1        0.00",
     ]
+    lost = Predictions(torch.tensor([[torch.nan, 0.0], [0.0, torch.nan], [1.0, 0.0]]), torch.tensor([0, 1, 0]))
+    assert lost.wrong.tolist() == [True, True, False]  # a NaN predicts no class
     with pytest.raises(InputError, match="cannot write"):
         predictions.save(Path("/nowhere/predictions.parquet"))

@@ -33,7 +33,28 @@ def test_texts_that_look_like_numbers_are_quoted(word: str, quoted: str) -> None
     assert as_typed(word) == quoted
 
 
-TYPED = ["2024_01_15", "1e3", "007", "null", "true", "1.0", ".5", "+1", "inf", "2024-01-15", "0x10", "no", "a b"]
+TYPED = ["2024_01_15", "1e3", "007", "null", "true", "1.0", "0.5", "+1", "inf", "2024-01-15", "0x10", "no", "a b"]
+
+
+def test_a_sweep_over_studies_with_axes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["plainres"])
+    with pytest.raises(InputError, match=r"^experiment=digits has axes of its own \(model.depth, model"):
+        compose(["-m", "experiment=digits,digits_warmup"])
+    assert len(compose(["-m", "experiment=digits", "seed=7,8", "model.depth=8"])) == 4
+
+
+@pytest.mark.parametrize("word", ["hydra.sweep.dir=/scratch", "hydra.run.dir=/scratch", "hydra.output_subdir=x"])
+def test_folders_of_hydra_are_refused(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["plainres"])
+    with pytest.raises(InputError, match=rf"^{word.partition('=')[0]} has no effect; runs are kept in runs=FOLDER"):
+        compose([word])
+
+
+@pytest.mark.parametrize("study", ["report", ".hidden"])
+def test_a_study_that_would_not_be_listed_is_refused(study: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["plainres"])
+    with pytest.raises(InputError, match="the name of a report or of a hidden folder"):
+        compose([f"study={study}"])
 
 
 @pytest.mark.parametrize("typed", [*TYPED, "'1e3'"])

@@ -268,8 +268,11 @@ def test_invalid_commands(arguments: list[str], message: str, cache: Path, capsy
 def test_a_copy_that_is_being_written_is_not_removed(folder: Path, cache: Path) -> None:
     images_in(folder, cache).load()
     copy = copy_in(cache)
+    command = ["data", "remove", copy.folder.name, "--cache", str(cache)]
     with copies.reserved(copy.folder):
         assert not copies.remove(copy)
+        assert main(command) == 1
+    assert main([*command, "--older", "30"]) == 2
     assert copies.remove(copy)
 
 

@@ -53,6 +53,11 @@ def test_a_probe_of_a_finished_run_gives_a_hint(tmp_path: Path) -> None:
         f"hint: {finished[0].name} (and 1 more) finished without the probe responses; a new study measures it, as in "
         "study=default_responses"
     ]
+    others = runs(tmp_path, "seed=0", "probes=signals", "probes.signals.images=64")
+    assert unmeasured(others) == [
+        f"hint: {finished[0].name} finished with other settings of the probe signals; a new study measures it, as in "
+        "study=default_signals"
+    ]
 
 
 def test_a_changed_length_gives_a_hint(tmp_path: Path) -> None:

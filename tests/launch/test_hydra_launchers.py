@@ -1,6 +1,7 @@
 """Sweeps by Hydra launchers, runs on several machines, and a real SLURM cluster."""
 
 import os
+import pickle
 import re
 import shutil
 import socket
@@ -8,16 +9,22 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
+from omegaconf import DictConfig, OmegaConf
 
 from plainres.cli.main import main
 from plainres.config.compose import Jobs
+from plainres.config.schema import Config
+from plainres.launch.hydra_launchers import _Monitor, train_job
 from plainres.runs.record import Run
 from support import forking
 from support.places import PLAINRES, TESTS
@@ -262,6 +269,33 @@ def test_a_job_trains_the_run_that_was_composed_here(tmp_path: Path, monkeypatch
     jobs = {run.folder.parent.name.rpartition("-")[2]: run.config.seed for run in runs if run.finished}
     assert jobs == {"0": 0, "1": 1}
     assert all(run.folder == tmp_path / "runs" / run.config.study / run.name for run in runs)
+
+
+def test_a_machine_without_the_devices_is_no_failure_of_the_run(
+    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config()
+    run = Run.of(replace(config, trainer=replace(config.trainer, accelerator="gpu")))
+    run.prepare()
+    monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create({"job": {"num": 0}}))
+    reason = train_job(zlib.compress(pickle.dumps([run])), DictConfig({}))
+    assert reason is not None
+    assert "GPU" in reason
+    assert run.failure is None
+
+
+def test_a_failure_is_reported_when_no_process_trains_the_run(
+    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.of(make_config())
+    run.prepare()
+    run.fail("of another command")
+    monitor = _Monitor([run])
+    with run.lock():
+        monitor.poll()
+        assert not monitor.failed
+    monitor.poll()
+    assert monitor.failed == [(run, "of another command")]
 
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])

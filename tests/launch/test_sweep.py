@@ -199,6 +199,41 @@ def test_a_process_that_dies_fails_only_its_own_run(
     assert capfd.readouterr().err.count("FAILED: its process died (SIGKILL)") == 3
 
 
+WORK = sweep_module._work
+
+
+def _work_stopped(run: Run, sender: Any, gpus: str | None) -> None:
+    """Train a run, and send a signal to its process if the seed is 1."""
+
+    def stop_in_training() -> None:
+        _wait_until(lambda: run.step or len(run.curve()) > 1, 60)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if run.config.seed == 1:
+        threading.Thread(target=stop_in_training, daemon=True).start()
+    WORK(run, sender, gpus)
+
+
+def test_a_run_whose_process_alone_is_stopped_has_failed(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is saved, the sweep trains the others, and does not end as if all were finished."""
+    monkeypatch.setattr(sweep_module, "_work", _work_stopped)
+    short, long = (make_config(seed=seed) for seed in range(2))
+    runs = [Run.of(short), Run.of(replace(long, optim=replace(long.optim, epochs=1000)))]
+    assert sweep(runs) == 1
+    assert "FAILED: its process was stopped by a signal; run the same command again" in capfd.readouterr().err
+    assert [Run.of(run.config).state for run in runs] == [State.FINISHED, State.INTERRUPTED]
+
+
+def test_two_runs_of_one_name_and_other_settings_are_refused(make_config: Make) -> None:
+    run = Run.of(make_config())
+    other = Run.of(replace(run.config, trainer=replace(run.config.trainer, deterministic=True), probes={"a": {"b": 1}}))
+    with pytest.raises(InputError, match=rf"the name {run.name} and differ in probes.a, trainer.deterministic, which"):
+        sweep([run, other])
+    assert not run.folder.exists()
+
+
 def _processes_of(session: int) -> set[int]:
     processes = set()
     for process in Path("/proc").glob("[0-9]*"):

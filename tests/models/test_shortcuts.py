@@ -150,6 +150,16 @@ def test_gates(shortcut: Any, join: Callable[[Tensor, Tensor, Tensor], Tensor]) 
     torch.testing.assert_close(module(x, fx), join(x, fx, gate))
 
 
+def test_gates_are_not_rounded_to_bfloat16() -> None:
+    """1 - g(x) would be 1 at first with the bias -7 of He et al. 2016, Table 1."""
+    x, fx = tensors()
+    module = ShortcutGating(4, 4, 1, bias=-7)
+    nn.init.zeros_(module.gate.weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = module(x, torch.zeros_like(fx))
+    torch.testing.assert_close(y, x * torch.tensor(7.0).sigmoid(), rtol=1e-5, atol=0)
+
+
 def test_dropout_has_the_same_expectation_in_training_and_evaluation() -> None:
     x, fx = torch.ones(8, 4, 16, 16), torch.zeros(8, 4, 16, 16)
     module = Dropout(4, 4, 1, p=0.3)

@@ -7,6 +7,7 @@ import re
 import shutil
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from plainres.cli.main import main
 from plainres.config.schema import Config
 from plainres.errors import InputError
+from plainres.files import csv_text, read_rows
 from plainres.launch.status import status
 from plainres.reporting import figures, report, table
 from plainres.reporting.families import SHORTCUT
@@ -373,6 +375,21 @@ def test_seeds_that_diverged_are_named_beside_the_comparisons(few: Path):
     sentence = f"1 run diverged ({lost.name}): means and comparisons are of the other seeds."
     assert sentence in report.read_study(few).fairness
     assert sentence in " ".join(report_text(few).split())
+
+
+def test_runs_whose_warm_up_did_not_end_are_named(folder: Path):
+    runs = [a_run(folder, shortcut, 20, 0) for shortcut in ("plain", "identity")]
+    warming = [Run.of(replace(run.config, optim=replace(run.config.optim, warmup_lr=0.005))) for run in runs]
+    for run in warming:
+        run.prepare()
+        finish(run, 5)
+    file = warming[0].folder / "metrics.csv"
+    rows = read_rows(file)
+    assert {row["lr"] for row in rows} != {"0.005"}
+    assert "warm-up" not in report.read_study(folder).fairness
+    file.write_text(csv_text([{**row, "lr": "0.005"} for row in rows]))
+    sentence = f"In 1 run the warm-up did not end ({warming[0].name}): the learning rate was optim.warmup_lr up to the"
+    assert sentence in report.read_study(folder).fairness
 
 
 def test_unusable_folders_are_reported(few: Path):

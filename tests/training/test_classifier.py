@@ -11,7 +11,7 @@ from plainres.config.schema import Recipe
 from plainres.data.datamodule import ImageBatches
 from plainres.data.sources import Synthetic
 from plainres.errors import InputError
-from plainres.models.networks import CifarNet
+from plainres.models.networks import CifarNet, misclassified
 from plainres.models.shortcuts import Identity
 from plainres.training.classifier import WARMUP_WINDOW, Classifier, LossAndError, count
 from support.training import Rows, bare_trainer, recipe
@@ -95,7 +95,7 @@ def test_warmup_measures_the_error_of_its_window(monkeypatch: pytest.MonkeyPatch
 def test_the_warmup_is_part_of_a_checkpoint() -> None:
     classifier = Classifier(CifarNet(1, 10, 8, 4, Identity), recipe(warmup_lr=0.01), 10, 4)
     classifier.counted[3] = 7
-    count(classifier.counted, torch.tensor(2.0), torch.eye(10)[:3], torch.tensor([0, 1, 0]))
+    count(classifier.counted, torch.tensor(2.0), torch.tensor([False, False, True]))
     checkpoint: dict[str, Any] = {}
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     trainer.strategy.connect(classifier)
@@ -119,7 +119,7 @@ def test_loss_and_error_over_batches_equal_those_over_all_images(sizes: list[int
     measure = LossAndError()
     for batch_logits, batch_targets in zip(logits.split(sizes), targets.split(sizes), strict=True):
         sums = torch.zeros(3, dtype=torch.float64)
-        count(sums, F.cross_entropy(batch_logits, batch_targets), batch_logits, batch_targets)
+        count(sums, F.cross_entropy(batch_logits, batch_targets), misclassified(batch_logits, batch_targets))
         measure.update(sums)
     values = measure.values("x")
     assert values["x/loss"] == pytest.approx(F.cross_entropy(logits, targets).item(), rel=1e-5)

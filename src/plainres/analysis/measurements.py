@@ -34,6 +34,7 @@ from plainres.data.sources import sample_size
 from plainres.data.streamed_batches import pixels_on
 from plainres.errors import InputError, LockedError, RunFailedError
 from plainres.files import csv_text, read_rows, write_atomically
+from plainres.models.networks import misclassified
 from plainres.processes.forkserver import attach_to_command, forkserver
 from plainres.processes.memory import keep_freed_memory
 from plainres.reporting.figures import save
@@ -136,7 +137,7 @@ def loss_and_error(network: nn.Module, batches: Iterable[Batch]) -> tuple[float,
             logits = network(x.to(weight))
             targets = y.to(logits.device)
             loss += F.cross_entropy(logits, targets, reduction="none").double().sum().item()
-            wrong += int((logits.argmax(1) != targets).sum())
+            wrong += int(misclassified(logits, targets).sum())
             images += len(y)
     return loss / images, 100 * wrong / images
 

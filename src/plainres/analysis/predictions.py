@@ -15,6 +15,7 @@ from torch import Tensor
 
 from plainres.errors import InputError
 from plainres.files import atomically
+from plainres.models.networks import misclassified
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Predictions:
     @property
     def wrong(self) -> Tensor:
         """Whether each image is misclassified (N,)."""
-        return self.logits.argmax(1) != self.targets
+        return misclassified(self.logits, self.targets)
 
     @property
     def evaluation(self) -> Evaluation:

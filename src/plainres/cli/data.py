@@ -45,6 +45,8 @@ def data(arguments: list[str]) -> int:
 
     if options.action != "remove" and (options.unfinished or options.older):
         raise InputError("--unfinished and --older belong to plainres data remove")
+    if options.names and (options.unfinished or options.older):
+        raise InputError("plainres data remove takes names, or --unfinished and --older, which choose among all copies")
     cache = cache_folder(options.cache)
     copies = select(cache, options.names) if options.names else list(copies_in(cache))
     if options.action == "list":
@@ -97,6 +99,7 @@ def _remove(copies: Sequence["Copy"], *, named: bool, unfinished: bool, days: fl
 
     Raises:
         InputError: nothing is chosen.
+        RunFailedError: another process is writing a named copy, which remains.
     """
     from plainres.data.copies import readable, remove, state_of, used_before
 
@@ -109,11 +112,16 @@ def _remove(copies: Sequence["Copy"], *, named: bool, unfinished: bool, days: fl
         for copy in copies
         if named or (unfinished and state_of(copy)) or (days is not None and used_before(copy, days))
     ]
+    busy = []
     for copy in chosen:
         size = readable(copy.disk_bytes)
         if remove(copy):
             print(f"removed {copy.folder.name}, {size}")
         else:
-            print(f"{copy.folder.name} is being written by another process", file=sys.stderr)
+            busy.append(copy.folder.name)
     if not chosen:
         print("no copy to remove")
+    if busy and named:
+        raise RunFailedError(f"not removed, since another process is writing it: {', '.join(busy)}")
+    for name in busy:
+        print(f"{name} is being written by another process", file=sys.stderr)

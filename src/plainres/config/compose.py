@@ -106,10 +106,26 @@ class _Collector(Launcher):
             with open_dict(composed):  # as the launchers of Hydra do
                 composed.hydra.job.num, composed.hydra.job.id = number, f"{composed.hydra.job.name}_{number}"
             HydraConfig.instance().set_config(composed)
+            _check_axes(composed, common, overrides)
             self.jobs.configs.append(typed(composed, chosen_options(), overrides))
             self.jobs.overrides.append(list(overrides))
             self.progress()
         return [JobReturn(status=JobStatus.COMPLETED, _return_value=None) for _ in job_overrides]
+
+
+def _check_axes(composed: DictConfig, common: DictConfig, overrides: Sequence[str]) -> None:
+    """Check that a job has no axes that the sweep lacks, because the job itself chose the study that has them.
+
+    Raises:
+        InputError: it has, as with -m experiment=A,B. Hydra would ignore the axes.
+    """
+    axes, swept = (set(each.hydra.sweeper.get("params") or ()) for each in (composed, common))
+    if own := sorted(axes - swept):
+        chosen = next((word for word in overrides if word.startswith("experiment=")), "its experiment")
+        raise InputError(
+            f"{chosen} has axes of its own ({', '.join(own)}), which a sweep over studies would ignore; train each "
+            "study with a command of its own"
+        )
 
 
 def compose(arguments: Sequence[str]) -> list[Config]:

@@ -17,6 +17,7 @@ from plainres.errors import InputError, first_line
 TEXTS = ("study", "runs", "logger.project", "logger.entity", "data.path", "data.cache")
 NULLABLE = ("logger.entity", "data.path")
 UNQUOTED = frozenset("_/-\\+.$%*@?|:,=()[]{}'\" \t")  # characters besides ASCII letters and digits
+FOLDERS = ("run", "sweep", "output_subdir")  # options of Hydra, `hydra.*`, for the folders of its own output
 IN_NAMES = frozenset("_/-.$@:+~")
 CLOSING = {"[": "]", "(": ")", "{": "}"}
 TYPOGRAPHIC = "\u201c\u201d\u201e\u201f\u2018\u2019\u201a\u201b\u00ab\u00bb"  # quotes
@@ -164,13 +165,15 @@ def _name(character: str) -> str:
 
 
 def check_hydra(override: Override) -> None:
-    """Check that an override adds no option to those that Hydra has, which would be ignored.
+    """Check that an override is none of the options of Hydra that are ignored: added ones, and those of its folders.
 
     Raises:
-        InputError: it does.
+        InputError: it is.
     """
     added = override.is_add() or override.is_force_add()
     root, _, rest = override.key_or_group.partition(".")
+    if root == "hydra" and rest.partition(".")[0] in FOLDERS:
+        raise InputError(f"{override.key_or_group} has no effect; runs are kept in runs=FOLDER, by study and name")
     names = [*(each.name for each in fields(HydraConf)), "env"]
     if added and root == "hydra" and rest.partition(".")[0] not in names:
         raise InputError(f"there is no option {override.key_or_group}; there are {', '.join(names)}")

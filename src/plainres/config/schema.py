@@ -302,6 +302,8 @@ class Config:
         _at_least(0, seed=self.seed)
         if self.study in ("", "..") or Path(self.study).name != self.study:
             raise InputError(f"study is {self.study!r}; it must be the name of a folder, without a slash")
+        if self.study == "report" or self.study.startswith("."):  # skipped by what looks for studies
+            raise InputError(f"study is {self.study!r}, the name of a report or of a hidden folder; choose another")
         if not self.runs:
             raise InputError("runs is empty; it must name a folder")
         if missing := [key for key in ("depth", "width", "shortcut") if key not in self.model]:

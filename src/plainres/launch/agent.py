@@ -1,11 +1,12 @@
 """Elastic agent of one run: starts a worker per device, as torchrun does, and reports how the workers exited.
 
-Usage: `python -m plainres.launch.agent FOLDER OUTCOME`. FOLDER is the folder of a run, OUTCOME the JSON file to write.
+Usage: `python -m plainres.launch.agent RUN OUTCOME`. RUN is a file with a pickled run, OUTCOME the JSON file to write.
 """
 
 import json
 import logging
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -27,15 +28,15 @@ KILLED = "killed"  # the kind of outcome of a worker that raised no exception
 SAVING_S = 600  # after a signal; time for the current step, an evaluation that follows it, and a checkpoint
 
 
-def main(folder: Path, file: Path) -> None:
-    """Train the run in `folder` and write the outcome to `file`."""
+def main(described: Path, file: Path) -> None:
+    """Train the run that is pickled in `described` and write the outcome to `file`."""
     threading.Thread(target=_exit_when_stdin_closes, daemon=True).start()
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the command reports a failure itself
-    run = Run.read(folder)
+    run: Run = pickle.loads(described.read_bytes())
     config = launch_config(run.config.trainer.devices)
     outcome: dict[str, Any] = {"kind": "None", "message": ""}
     try:
-        elastic_launch(config, sys.executable)("-P", "-m", "plainres.launch.worker", str(folder))
+        elastic_launch(config, sys.executable)("-P", "-m", "plainres.launch.worker", str(described))
     except SignalException:
         pass  # the command forwarded the signal and reports it
     except ChildFailedError as error:

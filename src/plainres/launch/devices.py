@@ -9,6 +9,7 @@ Under the user's own torchrun or srun, `plainres train` is already a worker of t
 """
 
 import json
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -100,7 +101,9 @@ def train_in_processes(run: Run) -> None:
     environment = environment_of_workers(run.config.trainer.threads)
     with tempfile.TemporaryDirectory() as scratch, StopSignals(started=True) as signals:
         outcome = Path(scratch) / "outcome.json"
-        command = [sys.executable, "-P", "-m", "plainres.launch.agent", str(run.folder), str(outcome)]
+        described = Path(scratch) / "run.pickle"  # another command may write another config.yaml
+        described.write_bytes(pickle.dumps(run))
+        command = [sys.executable, "-P", "-m", "plainres.launch.agent", str(described), str(outcome)]
         # the agent exits when its standard input closes, also if this process is killed; in its own session it does
         # not receive Ctrl-C, which this process forwards
         agent = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)

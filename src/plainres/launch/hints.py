@@ -24,16 +24,18 @@ def hints(runs: Sequence[Run]) -> list[str]:
 
 
 def unmeasured(finished: Sequence[Run]) -> list[str]:
-    """Return a hint for each probe that is asked for, but with which runs were not trained that are now finished."""
-    lacking: dict[str, list[Run]] = {}
+    """Return a hint for each probe that is asked for, but not as it has measured runs that are now finished."""
+    lacking: dict[tuple[str, str], list[Run]] = {}
     for run in finished:
-        for probe in run.config.probes:
+        for probe, settings in run.config.probes.items():
             if not run.probe_file(probe).exists():
-                lacking.setdefault(probe, []).append(run)
+                lacking.setdefault((probe, "without"), []).append(run)
+            elif settings != Run.read(run.folder).config.probes.get(probe):
+                lacking.setdefault((probe, "with other settings of"), []).append(run)
     return [
-        f"hint: {members[0].name}{f' (and {len(members) - 1} more)' if members[1:] else ''} finished without the probe "
+        f"hint: {members[0].name}{f' (and {len(members) - 1} more)' if members[1:] else ''} finished {how} the probe "
         f"{probe}; a new study measures it, as in study={members[0].config.study}_{probe}"
-        for probe, members in lacking.items()
+        for (probe, how), members in lacking.items()
     ]
 
 

@@ -5,8 +5,10 @@ of them. Each job trains one run wherever the launcher starts it; this process m
 """
 
 import os
+import pickle
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -22,9 +24,9 @@ from plainres.config.compose import Jobs
 from plainres.console import quantity, say
 from plainres.errors import InputError, StoppedError, first_line
 from plainres.launch.active import mark_active
-from plainres.launch.hints import hints
+from plainres.launch.hints import hints, unmeasured
 from plainres.launch.messages import print_outcome, print_states, print_summary, report_upload_problem, report_warning
-from plainres.launch.preflight import check_alone, preflight_jobs, urgency
+from plainres.launch.preflight import check_alone, check_settings, preflight_jobs, urgency
 from plainres.launch.selection import adopt_report_options, select
 from plainres.launch.sweep import train_quietly
 from plainres.processes.environment import isolate
@@ -58,7 +60,7 @@ def sweep_with(jobs: Jobs) -> int:
     elsewhere = [run for run in unfinished if run.locked]
     missing = sorted((run for run in unfinished if run not in elsewhere), key=urgency)
     preflight_jobs(runs, missing)
-    for hint in hints(unfinished):
+    for hint in [*hints(unfinished), *unmeasured(selection.finished)]:
         say(hint)
     adopt_report_options(selection.finished)
     for run in missing:
@@ -110,8 +112,10 @@ def _launch(jobs: Jobs, runs: Sequence[Run], overrides: Sequence[Sequence[str]],
     returned: list[Any] = []
     with _tolerating_lost_jobs(jobs.launcher):
         try:
-            # a launcher composes again on the other machine; the run's folder holds what was composed here
-            task = partial(train_job, [str(run.folder.absolute()) for run in runs])
+            # a launcher composes again on the other machine, and another command may write another config.yaml;
+            # submitit stores the task with every job
+            composed = zlib.compress(pickle.dumps([Run(run.config, run.folder.absolute()) for run in runs]))
+            task = partial(train_job, composed)
             launched = [[*each, "hydra.job.chdir=false"] for each in overrides]  # paths are relative to this folder
             returned = [job.return_value for job in jobs.launch(launched, task)]
         except (SystemExit, KeyboardInterrupt):
@@ -160,7 +164,7 @@ class _Monitor:
             for run in self.runs:
                 if run.folder not in self.started and run.owner_file.exists():
                     self.started[run.folder] = time.monotonic()
-                if run.folder not in self.reported and (run.finished or run.failure):
+                if run.folder not in self.reported and (run.finished or (run.failure and not run.locked)):
                     self._report(run, None if run.finished else run.failure)
 
     def conclude(self, run: Run, reason: str) -> None:
@@ -190,11 +194,11 @@ class _Monitor:
         )
 
 
-def train_job(folders: Sequence[str], composed: DictConfig) -> str | None:
+def train_job(runs: bytes, composed: DictConfig) -> str | None:
     """Train the run of one job in the process that the launcher started for it.
 
     Args:
-        folders: the folder of each job's run.
+        runs: the run of each job, as the command composed them: pickled and compressed.
         composed: the configuration that the launcher has composed again, of which only the job's number is used.
 
     Returns:
@@ -203,11 +207,12 @@ def train_job(folders: Sequence[str], composed: DictConfig) -> str | None:
     Raises:
         StoppedError: a signal arrived. If it announced SLURM's time limit, the job is back in the queue.
     """
-    run = Run.read(Path(folders[HydraConfig.get().job.num]))
+    run: Run = pickle.loads(zlib.decompress(runs))[HydraConfig.get().job.num]
     if run.finished:
         return None
     try:
         isolate()
+        check_settings([run])  # a machine without the devices is no failure of the run
         return train_quietly(run)
     except InputError as error:
         return str(error)

@@ -11,7 +11,7 @@ from plainres.config.instantiate import source_of
 from plainres.console import aligned, duration, quantity, say
 from plainres.data.batches import batches_per_epoch
 from plainres.launch.estimate import EXACT, estimate
-from plainres.launch.hints import hints
+from plainres.launch.hints import hints, unmeasured
 from plainres.launch.hydra_launchers import check_launcher
 from plainres.launch.preflight import (
     check_alone,
@@ -116,7 +116,7 @@ def plan(jobs: Jobs, command: Sequence[str]) -> Plan:
     planned = _in_jobs(selection, jobs.launcher) if launched else _here(selection, len(runs) > 1, command)
     if undecided(jobs.configs):
         planned = replace(planned, note="; ".join(filter(None, (planned.note, CHOSEN_LATER))))
-    for hint in hints(selection.left):
+    for hint in [*hints(selection.left), *unmeasured(selection.finished)]:
         say(hint)
     return planned
 

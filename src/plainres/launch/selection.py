@@ -1,7 +1,9 @@
 """Selection of the runs that a command trains, by the states of all its runs."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 from plainres.console import quantity, say
 from plainres.errors import InputError
@@ -39,10 +41,37 @@ def select(runs: Sequence[Run]) -> Selection:
     """Read the states of runs, of which some may be named several times, and check `sweep.priority`.
 
     Raises:
-        InputError: a record is damaged, or no run has a key of `sweep.priority`.
+        InputError: a record is damaged, no run has a key of `sweep.priority`, or two runs of one name differ.
     """
     check_priority(runs)
-    return Selection([(run, run.state) for run in {run.folder: run for run in runs}.values()])
+    first: dict[Path, Run] = {}
+    for run in runs:
+        _check_same(first.setdefault(run.folder, run), run)
+    return Selection([(run, run.state) for run in first.values()])
+
+
+def _check_same(run: Run, other: Run) -> None:
+    """Check that two runs of one name have equal settings, also those that do not identify a run.
+
+    Raises:
+        InputError: they have not, as in a sweep over trainer.devices.
+    """
+    one, another = ({**asdict(each.config), "options": None} for each in (run, other))
+    if unlike := sorted(_unlike(one, another)):
+        raise InputError(
+            f"two runs of this command have the name {run.name} and differ in {', '.join(unlike)}, which is not part "
+            "of a run's identity; train them in two commands, each with a study=NAME of its own"
+        )
+
+
+def _unlike(a: Mapping[str, Any], b: Mapping[str, Any], parent: str = "") -> Iterator[str]:
+    """Yield the paths at which nested values differ."""
+    for key in a.keys() | b.keys():
+        one, other = a.get(key), b.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            yield from _unlike(one, other, f"{parent}{key}.")
+        elif one != other:
+            yield f"{parent}{key}"
 
 
 def adopt_report_options(finished: Sequence[Run]) -> None:

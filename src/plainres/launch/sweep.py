@@ -222,6 +222,8 @@ class _Pool:
             name = signal.Signals(-code).name if code < 0 else f"code {code}"
             kind = "failed"
             reason = f"its process died ({name}), possibly out of memory; run the same command again to resume"
+        if kind == "stopped" and not self.signals.received:  # a signal to this process alone
+            kind, reason = "failed", "its process was stopped by a signal; run the same command again to resume"
         if kind == "locked":
             self.elsewhere.append((training.cost, training.run))
             say(f"waiting for {training.run.name}, which another process is training")

@@ -1,7 +1,8 @@
-"""Worker of a run on several devices, one per device: `python -m plainres.launch.worker FOLDER`."""
+"""Worker of a run on several devices, one per device: `python -m plainres.launch.worker RUN`, a file (see agent)."""
 
 import json
 import os
+import pickle
 import sys
 import traceback
 from pathlib import Path
@@ -13,8 +14,8 @@ from plainres.runs.record import Run
 from plainres.training.train import train
 
 
-def main(folder: Path) -> int:
-    """Train the run in `folder` together with the other workers.
+def main(described: Path) -> int:
+    """Train the run that is pickled in `described` together with the other workers.
 
     A failure goes into the error file that `plainres.launch.agent` reads.
 
@@ -23,7 +24,8 @@ def main(folder: Path) -> int:
     """
     exit_with_parent(os.getppid())
     try:
-        train(Run.read(folder))
+        run: Run = pickle.loads(described.read_bytes())
+        train(run)
     except StoppedError as stop:
         if World.current().rank == 0:
             print(f"plainres: {stop}", file=sys.stderr)

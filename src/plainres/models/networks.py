@@ -268,6 +268,14 @@ def _blocks_per_stage(depth: int, stages: int, block: BlockSpec) -> int:
     return n
 
 
+def misclassified(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return whether each image (N,) is misclassified, by logits (N, classes) and targets (N,).
+
+    A logit that is NaN predicts no class, although argmax would return one.
+    """
+    return (logits.argmax(1) != targets) | logits.isnan().any(1)
+
+
 def over_crops(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """Return the logits (N, classes) of images (N, C, H, W).
 

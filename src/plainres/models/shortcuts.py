@@ -188,8 +188,13 @@ class _Gated(Identity):
         nn.init.constant_(self.gate.bias, bias)
 
     def gate_values(self, x: Tensor) -> Tensor:
-        """Compute g(x), between 0 and 1, in the shape of F(x)."""
-        return self.gate(self.subsample(x)).sigmoid()
+        """Compute g(x), between 0 and 1, in the shape of F(x).
+
+        It has the precision of the weights, since in bfloat16 1 - g(x) would be a multiple of 1/256, and 1 for g(x)
+        below 1/512, as at first with a bias of -7.
+        """
+        logits = self.gate(self.subsample(x))
+        return logits.to(self.gate.weight.dtype).sigmoid()
 
 
 class ExclusiveGating(_Gated):

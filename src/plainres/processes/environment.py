@@ -22,7 +22,8 @@ from plainres.processes.world import World
 READ_WHEN_USED = ("PL_*", "LT_*")  # by Lightning
 READ_AT_IMPORT = (
     *("AOT_*", "AOTI_*", "AOTINDUCTOR_*", "INDUCTOR_*", "PYTORCH_*", "TORCH_*", "TORCHDYNAMO_*", "TORCHINDUCTOR_*"),
-    *("ATEN_*", "CUBLAS_*", "CUDNN_*", "NVIDIA_TF32_OVERRIDE"),
+    *("ATEN_*", "CUBLAS_*", "CUBLASLT_*", "CUDNN_*", "DISABLE_ADDMM_CUDA_LT", "NVIDIA_TF32_OVERRIDE"),
+    *("NCCL_ALGO", "NCCL_PROTO"),  # the order of sums over ranks
     *("DNNL_*", "GOMP_*", "INTEL_ISA_*", "KMP_*", "MKL_*", "OMP_*", "ONEDNN_*", "OPENBLAS_*"),
 )
 INSTRUCTION_SETS = ("MKL_*DEBUG_CPU_TYPE",)  # chosen by variables that sound like HARMLESS ones

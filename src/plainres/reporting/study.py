@@ -1,5 +1,6 @@
 """Reading of a study: its finished runs by family, their comparisons, and its unusable folders."""
 
+import math
 import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
@@ -130,6 +131,11 @@ class Study:
         if lost := [run.name for run in self.diverged if run.folder not in not_compared]:
             runs_lost = f"{quantity(len(lost), 'run')} diverged ({', '.join(lost)})"
             sentences += f" {runs_lost}: means and comparisons are of the other seeds."
+        if warming := [run.name for run in recorded if _warmed_up_throughout(run)]:
+            sentences += (
+                f" In {quantity(len(warming), 'run')} the warm-up did not end ({', '.join(warming)}): the learning "
+                "rate was optim.warmup_lr up to the last step."
+            )
         if len(self.references) > 1:
             named = "; ".join(" ".join(f"{key}={value}" for key, value in each.items()) for each in self.references)
             sentences += (
@@ -147,6 +153,14 @@ def results(*folders: Path | str) -> "pandas.DataFrame":
 def curves(*folders: Path | str) -> "pandas.DataFrame":
     """Return the curves of the finished runs of studies, one row per epoch (see `Study.curves`)."""
     return read_study(*folders).curves
+
+
+def _warmed_up_throughout(run: Run) -> bool:
+    """Whether the warm-up of a run did not end, so that it had none of the recipe's learning rates."""
+    start = run.config.optim.warmup_lr
+    return start not in (None, run.config.optim.lr) and all(
+        math.isclose(row["lr"], start, rel_tol=1e-4) for row in run.curve()
+    )
 
 
 def _listed(noun: str, values: Sequence[int]) -> str:

@@ -132,7 +132,7 @@ class Cell:
         while (more := extended(values, chosen, self.tuning)) != values:
             (added,) = set(more) - set(values)
             if known is not None and not known.keys() & {run.name for run in self.candidates([added])[added].values()}:
-                break  # not begun, or refused, which cannot be told without the images
+                break  # not begun, or refused; to tell which may take the images
             if self._refuses(added, known) and not self._refuses(values[0], {}):  # else something other is wrong
                 break
             values, chosen = more, chosen_from(more)

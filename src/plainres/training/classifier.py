@@ -14,7 +14,7 @@ from torchmetrics import Metric
 
 from plainres.config.schema import Recipe
 from plainres.data.batches import Batch, TrainingBatch
-from plainres.models.networks import over_crops
+from plainres.models.networks import misclassified, over_crops
 from plainres.randomness import noises
 from plainres.training.optimizer import clip_gradient, fused, sgd
 
@@ -46,23 +46,22 @@ class LossAndError(Metric):
         return {f"{prefix}/{name}": value.item() for name, value in self.compute().items()}
 
 
-def count(sums: Tensor, loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+def count(sums: Tensor, loss: Tensor, wrong: Tensor) -> Tensor:
     """Add a batch's summed loss, misclassified images and images to `sums` (3+,) in place.
 
     Args:
         sums: the running sums, of which the first three are updated.
         loss: the mean cross-entropy () of the batch.
-        logits: (N, classes).
-        targets: (N,).
+        wrong: whether each image (N,) is misclassified.
 
     Returns:
         The number () of misclassified images in the batch.
     """
-    wrong = (logits.argmax(1) != targets).sum()
-    sums[0] += loss * len(targets)
-    sums[1] += wrong
-    sums[2] += len(targets)
-    return wrong
+    number = wrong.sum()
+    sums[0] += loss * len(wrong)
+    sums[1] += number
+    sums[2] += len(wrong)
+    return number
 
 
 def full_precision(logits: Tensor) -> Tensor:
@@ -198,7 +197,8 @@ class Classifier(pl.LightningModule):
         """Return the mean cross-entropy of images (N, C, H, W) with targets (N,), and add it to the sums."""
         logits = full_precision(self.logits_of(images))
         loss = F.cross_entropy(logits, targets)
-        self.counted[3] += count(self.counted, loss.detach(), logits.detach(), targets)
+        # a NaN among the logits ends the training (`finite_losses`), so it needs no count of its own in every step
+        self.counted[3] += count(self.counted, loss.detach(), logits.detach().argmax(1) != targets)
         return loss
 
     def on_validation_start(self) -> None:
@@ -218,7 +218,7 @@ class Classifier(pl.LightningModule):
         sums = torch.zeros(3, dtype=self.counted.dtype, device=self.device)
         if len(targets):  # a rank's share is empty if there are fewer images than ranks
             logits = over_crops(lambda crops: full_precision(self(crops)), images)
-            count(sums, F.cross_entropy(logits, targets), logits, targets)
+            count(sums, F.cross_entropy(logits, targets), misclassified(logits, targets))
         measure.update(sums)
 
     def on_validation_epoch_end(self) -> None:

@@ -89,7 +89,8 @@ def train(run: Run, observers: Sequence[pl.Callback] = ()) -> None:
         run.fail(str(error))
         raise
     except Exception as error:
-        if World.current().size == 1 and run.folder.exists():  # with several ranks, another one may be the cause
+        # with several ranks, another one may be the cause; another process may train the run, which has not failed
+        if World.current().size == 1 and run.folder.exists() and not run.locked:
             run.fail(f"{type(error).__name__}: {first_line(error)}")
         raise
 
