@@ -13,6 +13,7 @@ from plainres.errors import InputError
 from plainres.reporting import report
 from plainres.reporting.choices import exponent, interval
 from plainres.reporting.study import read_study
+from plainres.reporting.values import values
 from plainres.runs.record import DIVERGED, Run
 from plainres.runs.tuning import Choice
 from support.study import a_run, finish
@@ -262,6 +263,31 @@ def test_the_grids_of_two_commands_are_merged(study: Path) -> None:
         {d: c.best for d, c in by.items()} for by in before.choices.values()
     ]
     assert [family.label for family in after.families] == [family.label for family in before.families]
+
+
+def test_the_choice_is_part_of_the_values_for_programs(study: Path) -> None:
+    read = read_study(study)
+    assert read.tuned is not None
+    tuned = values(read)["tuned"]
+    assert (tuned["option"], list(tuned["seeds"])) == ("optim.lr", [0, 1, 2])
+    choices = {(each["network"], each["depth"]): each for each in tuned["choices"]}
+    assert choices["plain", "20"]["best"] == "0.05"
+    assert choices["plain", "20"]["note"] == "diverged: 0.1"
+    assert choices["plain", "56"]["note"] == "unfinished: the best value is at the edge of the grid"
+    assert tuned["exponents"] == read.tuned.exponents
+
+
+def test_a_report_does_not_ask_whether_a_network_may_have_a_further_value(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That may take the images, which evidence lacks. The choice at the edge of the grid is marked instead."""
+    for file in study.glob("*/config.yaml"):
+        file.write_text(file.read_text().replace("extensions: 0", "extensions: 1"))
+    monkeypatch.setattr("plainres.runs.tuning.check", lambda *_, **__: pytest.fail("the images are read"))
+    tuned = read_study(study).tuned
+    assert tuned is not None
+    (row,) = [row for row in tuned.rows if row[:2] == ("plain", "56")]
+    assert (row[2], row[-1]) == ("0.025", "unfinished: the best value is at the edge of the grid")
 
 
 def test_two_equal_values_are_refused(study: Path) -> None:

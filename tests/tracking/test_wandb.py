@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -762,6 +763,11 @@ def test_the_views_keep_families_and_show_all_studies(study: Path) -> None:
     assert own.filters == "JobType = 'study' and Name = 'digits, other: report'"
     assert trained.groupby == [f"config.{key}" for key in keys]
     assert trained.filters == "Group in ['digits', 'other'] and JobType = 'train'"
+    assert both.fairness in [getattr(block, "text", None) for block in page.blocks]
+    row = ("plain", "8", "0.1", "", "5.00", "at the edge")
+    tuned: Any = SimpleNamespace(caption="Chosen", rows=[row], exponents=["depth^-1"])
+    blocks = wandb_views._choices(tuned)
+    assert "| plain | 8 | 0.1 |  | 5.00 | at the edge |" in blocks[2].text
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic V1 style:DeprecationWarning")  # wandb-workspaces 0.4
