@@ -312,7 +312,7 @@ def test_missing_runs_of_an_unfinished_sweep_are_listed(folder: Path):
     failed = a_run(folder, "identity", 20, 2)
     failed.fail("the run has diverged")
     text = report.write_report(folder)
-    assert "failed: the run has diverged" in line(text, failed.name)
+    assert line(text, failed.name, "failed: the run has diverged")
     page = (folder / "report" / "index.html").read_text()
     assert "interrupted at step 92" in line(text, interrupted.name)
     assert line(text, waiting.name).split()[1:] == ["missing"]
