@@ -184,9 +184,10 @@ def test_the_result_does_not_depend_on_the_process(make_config: Make, tmp_path: 
     after_others = trained(make_config(depth=14, seed=5, runs=str(tmp_path / "after")))
     fresh, pooled = (Run.of(make_config(depth=14, seed=5, runs=str(tmp_path / name))) for name in ("fresh", "pooled"))
     fresh.prepare()
-    described = tmp_path / "run.pickle"
-    described.write_bytes(pickle.dumps(fresh))
-    subprocess.run([sys.executable, "-m", "plainres.launch.worker", described], check=True, capture_output=True)
+    file = tmp_path / "config.pickle"
+    file.write_bytes(pickle.dumps(fresh.config))
+    worker = [sys.executable, "-m", "plainres.launch.worker", fresh.folder, file]
+    subprocess.run(worker, check=True, capture_output=True)
     other = Run.of(make_config(shortcut="projection", seed=2, runs=str(tmp_path / "pooled")))
     with ProcessPoolExecutor(1, mp_context=get_context("forkserver")) as pool:
         for run in (other, pooled):

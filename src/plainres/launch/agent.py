@@ -1,6 +1,7 @@
 """Elastic agent of one run: starts a worker per device, as torchrun does, and reports how the workers exited.
 
-Usage: `python -m plainres.launch.agent RUN OUTCOME`. RUN is a file with a pickled run, OUTCOME the JSON file to write.
+Usage: `python -m plainres.launch.agent FOLDER CONFIG OUTCOME`. FOLDER is the folder of a run, CONFIG a file with its
+pickled configuration, OUTCOME the JSON file to write.
 """
 
 import json
@@ -28,15 +29,15 @@ KILLED = "killed"  # the kind of outcome of a worker that raised no exception
 SAVING_S = 600  # after a signal; time for the current step, an evaluation that follows it, and a checkpoint
 
 
-def main(described: Path, file: Path) -> None:
-    """Train the run that is pickled in `described` and write the outcome to `file`."""
+def main(folder: Path, config: Path, file: Path) -> None:
+    """Train the run in `folder` with the configuration pickled in `config`, and write the outcome to `file`."""
     threading.Thread(target=_exit_when_stdin_closes, daemon=True).start()
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the command reports a failure itself
-    run: Run = pickle.loads(described.read_bytes())
-    config = launch_config(run.config.trainer.devices)
+    run = Run(pickle.loads(config.read_bytes()), folder)
+    workers = launch_config(run.config.trainer.devices)
     outcome: dict[str, Any] = {"kind": "None", "message": ""}
     try:
-        elastic_launch(config, sys.executable)("-P", "-m", "plainres.launch.worker", str(described))
+        elastic_launch(workers, sys.executable)("-P", "-m", "plainres.launch.worker", str(folder), str(config))
     except SignalException:
         pass  # the command forwarded the signal and reports it
     except ChildFailedError as error:
@@ -90,4 +91,4 @@ def _first_failure(failures: dict[int, ProcessFailure]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     with unfailing_output():
-        main(Path(sys.argv[1]), Path(sys.argv[2]))
+        main(*map(Path, sys.argv[1:]))

@@ -101,9 +101,9 @@ def train_in_processes(run: Run) -> None:
     environment = environment_of_workers(run.config.trainer.threads)
     with tempfile.TemporaryDirectory() as scratch, StopSignals(started=True) as signals:
         outcome = Path(scratch) / "outcome.json"
-        described = Path(scratch) / "run.pickle"  # another command may write another config.yaml
-        described.write_bytes(pickle.dumps(run))
-        command = [sys.executable, "-P", "-m", "plainres.launch.agent", str(described), str(outcome)]
+        config = Path(scratch) / "config.pickle"  # another command may write another config.yaml
+        config.write_bytes(pickle.dumps(run.config))
+        command = [sys.executable, "-P", "-m", "plainres.launch.agent", str(run.folder), str(config), str(outcome)]
         # the agent exits when its standard input closes, also if this process is killed; in its own session it does
         # not receive Ctrl-C, which this process forwards
         agent = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)

@@ -1,4 +1,4 @@
-"""Worker of a run on several devices, one per device: `python -m plainres.launch.worker RUN`, a file (see agent)."""
+"""Worker of a run on several devices, one per device: `python -m plainres.launch.worker FOLDER CONFIG` (see agent)."""
 
 import json
 import os
@@ -14,8 +14,8 @@ from plainres.runs.record import Run
 from plainres.training.train import train
 
 
-def main(described: Path) -> int:
-    """Train the run that is pickled in `described` together with the other workers.
+def main(folder: Path, config: Path) -> int:
+    """Train the run in `folder` with the configuration pickled in `config`, together with the other workers.
 
     A failure goes into the error file that `plainres.launch.agent` reads.
 
@@ -24,8 +24,7 @@ def main(described: Path) -> int:
     """
     exit_with_parent(os.getppid())
     try:
-        run: Run = pickle.loads(described.read_bytes())
-        train(run)
+        train(Run(pickle.loads(config.read_bytes()), folder))
     except StoppedError as stop:
         if World.current().rank == 0:
             print(f"plainres: {stop}", file=sys.stderr)
@@ -45,4 +44,4 @@ def main(described: Path) -> int:
 
 if __name__ == "__main__":
     with unfailing_output():
-        sys.exit(main(Path(sys.argv[1])))
+        sys.exit(main(*map(Path, sys.argv[1:])))
