@@ -229,7 +229,7 @@ def test_a_run_whose_process_alone_is_stopped_has_failed(
 def test_two_runs_of_one_name_and_other_settings_are_refused(make_config: Make) -> None:
     run = Run.of(make_config())
     other = Run.of(replace(run.config, trainer=replace(run.config.trainer, deterministic=True), probes={"a": {"b": 1}}))
-    with pytest.raises(InputError, match=rf"the name {run.name} and differ in probes.a, trainer.deterministic, which"):
+    with pytest.raises(InputError, match=rf"the name {run.name} and differ in probes.a.b, trainer.deterministic"):
         sweep([run, other])
     assert not run.folder.exists()
 

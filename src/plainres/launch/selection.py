@@ -1,13 +1,13 @@
 """Selection of the runs that a command trains, by the states of all its runs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from plainres.console import quantity, say
 from plainres.errors import InputError
 from plainres.launch.preflight import check_priority
+from plainres.runs.identity import flat
 from plainres.runs.record import Run, State
 
 
@@ -56,22 +56,12 @@ def _check_same(run: Run, other: Run) -> None:
     Raises:
         InputError: they have not, as in a sweep over trainer.devices.
     """
-    one, another = ({**asdict(each.config), "options": None} for each in (run, other))
-    if unlike := sorted(_unlike(one, another)):
+    one, another = (flat({**asdict(each.config), "options": None}) for each in (run, other))
+    if unlike := sorted(key for key in one.keys() | another.keys() if one.get(key) != another.get(key)):
         raise InputError(
             f"two runs of this command have the name {run.name} and differ in {', '.join(unlike)}, which is not part "
             "of a run's identity; train them in two commands, each with a study=NAME of its own"
         )
-
-
-def _unlike(a: Mapping[str, Any], b: Mapping[str, Any], parent: str = "") -> Iterator[str]:
-    """Yield the paths at which nested values differ."""
-    for key in a.keys() | b.keys():
-        one, other = a.get(key), b.get(key)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            yield from _unlike(one, other, f"{parent}{key}.")
-        elif one != other:
-            yield f"{parent}{key}"
 
 
 def adopt_report_options(finished: Sequence[Run]) -> None:
