@@ -19,6 +19,8 @@ SCRIPT = TESTS / "support" / "fake_cuda.py"
 KERNELS = dict.fromkeys([*SHORTCUTS, *CONNECTIONS, *ORDERS, "leaky", "tailored", "optimizer"], 225) | {
     "attention_residuals": 360,
     "dropout": 330,
+    "exclusive_gating": 240,  # gates, in float32
+    "highway": 240,
     "hyper_connections": 520,
     "mhc": 1770,  # 20 iterations in each block
     "orthogonal_update": 270,  # inner products, in float32

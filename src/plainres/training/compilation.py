@@ -19,6 +19,7 @@ from plainres.data.batches import Batch, SampledBatch, TrainingBatch
 from plainres.data.datamodule import ImageBatches
 from plainres.errors import InputError, first_line
 from plainres.models.normalisation import convert_batch_norm_by_image
+from plainres.models.pooling import convert_global_average
 from plainres.processes.signals import StopSignals
 from plainres.training.classifier import Classifier
 
@@ -50,9 +51,10 @@ def pays(config: Config, multiply_adds: int, steps: int) -> bool:
 def compiled(network: nn.Module, device: torch.device, *, mixed: bool) -> Callable[[Tensor], Tensor]:
     """Compile a network's forward pass, and with it its backward pass.
 
-    In bfloat16 on the CPU, batch normalisation sums over each image first (`BatchNorm2dByImage`), and no result
-    overwrites its input. 16 numbers in bfloat16 are half of an AVX512 register, so that they are loaded and stored with
-    masks, and a load waits for such a store to a place nearby, see experiments/throughput/README.md.
+    In bfloat16 on the CPU, batch normalisation sums over each image first (`BatchNorm2dByImage`), the last features are
+    kept instead of their signs (`AvgPool2dOfKept`), and no result overwrites its input. 16 numbers in bfloat16 are half
+    of an AVX512 register, so that they are loaded and stored with masks, and a load waits for such a store to a place
+    nearby, see experiments/throughput/README.md.
 
     Args:
         network: the network, (N, C, H, W) -> (N, classes).
@@ -62,6 +64,7 @@ def compiled(network: nn.Module, device: torch.device, *, mixed: bool) -> Callab
     if not (mixed and device.type == "cpu"):
         return torch.compile(network.forward, dynamic=False)
     convert_batch_norm_by_image(network)
+    convert_global_average(network)
     return torch.compile(network.forward, dynamic=False, options={"inplace_buffers": False})
 
 
