@@ -13,7 +13,7 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD
 
 from plainres.benchmark.ceiling import matrix_product_flop_per_s
@@ -21,15 +21,30 @@ from plainres.benchmark.loops import wait_for
 from plainres.config.compose import compose
 from plainres.config.instantiate import description_of, network_of, source_of
 from plainres.config.schema import Config
+from plainres.models.normalisation import convert_batch_norm_by_image
 from plainres.processes.memory import keep_freed_memory
 from plainres.training.classifier import full_precision
 from plainres.training.compilation import compiled
 
 CPU = torch.device("cpu")
 EVALUATION_BATCH_SIZES = (64, 128, 256, 512)  # images
+
+
+def apart(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Compile a network so that no result overwrites its input."""
+    return torch.compile(network.forward, dynamic=False, options={"inplace_buffers": False})
+
+
+def by_image(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Compile a network so that, besides, batch normalisation sums over each image first."""
+    convert_batch_norm_by_image(network)
+    return apart(network)
+
+
 COMPILERS: dict[str, Callable[..., Callable[[Tensor], Tensor]]] = {
     "in place": lambda network, mixed: torch.compile(network.forward, dynamic=False),
-    "apart": lambda network, mixed: torch.compile(network.forward, dynamic=False, options={"inplace_buffers": False}),
+    "apart": lambda network, mixed: apart(network),
+    "by image": lambda network, mixed: by_image(network),
     "compiled": lambda network, mixed: compiled(network, CPU, mixed=mixed),  # as plainres does
 }
 OPTIONS = ("baseline", "contiguous", "fused SGD", *COMPILERS)  # the baseline is channels_last and eager
