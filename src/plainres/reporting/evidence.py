@@ -98,8 +98,10 @@ def read(folder: Path) -> list[Run]:
         curves = _by_run(folder / CURVES)
         probes = {file.stem: _by_run(file) for file in sorted((folder / "probes").glob("*.csv"))}
         runs = []
+        common = OmegaConf.merge(OmegaConf.structured(Config), configs["common"])
         for name, own in configs["runs"].items():
-            config = _config(configs["common"], own)
+            config = OmegaConf.to_object(OmegaConf.merge(common, own))
+            assert isinstance(config, Config)
             if Run.of(config).name != name:
                 raise ValueError(f"{CONFIGS} describes {Run.of(config).name} under the name {name}")
             if name in configs.get("diverged", {}):
@@ -220,13 +222,6 @@ def _without(config: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, 
         elif key not in common:
             own[key] = value
     return own
-
-
-def _config(common: Mapping[str, Any], own: Mapping[str, Any]) -> Config:
-    merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(dict(common)), OmegaConf.create(dict(own)))
-    config = OmegaConf.to_object(merged)
-    assert isinstance(config, Config)
-    return config
 
 
 def _by_run(file: Path) -> dict[str, list[dict[str, str]]]:

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 from typing import Any
 
@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from plainres.config.compose import compose
 from plainres.config.schema import Config
-from plainres.runs.identity import identity, matches
+from plainres.runs.identity import identity, include, settings
 
 LENGTH, AUGMENTATION = ("steps", "epochs"), ("pad", "flip")  # options of optim and data that may differ, and are named
 
@@ -25,6 +25,13 @@ class Published:
     settings: dict[str, Any]  # options and values that differ from the recipe and the defaults of conf/
     unlike: str = ""  # length and augmentation of its runs, as far as they differ from those of the run looked up
 
+    @cached_property
+    def described(self) -> Config:
+        """Configuration of its runs, with the default seed and precision."""
+        options = [f"{key}={json.dumps(value)}" for key, value in self.settings.items()]
+        (config,) = compose([f"optim={self.recipe}", *options])
+        return config
+
     @property
     def cell(self) -> str:
         """Cell of a table, with the error and the differences from the run looked up."""
@@ -37,12 +44,11 @@ def published(config: Config) -> Published | None:
     Except for seed and precision, the run must have the identity that the published settings describe. Its length and
     augmentation may differ; `unlike` then contains the published ones.
     """
+    actual = settings(config)
     for result in table():
         # the same network may be of another option of model, such as preactivation
-        if matches(config, {key: value for key, value in result.settings.items() if key != "model"}):
-            optim = f"optim={result.recipe}"
-            (described,) = compose([optim, *(f"{key}={json.dumps(value)}" for key, value in result.settings.items())])
-            described = replace(described, seed=config.seed, precision=config.precision)
+        if include(actual, {key: value for key, value in result.settings.items() if key != "model"}):
+            described = replace(result.described, seed=config.seed, precision=config.precision)
             ours = replace(
                 config,
                 optim=replace(config.optim, **{key: getattr(described.optim, key) for key in LENGTH}),

@@ -118,16 +118,18 @@ def _cell(summary: Summary | None, spread: str) -> str:
 def records(families: Sequence[Family]) -> list[dict[str, Any]]:
     """Return the rows of table.csv, one per family and depth; errors are in percent."""
     table = []
-    validated = any(row.errors["validation_error"] for family in families for row in rows(family))
-    for family in families:
-        for row in rows(family):
+    of_families = [(family, rows(family)) for family in families]
+    validated = any(row.errors["validation_error"] for _, of_family in of_families for row in of_family)
+    compared = any(row.published for _, of_family in of_families for row in of_family)
+    for family, of_family in of_families:
+        for row in of_family:
             cells: dict[str, Any] = {"family": family.label, "depth": row.depth, "seeds": len(row.runs)}
             cells["conditions_differ"] = "; ".join(differing(row.runs))
             for error, summary in row.errors.items():
                 if validated or error not in VALIDATED:
                     values = (summary.mean, summary.sd) if summary else (None, None)
                     cells |= dict(zip((f"{error}_mean", f"{error}_sd"), values, strict=True))
-            if sources(families):
+            if compared:
                 cells["test_error_published"] = row.published.test_error if row.published else None
                 cells["published_with"] = row.published.unlike if row.published else None
                 cells["source"] = row.published.source if row.published else None

@@ -49,7 +49,11 @@ def settings(config: Config) -> dict[str, str]:
 
 def matches(config: Config, of: Mapping[str, Any]) -> bool:
     """Whether a run has all the settings of a mapping."""
-    actual = settings(config)
+    return include(settings(config), of)
+
+
+def include(actual: Mapping[str, str], of: Mapping[str, Any]) -> bool:
+    """Whether the settings of a run, as from `settings`, include all those of a mapping."""
     return all(key in actual and _same(actual[key], value) for key, value in of.items())
 
 

@@ -105,7 +105,7 @@ class Run:
             raise InputError(f"{folder} is not finished; run the command that trains it again to resume")
         return run
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Readable name, which depends only on the configuration."""
         return run_name(self.config)
