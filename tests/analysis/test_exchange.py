@@ -67,7 +67,7 @@ def test_every_option_of_the_network_is_read_from_an_exported_file(file: Path) -
 def test_a_damaged_record_of_the_images_counts_as_none(images: Any, config: Config, tmp_path: Path) -> None:
     file = tmp_path / "mine.safetensors"
     exported(config, file, images=images)
-    assert training_images(file, config, []) == TrainingImages(file, "as it records", config.data, config, None, None)
+    assert training_images(file, config) == TrainingImages(file, "as it records", config.data, config, None, None)
 
 
 def test_an_exported_file_finds_the_images_of_this_machine(tmp_path: Path) -> None:

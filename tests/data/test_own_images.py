@@ -293,8 +293,18 @@ def test_training_images_are_not_evaluated_as_test_images(
     assert main(["eval", str(run)]) == 0
     predictions = (run / "predictions-images.parquet").read_bytes()
     capsys.readouterr()
-    for changes in (["data.test_share=0.5"], [*options, "data.test_share=0.5"]):
-        assert main(["eval", str(run), *changes]) == 2
+    assert main(["export", str(run), "mine.safetensors"]) == 0
+    half, described = [*options, "data.test_share=0.5"], [word for word in SHORT if word.startswith("model")]
+    commands = [
+        [str(run), "data.test_share=0.5"],
+        [str(run), *half],
+        ["mine.safetensors", options[1], "data.test_share=0.5"],
+        ["mine.safetensors", *half],
+        ["mine.safetensors", *half, *described],
+    ]
+    for command in commands:
+        capsys.readouterr()
+        assert main(["eval", *command]) == 2
         assert "data.test_share is 0.5, but 0.25 in the training of this network" in capsys.readouterr().err
     assert (run / "predictions-images.parquet").read_bytes() == predictions
     assert main(["eval", str(run), "data=images", f"data.path={flowers}"]) == 0
@@ -310,6 +320,7 @@ def test_a_drawn_test_split_is_that_of_the_training_or_refused(
     (run,) = Path("runs").glob("*/*/")
     assert main(["export", str(run), "mine.safetensors"]) == 0
     path = f"data.path={undivided}"
+    described = [word for word in SHORT if word.startswith("model")]
     commands = [
         ["eval", str(run)],
         ["eval", str(run), "data.test_per_class=2"],
@@ -317,6 +328,7 @@ def test_a_drawn_test_split_is_that_of_the_training_or_refused(
         ["eval", str(run), "data=images", path, "data.test_share=0.25", "data.damaged=skip"],
         ["eval", "mine.safetensors", path],
         ["eval", "mine.safetensors", path, "data.test_per_class=2"],
+        ["eval", "mine.safetensors", "data=images", path, "data.test_share=0.25", *described],
     ]
     for command in commands:
         assert main(command) == 0

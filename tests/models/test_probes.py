@@ -300,6 +300,50 @@ def test_resume_discards_rows_of_another_sample(make_config: Make, capfd: pytest
     assert f"{file}: removed 48 rows of a different sample of images" in capfd.readouterr().err
 
 
+def test_resume_discards_rows_of_other_settings(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    """They would be compared with those that follow, although the eigenvalue may be less exact."""
+    config = make_config(probes={"sharpness": nodes(1)["sharpness"], "responses": nodes(1)["responses"]})
+    config.checkpoint.every_n_steps = 1
+    run = Run.of(config)
+    train(run)
+    files = [run.folder / "probes" / f"{name}.csv" for name in ("sharpness", "responses")]
+    original = [read_rows(file) for file in files]
+
+    def resume_from_step_5() -> str:
+        (run.folder / "result.json").unlink()
+        (run.checkpoints / "step-000000006.ckpt").unlink()
+        capfd.readouterr()
+        train(Run.of(config))
+        return capfd.readouterr().err
+
+    config.probes["sharpness"]["every_n_steps"] = 2  # these values are the same ones
+    assert "removed" not in resume_from_step_5()
+    assert [read_rows(file) for file in files] == original
+    del config.probes["sharpness"]  # an attempt without the probe leaves its rows
+    resume_from_step_5()
+    config.probes["sharpness"] = nodes(1)["sharpness"] | {"tolerance": 0.5}
+    messages = resume_from_step_5()
+    assert f"{files[0]}: removed 6 rows that were measured with other settings of the probe" in messages
+    assert "responses" not in messages
+    assert [int(row["step"]) for row in read_rows(files[0])] == [6]
+    assert read_rows(files[1]) == original[1]
+    (run.folder / "probes" / "settings.json").write_text("[")
+    with pytest.raises(InputError, match=r"settings\.json is damaged .* delete the folder"):
+        resume_from_step_5()
+
+
+def test_seeds_measured_with_other_settings_are_not_drawn(make_config: Make, tmp_path: Path) -> None:
+    runs = {}
+    for seed, tolerance in ((0, 0.01), (1, 0.5)):
+        probe = nodes()["sharpness"] | {"tolerance": tolerance}
+        runs[seed] = Run.of(make_config(seed=seed, probes={"sharpness": probe}))
+        train(runs[seed])
+    drawn, unusable = save_figures({"identity": {8: runs}}, tmp_path)
+    assert "sharpness" in drawn
+    reason = "probes/sharpness.csv has tolerance 0.5 (another seed: 0.01) and is not drawn"
+    assert unusable == [(runs[1].folder.name, reason)]
+
+
 def test_probe_sample_is_stratified_by_class(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: list[list[int]] = []
 

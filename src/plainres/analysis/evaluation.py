@@ -60,12 +60,12 @@ def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
     if not other_data:  # keep the run's data options, except those that are overridden
         keys = [override.split("=")[0].split(".")[1] for override in overrides if "data." in override.split("=")[0]]
         data = config.data | {key: data[key] for key in keys}
-    _check_division(config.data, data)
+    check_division(config.data, data)
     options = {**config.options, "data": composed.options["data"]}
     return replace(config, data=data, trainer=composed.trainer, precision=composed.precision, options=options)
 
 
-def _check_division(training: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+def check_division(training: Mapping[str, Any], data: Mapping[str, Any]) -> None:
     """Check that images without a test set of their own are divided as in training.
 
     Raises:

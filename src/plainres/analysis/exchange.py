@@ -11,6 +11,7 @@ import plainres.data
 import plainres.models
 from plainres.analysis.evaluation import (
     EVALUATION,
+    check_division,
     compare_statistics,
     compose_one,
     evaluate,
@@ -60,7 +61,7 @@ def predict_with_file(file: Path, overrides: Sequence[str] = ()) -> tuple[Config
     config = config_of_file(file, overrides)
     check(config)
     network = build_network(config)
-    trained = training_images(file, config, overrides)
+    trained = training_images(file, config)
     statistics, published = statistics_in(file), published_statistics(file)
     if statistics is None and published is not None:
         author, statistics = published
@@ -87,55 +88,68 @@ def config_of_file(file: Path, overrides: Sequence[str]) -> Config:
     only plainres's own classes, because to instantiate others would run code that the file chose.
 
     Raises:
-        InputError: the overrides are invalid, or the recorded configuration is damaged or names another class.
+        InputError: the overrides are invalid, or divide the images of the training into other training and test images;
+            or the recorded configuration is damaged or names another class.
     """
-    recorded = _record_used(file, overrides)
-    config = compose_one(overrides) if recorded is None else _recorded_config(file, recorded, overrides)
+    recorded = config_in(file)
+    if recorded is None or not recorded.keys() >= set(RECORDED):
+        config = compose_one(overrides)
+    elif _describe_network(overrides):
+        config = compose_one(overrides)
+        if isinstance(recorded["data"], dict):
+            check_division(recorded["data"], config.data)
+    else:
+        config = _recorded_config(file, recorded, overrides)
     return replace(config, model={**config.model, "weights": str(file), "head": None})
 
 
-def training_images(file: Path, config: Config, overrides: Sequence[str]) -> TrainingImages:
+def training_images(file: Path, config: Config) -> TrainingImages:
     """Return what a file of weights records of the images of its training.
+
+    They are known even if overrides describe the network, unless they are of a class that is not plainres's.
 
     Args:
         file: the file.
-        config: its configuration of `config_of_file`.
-        overrides: the overrides in it.
+        config: its configuration of `config_of_file`, which says where the images lie now.
 
     Raises:
         InputError: the record is damaged.
     """
-    images = (config_in(file) or {}).get(IMAGES)
+    recorded = config_in(file) or {}
+    images = recorded.get(IMAGES)
     sha256, names = (images.get("data_sha256"), images.get("class_names")) if isinstance(images, dict) else (None, None)
-    own = None
-    if (recorded := _record_used(file, overrides)) is not None:  # of classes that `config_of_file` trusts
+    data, own = recorded.get("data"), None
+    if isinstance(data, dict) and recorded.keys() >= set(RECORDED) and not _distrusted(data):
         location = {key: config.data[key] for key in NOT_IDENTITY["data"] if key in config.data}
-        data = {**location, **recorded["data"]}
-        own = replace(config, data=data, options=recorded["options"], precision=recorded["precision"])
+        changes = {"options": recorded["options"], "precision": recorded["precision"]}
+        own = replace(config, data={**location, **data}, **changes)
     return TrainingImages(
         file,
         "as it records",
-        None if recorded is None else recorded["data"],
+        data if own else None,
         own,
         sha256 if isinstance(sha256, str) else None,
         list(map(str, names)) if isinstance(names, list) else None,
     )
 
 
-def _record_used(file: Path, overrides: Sequence[str]) -> dict[str, Any] | None:
-    """Return the configuration that a file records, None if it records none, or the overrides describe the network."""
-    recorded = config_in(file)
-    describes = [word for word in overrides if not word.lstrip("+").startswith((*EVALUATION, "--config-dir"))]
-    return recorded if not describes and recorded is not None and recorded.keys() >= set(RECORDED) else None
+def _describe_network(overrides: Sequence[str]) -> bool:
+    """Whether overrides describe a network, in place of the one that a file records."""
+    return not all(override.lstrip("+").startswith((*EVALUATION, "--config-dir")) for override in overrides)
+
+
+def _distrusted(recorded: Any) -> str:
+    """Return why a part of a recorded configuration is not used, "" if it may be."""
+    untrusted = [target for target in _targets(recorded) if target not in TRUSTED]
+    return untrusted[0] if untrusted else "interpolations" if "${" in json.dumps(recorded) else ""
 
 
 def _recorded_config(file: Path, recorded: dict[str, Any], overrides: Sequence[str]) -> Config:
     """Return the configuration that a file records, with overrides and with the locations of this machine."""
-    untrusted = [target for target in _targets(recorded) if target not in TRUSTED]
-    if untrusted or "${" in json.dumps(recorded):
+    if reason := _distrusted(recorded):
         raise InputError(
-            f"{file} records a network with {untrusted[0] if untrusted else 'interpolations'}, which is not of "
-            "plainres and is therefore not used; describe the network by overrides, as in its training"
+            f"{file} records a network with {reason}, which is not of plainres and is therefore not used; describe the "
+            "network by overrides, as in its training"
         )
     folders = [word for word in overrides if word.startswith("--config-dir")]
     try:

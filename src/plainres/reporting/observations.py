@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from plainres.runs.identity import measurement
 from plainres.runs.record import Run
 
 Families = Mapping[str, Mapping[int, Mapping[int, Run]]]  # family -> depth -> seed -> run
@@ -86,6 +87,7 @@ class Observed:
 
     Args:
         images: the images on which they were made, as "256 of 1500".
+        settings: the settings of the probe that determine its values, and differ from their defaults.
         layers: the names of the layers.
         steps: the number of steps of the run.
         values: the values of each layer, by column, at each step that the figures show, if measured: before and after
@@ -94,6 +96,7 @@ class Observed:
     """
 
     images: str
+    settings: dict[str, str]
     layers: list[str]
     steps: int
     values: dict[int, dict[str, list[float]]]
@@ -129,6 +132,8 @@ def observations(probe: str, families: Families) -> tuple[dict[str, dict[int, li
                 elif first and of_run.images != first.images:
                     samples = f"{of_run.images} images and not drawn; that of another seed is of {first.images}"
                     unusable.append((run.folder.name, f"probes/{probe}.csv is of {samples}"))
+                elif first and (settings := _differing(of_run.settings, first.settings)):
+                    unusable.append((run.folder.name, f"probes/{probe}.csv has {settings} and is not drawn"))
                 else:
                     of_seeds[run.folder.name] = of_run
             if of_seeds:
@@ -199,7 +204,15 @@ def _read(run: Run, probe: str) -> Observed | None:
     numbers = [value for columns in values.values() for column in columns.values() for value in column]
     if all(map(math.isnan, numbers)):
         return None
-    return Observed(_sample([row for rows in by_step.values() for row in rows]), names[0], steps, values)
+    images = _sample([row for rows in by_step.values() for row in rows])
+    return Observed(images, measurement(run.config.probes.get(probe, {})), names[0], steps, values)
+
+
+def _differing(settings: Mapping[str, str], other: Mapping[str, str]) -> str:
+    """Return the settings of a probe that are not those of another seed, "" if all are equal."""
+    keys = sorted(key for key in settings.keys() | other.keys() if settings.get(key) != other.get(key))
+    values = [f"{key} {settings.get(key, 'default')} (another seed: {other.get(key, 'default')})" for key in keys]
+    return ", ".join(values)
 
 
 def _sample(rows: Iterable[Mapping[str, str]]) -> str:

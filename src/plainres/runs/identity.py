@@ -47,6 +47,11 @@ def settings(config: Config) -> dict[str, str]:
     return {group: name for group, name in config.options.items() if group.partition("/")[0] in parts} | flat(parts)
 
 
+def measurement(probe: Mapping[str, Any]) -> dict[str, str]:
+    """Return the settings of a probe that determine its values: all but its interval and those equal to a default."""
+    return {key: value for key, value in flat(_canonical(probe, complete=False)).items() if key != "every_n_steps"}
+
+
 def matches(config: Config, of: Mapping[str, Any]) -> bool:
     """Whether a run has all the settings of a mapping."""
     return include(settings(config), of)

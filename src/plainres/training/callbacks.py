@@ -14,10 +14,12 @@ from torch import Tensor
 from plainres.console import bar, say
 from plainres.data.datamodule import ImageBatches
 from plainres.data.sources import sample_size, stratified
+from plainres.errors import InputError
 from plainres.files import csv_text, read_rows, write_atomically
 from plainres.models.probes import Probe, copy_for_probing
 from plainres.training.classifier import Classifier
 
+SETTINGS = "settings.json"  # of the probes whose rows are in its folder
 PROGRESS_INTERVAL_S = 5  # seconds between two writes of progress.json
 
 
@@ -69,26 +71,35 @@ class Progress(Callback):
 class Probes(Callback):
     """Callback that runs probes and appends their measurements to <name>.csv, one row per layer and step.
 
-    Each row records its sample of images, such as '256 of 1500'. On resuming, rows of a different sample are removed;
-    an older version used the first images instead of a sample by class.
+    Each row records its sample of images, such as '256 of 1500', and settings.json the settings of each probe. On
+    resuming, rows of a different sample or of other settings are removed. An older version used the first images
+    instead of a sample by class, and recorded no settings.
 
     Args:
         probes: the probes, by the name of their file.
+        settings: the settings that determine the values of each probe (see `plainres.runs.identity.measurement`).
         folder: the folder of the files.
         steps: the length of the run in optimizer steps.
     """
 
-    def __init__(self, probes: Mapping[str, Probe], folder: Path, steps: int) -> None:
-        self.probes, self.folder, self.steps = probes, folder, steps
+    def __init__(
+        self, probes: Mapping[str, Probe], settings: Mapping[str, dict[str, str]], folder: Path, steps: int
+    ) -> None:
+        self.probes, self.settings, self.folder, self.steps = probes, settings, folder, steps
         self.samples: dict[str, Tensor] = {}  # indices of the training images that each probe uses
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remove rows later than the step from which the run resumes; at step 0, measure the initial network."""
+        """Remove rows later than the step from which the run resumes; at step 0, measure the initial network.
+
+        Raises:
+            InputError: settings.json is damaged.
+        """
         if not trainer.is_global_zero:
             return
         targets = self._data(trainer).images.train.targets
         self.samples = {name: stratified(targets, probe.images) for name, probe in self.probes.items()}
         self.folder.mkdir(exist_ok=True)
+        recorded = self._recorded_settings()
         for name in self.probes:
             file = self.folder / f"{name}.csv"
             rows = []
@@ -97,7 +108,12 @@ class Probes(Callback):
                 rows = [row for row in previous if row.get("images") == self._sample(trainer, name)]
                 if len(rows) < len(previous):
                     say(f"{file}: removed {len(previous) - len(rows)} rows of a different sample of images")
+                if rows and recorded.get(name, self.settings[name]) != self.settings[name]:
+                    say(f"{file}: removed {len(rows)} rows that were measured with other settings of the probe")
+                    rows = []
             write_atomically(file, csv_text(rows) if rows else "")
+        # after the rows: if the process is killed in between, none is left that could have other settings
+        write_atomically(self.folder / SETTINGS, json.dumps({**recorded, **self.settings}, indent=2) + "\n")
         if trainer.global_step == 0:
             self._measure(trainer, pl_module, list(self.probes))
 
@@ -111,6 +127,13 @@ class Probes(Callback):
             due = [name for name, n in intervals.items() if step >= self.steps or (n is not None and step % n == 0)]
             if due:
                 self._measure(trainer, pl_module, due)
+
+    def _recorded_settings(self) -> dict[str, dict[str, str]]:
+        file = self.folder / SETTINGS
+        try:
+            return dict(json.loads(file.read_text())) if file.exists() else {}
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{file} is damaged ({error}); delete the folder {self.folder} to measure anew") from error
 
     def _data(self, trainer: pl.Trainer) -> ImageBatches:
         data = getattr(trainer, "datamodule", None)

@@ -32,6 +32,7 @@ from plainres.processes.signals import StopSignals
 from plainres.processes.world import World
 from plainres.runs.agreement import check_code, check_data
 from plainres.runs.code import check_imported, remember_imported
+from plainres.runs.identity import measurement
 from plainres.runs.provenance import conditions, peak_memory_of, reset_peak_memory, weights_sha256
 from plainres.runs.record import DIVERGED, Run
 from plainres.runs.saved import newest
@@ -155,7 +156,8 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
             loggers = stack.enter_context(open_loggers(run, saved.rows, list(data.images.evaluated)))
         checkpoints = Checkpoints(run, config.checkpoint, signals, saved, attempt, data_sha256=data_sha256)
         configured = probes_of(config)
-        probes = [Probes(configured, run.folder / "probes", steps)] if configured else []
+        settings = {name: measurement(node) for name, node in config.probes.items()}
+        probes = [Probes(configured, settings, run.folder / "probes", steps)] if configured else []
         progress = Progress(run.name, steps, run.progress_file)
         with warnings.catch_warnings():
             # Lightning 2.6 uses a deprecated function of torch's pytrees
