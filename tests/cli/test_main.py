@@ -604,6 +604,17 @@ def test_a_misspelt_dry_run_is_not_a_run(flag: str, capfd: pytest.CaptureFixture
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (1, 0, 2, 3), (2, 0, 3, 1), (3, 0, 1, 2), (0, 2, 1, 3)])
+def test_flags_may_stand_anywhere_among_the_overrides(
+    order: tuple[int, ...], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "a=b" / "model" / "shortcut").mkdir(parents=True)
+    (tmp_path / "a=b" / "model" / "shortcut" / "own.yaml").write_text("defaults: [identity]\n")
+    parts = [["--config-dir", "a=b"], ["model/shortcut=own"], ["--cfg", "job"], ["model.depth=14"]]
+    assert main(["train", *(word for number in order for word in parts[number])]) == 0
+    assert "depth: 14" in capfd.readouterr().out
+
+
 SHORTCUT = """
 from torch import nn
 
@@ -637,7 +648,10 @@ def test_a_mistake_in_a_shortcut_of_ones_own_is_one_line(
     name = f"own{abs(hash(changes))}"  # a module is imported once
     (tmp_path / f"{name}.py").write_text(SHORTCUT.replace(*changes))
     monkeypatch.syspath_prepend(tmp_path)
-    options = [*SMALL, f"model.shortcut._target_={name}.Own"]
+    option = tmp_path / "conf" / "model" / "shortcut" / "own.yaml"
+    option.parent.mkdir(parents=True)
+    option.write_text(f"_target_: {name}.Own\n_partial_: true\n")
+    options = [*SMALL, "--config-dir=conf", "model/shortcut=own"]
     assert main(["train", *options, "--dry-run"]) == 2
     captured = capfd.readouterr()
     assert message.replace("own{n}", name) in captured.err

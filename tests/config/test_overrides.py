@@ -235,6 +235,11 @@ MULTIRUN = f"{G}hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      "
         ),
         ("experiment", f"{G}model:\n  foo: 3\n", "model has no option 'foo'; CifarNet takes in_channels, "),
         ("experiment", f"{G}model:\n  shortcut:\n    foo: 3\n", "model.shortcut has no option 'foo'; Identity takes "),
+        (
+            "experiment",
+            f"{G}model:\n  shortcut:\n    _target_: plainres.models.ReZero\n",
+            "model.shortcut._target_ is plainres.models.ReZero, but that of model/shortcut=identity is ",
+        ),
         ("experiment", f"{G}data:\n  foo: 3\n", "data has no option 'foo'; Digits takes pad, flip, "),
         ("experiment", f"{MULTIRUN}lr: 1,2\n", "there is no option lr; did you mean optim.lr?"),
         ("experiment", f"{MULTIRUN}+optim.foo: 1,2\n", "there is no option optim.foo; there are batch_size, epochs, "),

@@ -972,6 +972,11 @@ ARRAYS = [
         "npz-fewer-labels", {"x.npz": npz(**KERAS | {"y_train": LABELS[:1]})}, message="has 2 images, but 1 labels"
     ),
     folders("npz-other-arrays", {"x.npz": npz(a=PAIR)}, message="has the arrays a; it needs x_train"),
+    folders(
+        "npz-two-sets",
+        {"x.npz": npz(**KERAS, train_images=PAIR, train_labels=LABELS)},
+        message="has two sets of train images",
+    ),
     folders("npz-truncated", {"x.npz": npz(**KERAS)[:100]}, message="is not a complete .npz file"),
     folders(
         "two-npz-files",

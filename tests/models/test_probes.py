@@ -332,6 +332,34 @@ def test_resume_discards_rows_of_other_settings(make_config: Make, capfd: pytest
         resume_from_step_5()
 
 
+def test_resume_discards_rows_of_an_edited_probe(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The first attempt had no such probe, so its class is not among those with which the run began."""
+    monkeypatch.syspath_prepend(tmp_path)
+    source = "from plainres.models import Responses\n\nclass Mine(Responses):\n    factor = 1\n"
+    file = tmp_path / "edited_probe.py"
+    file.write_text(source)
+    config = make_config()
+    run = Run.of(config)
+
+    def measured_in_attempt(every_n_steps: int) -> list[int]:
+        if run.finished:
+            (run.folder / "result.json").unlink()
+            (run.checkpoints / "step-000000006.ckpt").unlink()
+        config.checkpoint.every_n_steps = every_n_steps
+        train(Run.of(config))
+        return sorted({int(row["step"]) for row in run.probe_rows("mine")})
+
+    assert not measured_in_attempt(3)
+    config.probes["mine"] = {"_target_": "edited_probe.Mine", "images": 30, "every_n_steps": 1}
+    assert measured_in_attempt(1) == [4, 5, 6]
+    file.write_text(source.replace("factor = 1", "factor = 2"))
+    monkeypatch.setattr("plainres.training.train.check_imported", lambda config: None)  # as in a new process
+    assert measured_in_attempt(1) == [6]
+    assert "mine.csv: removed 16 rows that were measured with other settings" in capfd.readouterr().err
+
+
 def test_seeds_measured_with_other_settings_are_not_drawn(make_config: Make, tmp_path: Path) -> None:
     runs = {}
     for seed, tolerance in ((0, 0.01), (1, 0.5)):
@@ -411,15 +439,24 @@ def test_figures_of_connections(make_config: Make, tmp_path: Path) -> None:
     assert "attention, 14 layers" not in gains  # which has no streams
     assert "attention, 14 layers" in reading
     assert "identity" not in gains + reading
-    weights = readings(families)
+    weights, left_out = readings(families)
+    assert not left_out
     assert list(weights) == ["static", "attention"]
     assert [len(block) for block in weights["attention"].blocks] == [1, 2] * 3
     rows = [row for run in families["attention"][14].values() for row in run.probe_rows("connections")]
     shares = [float(row["reads"].split()[1]) for row in rows if row["name"] == "stages.0.1" and row["step"] != "0"]
     assert weights["attention"].blocks[1][1] == pytest.approx(sum(shares) / 2)
-    damaged = families["attention"][14][0].folder / "probes" / "connections.csv"
-    damaged.write_text(damaged.read_text().replace("0.", "zero."))
-    assert list(readings(families)) == ["static"]
+    damaged = families["attention"][14][1].folder / "probes" / "connections.csv"
+    text = damaged.read_text()
+    for before, after in (("0.", "zero."), ("20 of 100", "30 of 100"), (text, "")):
+        damaged.write_text(text.replace(before, after))
+        weights, left_out = readings(families)
+        assert list(weights) == ["static"]
+        ((name, reason),) = left_out
+        assert name == families["attention"][14][1].folder.name
+        assert "the figure of what blocks read is without attention" in reason
+    _, unusable = save_figures(families, tmp_path)
+    assert name in dict(unusable)
 
 
 def test_figures_of_zero_initialised_weights_have_gaps(make_config: Make, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ import wandb
 from kills import digits, elsewhere, final_state, kill_in_one_process, started
 from plainres.cli.main import main
 from plainres.config.schema import Config, Loggers
+from plainres.data.sources import Images
 from plainres.errors import InputError, RunFailedError
 from plainres.launch import sweep as sweep_module
 from plainres.launch.devices import launch
@@ -261,6 +262,28 @@ def kill_once(run: Run, server: WandbServer, condition: Callable[[], bool]) -> N
         assert process.is_alive()
         process.kill()
     process.join()
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_a_run_that_begins_anew_on_other_images_is_another_w_and_b_run(
+    whole: Run, tmp_path: Path, server: WandbServer, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B would keep the first rows that it gets, which are of the other images."""
+    run = logged(whole, tmp_path, 10**6, mode)
+    train(run)
+    (run.folder / "result.json").unlink()
+    for checkpoint in run.checkpoints.iterdir():
+        checkpoint.unlink()
+    monkeypatch.setattr(Images, "sha256", lambda images: "f" * 64)
+    train(run)
+    wandb.teardown()
+    earlier = run.folder / ".earlier-1"
+    assert [len(attempt.rows) for attempt in attempts(run.folder)] == [len(curve(run))]
+    assert {sent for _, sent in sync(tmp_path, 60)} == {True}
+    ids = [(folder / "wandb" / "id").read_text().strip().split("/")[-1] for folder in (run.folder, earlier)]
+    assert len({*ids}) == 2
+    assert points(server.runs[ids[0]].rows) == curve(run)
+    assert points(server.runs[ids[1]].rows) == curve(Run(run.config, earlier))
 
 
 @pytest.mark.parametrize("first", ["offline", "online"])

@@ -179,8 +179,7 @@ def _composed_jobs(arguments: Sequence[str]) -> Jobs:
     try:
         with tempfile.TemporaryDirectory() as scratch:  # Hydra writes a multirun.yaml for every sweep
             os.environ["PLAINRES_SCRATCH"] = scratch
-            # Hydra's parser accepts no overrides on both sides of a flag
-            sys.argv[1:] = sorted(map(as_typed, arguments), key=lambda word: word not in ("-m", "--multirun"))
+            sys.argv[1:] = _flags_first(list(map(as_typed, arguments)))
             collect()
         if axes and not any(word.startswith("hydra.mode=") for word in arguments):
             raise InputError(
@@ -204,9 +203,24 @@ def _composed_jobs(arguments: Sequence[str]) -> Jobs:
             else:
                 os.environ[name] = value
         plugins.instantiate_launcher = instantiate_launcher
+    options = Options(flags.config_dir)
     for name, study in {(str(each.options.get("experiment")), each.study) for each in jobs.configs}:
-        Options(flags.config_dir).check_study(f"experiment/{name}", study)
+        options.check_study(f"experiment/{name}", study)
+    shortcuts = [(each.shortcut, each.model.get("shortcut")) for each in jobs.configs]
+    for name, target in {(name, str(node.get("_target_"))) for name, node in shortcuts if isinstance(node, dict)}:
+        options.check_shortcut(name, target)
     return jobs
+
+
+def _flags_first(words: Sequence[str]) -> list[str]:
+    """Return flags with their values, then overrides, since Hydra's parser accepts none on both sides of a flag."""
+    flags, overrides, previous = [], [], ""
+    for word in words:
+        is_override = "=" in word or word.startswith("~")
+        of_flag = previous in ("--config-dir", "-cd") or (previous.startswith("-") and not is_override)
+        (flags if word.startswith("-") or of_flag else overrides).append(word)
+        previous = word
+    return flags + overrides
 
 
 def _axes(sweeper: Any) -> list[str]:

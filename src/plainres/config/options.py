@@ -82,6 +82,25 @@ class Options:
         if any(isinstance(each, int | float) and str(each) == study for each in written):
             raise InputError(f"{self.file(name)}: YAML reads the name of the study as {study}; write it in quotes")
 
+    def check_shortcut(self, name: str, target: str) -> None:
+        """Check that a shortcut is of the class in the file of its option, after which runs and reports name it.
+
+        Args:
+            name: the option of model/shortcut.
+            target: import path of the class in use.
+
+        Raises:
+            InputError: it is not.
+        """
+        loaded = self._repository.load_config(f"model/shortcut/{name}")
+        declared = OmegaConf.select(loaded.config, "_target_") if loaded else None
+        if declared is not None and declared != target:
+            raise InputError(
+                f"model.shortcut._target_ is {target}, but that of model/shortcut={name} is {declared}, and the run "
+                f"would be called {name}; choose the option of your class, or write one, NAME.yaml in model/shortcut "
+                "of --config-dir"
+            )
+
     def undecodable(self, arguments: Sequence[str]) -> Path | None:
         """Return the first of the user's files that is not UTF-8, None if all are. Named files come first."""
         files = sorted(Path(self.config_dir).rglob("*.yaml")) if self.config_dir else []

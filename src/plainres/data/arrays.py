@@ -245,6 +245,8 @@ def find_npz(path: Path) -> ArrayFiles | None:
     for split in NPZ_SPLITS:
         for images, labels in NPZ:
             if images.format(split) in keys and labels.format(split) in keys:
+                if split in loaders:
+                    raise InputError(f"{file} has two sets of {split} images, one of them {images.format(split)}")
                 loaders[split] = partial(_npz, file, images.format(split), labels.format(split))
     if not loaders:
         raise InputError(

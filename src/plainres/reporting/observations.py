@@ -154,29 +154,58 @@ class Reading:
     blocks: list[list[float]]
 
 
-def readings(families: Families) -> dict[str, Reading]:
+def readings(families: Families) -> tuple[dict[str, Reading], list[tuple[str, str]]]:
     """Read what the blocks of each family's deepest networks read, from the probe connections.
 
-    Families without such weights are left out, and those with a damaged file, which a mean over the others would hide.
+    Families without such weights are left out, and those with a seed whose weights cannot be averaged with the others:
+    a mean over the others would hide it.
+
+    Returns:
+        The weights by family; and the folders of such seeds, with the reason.
     """
-    found = {}
+    found, unusable = {}, []
     for family, by_depth in families.items():
         depth = max(by_depth)
-        of_seeds: list[list[list[float]]] = []
-        for run in by_depth[depth].values():
-            try:
-                rows = [row for row in run.probe_rows("connections") if int(row["step"]) == run.result["steps"]]
-                of_seeds.append([[float(weight) for weight in row["reads"].split()] for row in rows])
-            except (OSError, KeyError, TypeError, ValueError, csv.Error):
-                of_seeds.append([])  # of another shape than the others
-        shapes = {tuple(map(len, blocks)) for blocks in of_seeds}
-        if len(shapes) == 1 and any(*shapes):
-            blocks = [
-                [sum(weights) / len(weights) for weights in zip(*block, strict=True)]
-                for block in zip(*of_seeds, strict=True)
-            ]
-            found[family] = Reading(depth, blocks)
-    return found
+        of_seeds = {run.folder.name: _reads(run) for run in by_depth[depth].values()}
+        with_weights = [read for read in of_seeds.values() if read and any(read.blocks)]
+        if not with_weights:
+            continue
+        first = with_weights[0]
+        if others := [name for name, read in of_seeds.items() if not (read and read.comparable(first))]:
+            reason = f"its probes/connections.csv has no weights, or other blocks, images ({first.images} in the first "
+            reason += f"seed) or settings; the figure of what blocks read is without {family}"
+            unusable += [(name, reason) for name in others]
+            continue
+        blocks = [
+            [sum(weights) / len(weights) for weights in zip(*block, strict=True)]
+            for block in zip(*(read.blocks for read in with_weights), strict=True)
+        ]
+        found[family] = Reading(depth, blocks)
+    return found, unusable
+
+
+@dataclass(frozen=True)
+class _Reads:
+    """Weights of what the blocks of a run read after training, and how they were measured."""
+
+    blocks: list[list[float]]
+    images: str
+    settings: dict[str, str]
+
+    def comparable(self, other: "_Reads") -> bool:
+        shapes = [[len(weights) for weights in read.blocks] for read in (self, other)]
+        return shapes[0] == shapes[1] and (self.images, self.settings) == (other.images, other.settings)
+
+
+def _reads(run: Run) -> _Reads | None:
+    """Read the weights of the blocks of a run, or return None if its file is damaged."""
+    try:
+        rows = run.probe_rows("connections")
+        last = [row for row in rows if int(row["step"]) == run.result["steps"]]
+        blocks = [[float(weight) for weight in row["reads"].split()] for row in last]
+        return _Reads(blocks, _sample(rows), measurement(run.config.probes.get("connections", {})))
+    except (OSError, KeyError, TypeError, ValueError, csv.Error):
+        return None
 
 
 def _read(run: Run, probe: str) -> Observed | None:

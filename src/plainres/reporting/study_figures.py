@@ -35,9 +35,12 @@ def save_figures(
             draw = probe_figure if probe in PROBES else series_figure
             save(partial(draw, probe, observed, title, width), folder / probe, width)
             drawn.append(probe)
-        if probe == "connections" and (weights := readings(families)):
-            save(partial(reading_figure, weights, title, width), folder / "reading", width)
-            drawn.append("reading")
+        if probe == "connections":
+            weights, left_out = readings(families)
+            unusable += [(name, reason) for name, reason in left_out if name not in dict(damaged)]
+            if weights:
+                save(partial(reading_figure, weights, title, width), folder / "reading", width)
+                drawn.append("reading")
     for name in {*PROBES, *OVER_TRAINING, "reading"} - {*drawn}:  # of an earlier report
         for kind in ("svg", "png"):
             (folder / f"{name}.{kind}").unlink(missing_ok=True)

@@ -70,13 +70,18 @@ def code_of(config: Config) -> dict[str, Any]:
 
 
 def own_classes(config: Config) -> dict[str, str]:
-    """Return a digest of the source of each class or function in a configuration, except those of plainres and torch.
+    """Return the digests of `own_classes_in` for a configuration."""
+    return own_classes_in([config.model, config.data, config.probes])
+
+
+def own_classes_in(node: Any) -> dict[str, str]:
+    """Return a digest of the source of each class or function that a node names, except those of plainres and torch.
 
     It covers the module of the class and the modules that it imports, except installed packages. A class whose source
     is not found, such as a compiled one, is left out.
     """
     digests = {}
-    for target in sorted(set(_targets([config.model, config.data, config.probes]))):
+    for target in sorted(set(_targets(node))):
         if target.partition(".")[0] not in RECORDED and (files := _modules(target)):
             digests[target] = _digest(files)
     return digests

@@ -77,7 +77,8 @@ class Probes(Callback):
 
     Args:
         probes: the probes, by the name of their file.
-        settings: the settings that determine the values of each probe (see `plainres.runs.identity.measurement`).
+        settings: what determines the values of each probe: its settings (see `plainres.runs.identity.measurement`), and
+            the digest of its class, if that is the user's own.
         folder: the folder of the files.
         steps: the length of the run in optimizer steps.
     """

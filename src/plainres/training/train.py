@@ -31,7 +31,8 @@ from plainres.processes.memory import keep_freed_memory
 from plainres.processes.signals import StopSignals
 from plainres.processes.world import World
 from plainres.runs.agreement import check_code, check_data
-from plainres.runs.code import check_imported, remember_imported
+from plainres.runs.anew import set_aside
+from plainres.runs.code import check_imported, own_classes_in, remember_imported
 from plainres.runs.identity import measurement
 from plainres.runs.provenance import conditions, peak_memory_of, reset_peak_memory, weights_sha256
 from plainres.runs.record import DIVERGED, Run
@@ -150,14 +151,13 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
             return
         saved = newest(run)
         if world.rank == 0:
+            if saved.path is None:
+                set_aside(run, data_sha256)
             run.begin(data_sha256, data.images.classes)
         loggers: list[RunLogger] = []
         if world.rank == 0:
             loggers = stack.enter_context(open_loggers(run, saved.rows, list(data.images.evaluated)))
         checkpoints = Checkpoints(run, config.checkpoint, signals, saved, attempt, data_sha256=data_sha256)
-        configured = probes_of(config)
-        settings = {name: measurement(node) for name, node in config.probes.items()}
-        probes = [Probes(configured, settings, run.folder / "probes", steps)] if configured else []
         progress = Progress(run.name, steps, run.progress_file)
         with warnings.catch_warnings():
             # Lightning 2.6 uses a deprecated function of torch's pytrees
@@ -176,7 +176,7 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
                 max_epochs=math.ceil(steps / data.steps_per_epoch),
                 logger=loggers,
                 log_every_n_steps=data.steps_per_epoch,
-                callbacks=[*observers, compilation, progress, *probes, checkpoints],
+                callbacks=[*observers, compilation, progress, *_probes(run, steps), checkpoints],
                 plugins=[AtomicCheckpointIO(), environment],
                 default_root_dir=run.folder,
                 enable_progress_bar=False,
@@ -195,6 +195,13 @@ def _train(run: Run, signals: StopSignals, observers: Sequence[pl.Callback]) -> 
             run.finish(_checked(_result(run, classifier, data, description, checkpoints)) | attempt)
         if world.size > 1:
             dist.destroy_process_group()  # its threads may abort a process that exits while they run
+
+
+def _probes(run: Run, steps: int) -> list[Probes]:
+    """Return the callback for the probes of a run of this length, if it has any."""
+    probes = probes_of(run.config)
+    settings = {name: measurement(node) | own_classes_in(node) for name, node in run.config.probes.items()}
+    return [Probes(probes, settings, run.folder / "probes", steps)] if probes else []
 
 
 @contextmanager
