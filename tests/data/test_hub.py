@@ -126,8 +126,12 @@ def test_first_per_class(tmp_path: Path, pixels: dict[str, np.ndarray], labels: 
     assert len(images.test) == 6
     with pytest.raises(InputError, match=r"data.train_per_class is -5; it must be at least 1"):
         source(tmp_path, train_per_class=-5)
-    with pytest.raises(InputError, match="class 1 has only 2"):
+    with pytest.raises(InputError, match=r"class 1 has only 2 images; data.test_per_class asks for 3 of each class"):
         source(tmp_path, test_per_class=3).load()
+    labels["test"] = [label if label < 2 else 0 for label in labels["test"]]  # none of the last class
+    write_parquet(tmp_path / "images", pixels, labels)
+    with pytest.raises(InputError, match=r"class 2 has only 0 images; data.test_per_class asks for 2 of each class"):
+        source(tmp_path, test_per_class=2).load()
 
 
 @pytest.mark.parametrize(

@@ -665,6 +665,23 @@ def test_no_claim_on_different_data(folder: Path):
     assert "different training data: no claim" in line(text, "  depth 20 ")
 
 
+def test_a_mean_over_different_data_is_marked(folder: Path) -> None:
+    for seed, digest in enumerate(("cd", "ef", "cd")):
+        run = finish(a_run(folder, "identity", 20, seed), 2 * seed, data_sha256=digest)
+        if digest == "ef":  # fewer images, so that an epoch has fewer steps
+            file = run.folder / "metrics.csv"
+            lines = file.read_text().splitlines()
+            moved = [re.sub(r"^(\d+),(\d+)", lambda row: f"{row[1]},{int(row[2]) - 5}", text) for text in lines[1:-1]]
+            file.write_text("\n".join([lines[0], *moved, lines[-1]]) + "\n")
+    assert line(report_text(folder), "   20 ", "3 mixed").split()[3] == "2.00"
+    report.write_report(folder)
+    (row,) = rows(folder / "report" / "table.csv")
+    assert row["conditions_differ"] == "images"
+    runs = [Run.read(each) for each in sorted(folder.glob("identity*"))]
+    steps, _ = figures.mean_curve(runs, "test/error")
+    assert steps == [END]  # at the others it would be the mean over other seeds
+
+
 def test_different_data_of_one_configuration_are_reported_in_spite_of_another(folder: Path):
     for seed in range(2):
         finish(a_run(folder, "plain", 20, seed), 40 + seed)

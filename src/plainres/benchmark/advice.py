@@ -35,7 +35,7 @@ class Speedup:
         overrides: what the combination changes, as overrides.
         compile: whether it is compiled.
         ratios: images/s relative to the given configuration, one for each round.
-        step: the median time of a step in seconds.
+        step: the time of a step in seconds; all combinations of one advice are of one comparison, or related to it.
         first: the time of the first step in seconds, with compilation.
     """
 
@@ -163,7 +163,9 @@ def advise(config: Config, windows: Windows, cores: int) -> Advice:
         except Exception as error:  # for instance, there is no C++ compiler
             notes.append(f"torch.compile failed ({type(error).__name__}: {first_line(error)})")
         else:
-            speedups += _compare([given, loop], windows)[1:]
+            _, measured = _compare([given, loop], windows)
+            # the machine's speed may have changed since the first comparison
+            speedups.append(replace(measured, step=speedups[0].step / median(measured.ratios)))
     steps = config.optim.length(len(images.train) // config.optim.batch_size)
     return Advice(steps, speedups[0], speedups[1:], notes)
 

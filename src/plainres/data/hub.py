@@ -205,9 +205,10 @@ class HubImages:
     def _images(
         self, train: AnySplitT, test: AnySplitT, classes: Sequence[str] | None, digest: str | None = None
     ) -> Images[AnySplitT]:
+        number = int(train.targets.max()) + 1  # every class has training images
         return Images(
-            train.first_per_class(self.train_per_class),
-            test.first_per_class(self.test_per_class),
+            train.first_per_class(self.train_per_class, number, "data.train_per_class"),
+            test.first_per_class(self.test_per_class, number, "data.test_per_class"),
             mean=self.mean,
             std=self.std,
             classes=classes,

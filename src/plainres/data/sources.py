@@ -43,8 +43,13 @@ class AnySplit(ABC):
     def arrays(self) -> Iterable[Tensor]:
         """Return the arrays that identify the images."""
 
-    def first_per_class(self, count: int | None) -> Self:
+    def first_per_class(self, count: int | None, classes: int, option: str) -> Self:
         """Select the first `count` images of each class, in their original order. None selects all images.
+
+        Args:
+            count: the number of images of each class.
+            classes: the number of classes.
+            option: the option that gives the count, for the message.
 
         Raises:
             InputError: a class has fewer than `count` images.
@@ -52,9 +57,9 @@ class AnySplit(ABC):
         if count is None:
             return self
         keep = []
-        for target, size in enumerate(torch.bincount(self.targets).tolist()):
+        for target, size in enumerate(torch.bincount(self.targets, minlength=classes).tolist()):
             if size < count:
-                raise InputError(f"class {target} has only {size} images, but {count} per class were requested")
+                raise InputError(f"class {target} has only {size} images; {option} asks for {count} of each class")
             keep.append(torch.nonzero(self.targets == target).flatten()[:count])
         return self[torch.cat(keep).sort().values]
 

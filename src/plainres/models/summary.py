@@ -30,7 +30,7 @@ class Description:
 
     layers: list[Layer]
     parameters: int
-    multiply_adds: int  # of convolutions and linear layers, per image; He et al. 2015 call them FLOPs
+    multiply_adds: int  # of convolutions, linear layers and mixed streams, per image; the FLOPs of He et al. 2015
 
     def __str__(self) -> str:
         return self.table(sys.maxsize)

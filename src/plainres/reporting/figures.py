@@ -236,16 +236,20 @@ def shade_of(colour: str, i: int, n: int) -> tuple[float, float, float]:
 
 
 def mean_curve(runs: Iterable[Run], column: str) -> tuple[list[float], list[float]]:
-    """Return the steps of the runs' curves, and the mean of a column over the runs at each step."""
+    """Return the steps that the curves of all runs have, and the mean of a column over the runs at each."""
     steps, summaries = _summarized(runs, column)
     return steps, [summary.mean for summary in summaries]
 
 
 def _summarized(runs: Iterable[Run], column: str) -> tuple[list[float], list[Summary]]:
-    """Return the steps of the runs' curves, and the mean and s.d. of a column over the runs at each step."""
+    """Return the steps that the curves of all runs have, and the mean and s.d. of a column over the runs at each.
+
+    At other steps, as of runs on another number of images, it would be a mean over other seeds.
+    """
+    curves = [run.curve() for run in runs]
     values: defaultdict[float, list[float]] = defaultdict(list)
-    for run in runs:
-        for row in run.curve():
+    for curve in curves:
+        for row in curve:
             values[row["step"]].append(row[column])
-    steps = sorted(values)
+    steps = sorted(step for step in values if len(values[step]) == len(curves))
     return steps, [summarize(values[step]) for step in steps]

@@ -94,10 +94,12 @@
   // Return the points of the runs' mean curve.
   function meanCurve(runs, error) {
     const errors = new Map();
-    for (const run of runs.filter((each) => each[error])) {
+    const drawn = runs.filter((each) => each[error]);
+    for (const run of drawn) {
       run.step.forEach((step, i) => errors.set(step, [...(errors.get(step) || []), run[error][i]]));
     }
-    return [...errors].sort((a, b) => a[0] - b[0]).map(([step, values]) => summarize(step, values));
+    const common = [...errors].filter(([, values]) => values.length === drawn.length);
+    return common.sort((a, b) => a[0] - b[0]).map(([step, values]) => summarize(step, values));
   }
 
   // Return the selected families, with their runs of some depths.

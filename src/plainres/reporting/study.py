@@ -119,7 +119,8 @@ class Study:
         for run in recorded:
             digests[str(identity(run.config)["data"])].add(run.result["data_sha256"])
         if any(len(of_config) > 1 for of_config in digests.values()):
-            sentences += " Runs with the same data configuration saw different data; see data_sha256 in results.csv."
+            sentences += " Runs with the same data configuration saw different data; see data_sha256 in results.csv. "
+            sentences += "Means over different data are marked 'mixed'."
         if unequal := differing(recorded):
             conditions = "; ".join(f"{name}: {' or '.join(values)}" for name, values in unequal.items())
             sentences += (

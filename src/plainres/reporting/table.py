@@ -35,9 +35,15 @@ class Row:
     published: Published | None  # published result of an equal run
 
     @property
+    def differing(self) -> list[str]:
+        """Names of what differs between the runs although it should not: their images, or training conditions."""
+        digests = {run.result["data_sha256"] for run in self.runs}
+        return [*(["images"] if len(digests) > 1 else []), *differing(self.runs)]
+
+    @property
     def seeds(self) -> str:
-        """Number of seeds, marked if the runs' training conditions differ."""
-        return f"{len(self.runs)}{' mixed' if differing(self.runs) else ''}"
+        """Number of seeds, marked if the runs' images or training conditions differ."""
+        return f"{len(self.runs)}{' mixed' if self.differing else ''}"
 
     @property
     def train_error(self) -> float:
@@ -124,7 +130,7 @@ def records(families: Sequence[Family]) -> list[dict[str, Any]]:
     for family, of_family in of_families:
         for row in of_family:
             cells: dict[str, Any] = {"family": family.label, "depth": row.depth, "seeds": len(row.runs)}
-            cells["conditions_differ"] = "; ".join(differing(row.runs))
+            cells["conditions_differ"] = "; ".join(row.differing)
             for error, summary in row.errors.items():
                 if validated or error not in VALIDATED:
                     values = (summary.mean, summary.sd) if summary else (None, None)
