@@ -246,7 +246,7 @@ def find_npz(path: Path) -> ArrayFiles | None:
         for images, labels in NPZ:
             if images.format(split) in keys and labels.format(split) in keys:
                 if split in loaders:
-                    raise InputError(f"{file} has two sets of {split} images, one of them {images.format(split)}")
+                    raise InputError(f"{file} has two sets of {split} images; write a file with one")
                 loaders[split] = partial(_npz, file, images.format(split), labels.format(split))
     if not loaders:
         raise InputError(
