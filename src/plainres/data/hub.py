@@ -205,7 +205,7 @@ class HubImages:
     def _images(
         self, train: AnySplitT, test: AnySplitT, classes: Sequence[str] | None, digest: str | None = None
     ) -> Images[AnySplitT]:
-        number = int(train.targets.max()) + 1  # every class has training images
+        number = int(torch.cat([train.targets, test.targets]).max()) + 1
         return Images(
             train.first_per_class(self.train_per_class, number, "data.train_per_class"),
             test.first_per_class(self.test_per_class, number, "data.test_per_class"),

@@ -54,7 +54,7 @@ class AnySplit(ABC):
         Raises:
             InputError: a class has fewer than `count` images.
         """
-        if count is None:
+        if count is None or not len(self):  # a test split alone has no training images
             return self
         keep = []
         for target, size in enumerate(torch.bincount(self.targets, minlength=classes).tolist()):
