@@ -35,7 +35,7 @@ class Speedup:
         overrides: what the combination changes, as overrides.
         compile: whether it is compiled.
         ratios: images/s relative to the given configuration, one for each round.
-        step: the time of a step in seconds; all combinations of one advice are of one comparison, or related to it.
+        step: the time of a step in seconds, at the machine's speed in the first comparison.
         first: the time of the first step in seconds, with compilation.
     """
 

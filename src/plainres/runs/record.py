@@ -15,6 +15,7 @@ contains
     warning        of the process that trains the run, for the screen of its sweep
     failed.json    the reason of a failure; the run is trained again only on request
     result.json    written last and atomically; its presence marks a finished run
+    .earlier-1/    what was left of earlier weights or images when the run began anew (see `plainres.runs.anew`)
 
 Files with other names, such as copies, are not read, changed or deleted.
 """
